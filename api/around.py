@@ -1,0 +1,54 @@
+"""What surrounds every request: an id, a line in the log, a count, and headers that keep browsers careful."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from flask import Flask, Response, g, request
+
+from api.services import services
+from orchestrator.logs import get_logger, ids_in_scope
+
+log = get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def install(app: Flask) -> None:
+    """Put this around every request; it must come before the guard, whose refusals are counted too."""
+    app.before_request(_begin)
+    app.after_request(_end)
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.began = time.perf_counter()
+
+
+def _end(response: Response) -> Response:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["X-Request-Id"] = g.get("request_id", "")
+    took = time.perf_counter() - g.get("began", time.perf_counter())
+    route = request.url_rule.rule if request.url_rule is not None else "unmatched"
+    method = request.method if request.method in _METHODS else "OTHER"
+    services().metrics.count(method, route, response.status_code, took)
+    caller = g.get("caller")
+    with ids_in_scope(request_id=g.get("request_id", "")):
+        log.info(
+            "request", method=method, path=request.path[:500], status=response.status_code,
+            milliseconds=round(took * 1000, 1), caller=caller.name if caller is not None else None,
+        )
+    return response

@@ -1,0 +1,125 @@
+"""Reads request bodies: JSON that is UTF-8, finite, of bounded depth, without doubled keys, and storable."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+import marshmallow
+from flask import Request, request
+from webargs import core
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+
+DEEPEST = 64
+_LARGEST_INTEGER = 2**63
+
+
+class StrictParser(FlaskParser):
+    """webargs' parser with our reading of JSON; unknown query parameters are refused like unknown fields."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {  # noqa: RUF012 - webargs declares it without ClassVar
+        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": marshmallow.RAISE,
+    }
+
+    def _raw_load_json(self, req: Request) -> Any:
+        return read_json(req)
+
+
+def read_object(req: Request | None = None) -> dict[str, Any]:
+    """Return the body, a JSON object.
+
+    :raises BadRequest: not JSON, or no object.
+    :raises UnsupportedMediaType: another content type.
+    """
+    body = read_json(req or request)
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.")
+    return body
+
+
+def read_json(req: Request) -> Any:
+    """Return the body as JSON.
+
+    :raises BadRequest: says what is wrong with it.
+    :raises UnsupportedMediaType: another content type, or compressed.
+    """
+    if not core.is_json(req.mimetype):
+        raise UnsupportedMediaType("Send the body as application/json.")
+    if req.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType("Send the body uncompressed.")
+    raw = req.get_data(cache=True)
+    if not raw.strip():
+        raise BadRequest("The body is empty; send a JSON object.")
+    try:
+        body = json.loads(
+            raw.decode(), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded,
+            object_pairs_hook=_without_doubles,
+        )
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not UTF-8 (byte {error.start}).") from error
+    except RecursionError as error:
+        raise BadRequest(f"The body is nested more than {DEEPEST} deep.") from error
+    except ValueError as error:
+        raise BadRequest(f"The body is not JSON: {error}.") from error
+    _inspect(body)
+    return body
+
+
+def storable(text: str) -> bool:
+    """Say whether PostgreSQL can keep the text: it takes neither NUL nor lone surrogates."""
+    return "\x00" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
+
+
+def _inspect(body: Any) -> None:
+    """Look at every value without recursion, which the depth of the body could exhaust."""
+    open_values: list[tuple[Any, int]] = [(body, 1)]
+    while open_values:
+        value, depth = open_values.pop()
+        if isinstance(value, str):
+            _require_storable(value)
+            continue
+        if not isinstance(value, (dict, list)):
+            continue
+        if depth > DEEPEST:
+            raise BadRequest(f"The body is nested more than {DEEPEST} deep.")
+        if isinstance(value, dict):
+            for key in value:
+                _require_storable(key)
+            open_values.extend((item, depth + 1) for item in value.values())
+        else:
+            open_values.extend((item, depth + 1) for item in value)
+
+
+def _require_storable(text: str) -> None:
+    if not storable(text):
+        raise BadRequest("The body holds a NUL character or half of a surrogate pair, which can't be stored.")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _bounded(text: str) -> int:
+    # Longer than 20 characters can't be 64 bits, and converting thousands of digits costs the square of them.
+    number = int(text) if len(text) <= 20 else _LARGEST_INTEGER
+    if not -_LARGEST_INTEGER <= number < _LARGEST_INTEGER:
+        raise ValueError(f"{text[:40]} is no whole number of 64 bits")
+    return number
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {double[:80]!r} comes twice in one object")
+    return made

@@ -1,0 +1,1 @@
+"""Tables as operators see them: files of CSV, JSON or Parquet, read and written in bounded memory."""

@@ -1,0 +1,110 @@
+"""JSON documents that users send: what can be stored at all, and the words and pointers in which faults are told."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from orchestrator.errors import Problem
+
+MAX_PARAMETERS_BYTES = 64 * 1024
+MAX_NESTING = 32
+
+
+def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
+    """Return what makes this object unfit as the parameters of a run, whatever the pipeline."""
+    if not isinstance(parameters, Mapping):
+        return [Problem(pointer, f"Parameters are a JSON object, not {kind_of(parameters)}.")]
+    if found := list(unstorable(parameters, pointer)):
+        return found
+    size = json_bytes(parameters)
+    if size > MAX_PARAMETERS_BYTES:
+        message = f"The parameters have {size} bytes as JSON; at most {MAX_PARAMETERS_BYTES} are allowed."
+        return [Problem(pointer, f"{message} Put large values into a file and pass its path.")]
+    return []
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return `` Did you mean …?`` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def escaped(part: object) -> str:
+    """Return one part of a JSON pointer."""
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
+def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[Problem]:
+    """Yield what neither PostgreSQL's JSON nor the wire can hold: NaN, infinities, NUL, half characters, an abyss."""
+    if isinstance(value, str):
+        if fault := _text_fault(value):
+            yield Problem(pointer, fault)
+    elif isinstance(value, (int, float)):
+        if fault := _number_fault(value):
+            yield Problem(pointer, fault)
+    elif isinstance(value, (Mapping, list, tuple)):
+        yield from _unstorable_inside(value, pointer, nesting)
+    elif value is not None:
+        yield Problem(pointer, f"{kind_of(value)} is no JSON value.")
+
+
+def _unstorable_inside(
+    value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], pointer: str, nesting: int
+) -> Iterator[Problem]:
+    if nesting >= MAX_NESTING:
+        yield Problem(pointer, f"This is nested more than {MAX_NESTING} deep; flatten it.")
+        return
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if isinstance(key, str) and (fault := _text_fault(key)):
+            yield Problem(pointer, f"A field's name can't be stored: {fault}")
+        else:
+            yield from unstorable(item, f"{pointer}/{escaped(key)}", nesting + 1)
+
+
+def _number_fault(number: float) -> str | None:
+    if isinstance(number, int):
+        return "This whole number needs more than 64 bits; write it as a text." if number.bit_length() > 64 else None
+    return None if math.isfinite(number) else f"{number} is no JSON number; leave it out or write a finite number."
+
+
+def _text_fault(text: str) -> str | None:
+    if "\0" in text:
+        return "The text holds a NUL character, which can't be stored; remove it."
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        return "The text holds half of a surrogate pair, which is no character; remove it."
+    return None
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, in the words of JSON."""
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "a text"),
+        ((list, tuple), "a list"),
+        (Mapping, "an object"),
+    )
+    if value is None:
+        return "null"
+    return next((word for kind, word in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+def json_bytes(value: object) -> int:
+    """Return the size of a value as JSON."""
+    return len(json.dumps(value, ensure_ascii=False).encode())
+
+
+def all_texts(value: object) -> Iterator[str]:
+    """Yield every text in a value, fields' names apart."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from all_texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from all_texts(item)

@@ -1,0 +1,166 @@
+"""What ``decide`` wants done: rows to write (in one transaction, first to last), then messages to send after commit.
+
+Row effects are compare-and-set: the writer updates ``WHERE id = … AND state = before`` (and the token where one is
+given); a row that does not match means the memory is stale, the transaction is rolled back and the kernel is rebuilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.records import AttemptRecord, Heartbeat, Outcome, Reservation
+from orchestrator.states import AnyState, Entity
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One entity changes state; becomes an UPDATE and a row of the append-only events table.
+
+    ``changes`` are further columns of the same row, in the store's names; delays are given as ``("in", seconds)``
+    and written as ``now() + seconds`` on the database's clock.
+    """
+
+    entity: Entity
+    id: str
+    before: AnyState
+    after: AnyState
+    cause: str
+    """The event that led here: ``outcome``, ``claim``, ``upstream``, ``cancel``, ``lease``, ``timer`` …"""
+    reason: str = ""
+    message: str = ""
+    actor: str = "scheduler"
+    run_id: str | None = None
+    task: str | None = None
+    token: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    durable: bool = False
+    """Its transaction must be on disk before anybody is told (DESIGN §4, Ids and tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotate:
+    """Columns change while the state stays (a new ``reason`` to wait for, a hint re-sent, a cancel wanted)."""
+
+    entity: Entity
+    id: str
+    state: AnyState
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateAttempt:
+    """Insert the attempt and its event row (``→ dispatched``)."""
+
+    attempt: AttemptRecord
+    tenant_id: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Insert the reservation, or replace the one of the same attempt."""
+
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Delete the attempt's reservation."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOutcome:
+    """Write what the attempt reported (exit code, usage, message) and, for a success, the task run's outputs and the
+    records it leaves (models). ``task_run_id`` is where the outputs are published."""
+
+    attempt_id: str
+    task_run_id: str
+    outcome: Outcome
+    publish: bool
+    """Whether the task run ends with this success, so that its outputs and records become visible."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWorker:
+    """Insert or update the worker's and the host's row from a heartbeat. ``joined``: first one of this incarnation."""
+
+    heartbeat: Heartbeat
+    joined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseCommand:
+    """The command was applied, or refused with a sentence."""
+
+    command_id: int
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Something happened that should be seen: ``denied``, ``fenced``, ``unknown``, ``lost``, ``redispatched``,
+    ``repaired``, ``breaker``, ``refused_transition``, ``no_run_slot`` … (I19)."""
+
+    what: str
+    detail: str = ""
+
+
+RowEffect = Transition | Annotate | CreateAttempt | Reserve | Release | SaveOutcome | SaveWorker | CloseCommand | Count
+
+
+@dataclass(frozen=True, slots=True)
+class SendHint:
+    """Publish ``{attempt, seq}`` to ``queue`` (a pool's queue, or ``w.<incarnation>``)."""
+
+    attempt_id: str
+    seq: int
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendGrant:
+    """Seal and send the grant: the spec is built from the plan, the upstream outputs and the connections."""
+
+    attempt: AttemptRecord
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendDenial:
+    """Refuse a claim; harms nothing. ``reason``: ``superseded``, ``cancelled``, ``unknown``, ``no_room`` …"""
+
+    worker_id: str
+    attempt_id: str
+    nonce: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendAnswer:
+    """Answer an outcome: ``committed``, ``fenced`` or ``unknown``; the worker then stops re-sending."""
+
+    worker_id: str
+    attempt_id: str
+    token: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetireQueue:
+    """Delete the own queue ``w.<incarnation>`` of an ended incarnation."""
+
+    worker_id: str
+
+
+WireEffect = SendHint | SendGrant | SendDenial | SendAnswer | RetireQueue
+
+Effect = RowEffect | WireEffect
+
+
+def is_durable(effects: Iterable[Effect]) -> bool:
+    """Say whether the transaction that writes these effects must be on disk before its messages are sent."""
+    return any(isinstance(effect, CloseCommand) or getattr(effect, "durable", False) for effect in effects)

@@ -1,0 +1,82 @@
+"""The one error tree: what happened, to what, and what to do about it.
+
+Every error that may reach a person derives from :class:`OrchestratorError`; its message is a sentence. Drivers'
+errors are translated at the adapter with ``raise … from error``, so ``__cause__`` keeps the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class OrchestratorError(Exception):
+    """Something the orchestrator can explain; ``str(error)`` is a sentence for the user."""
+
+
+class ConfigurationError(OrchestratorError):
+    """A setting is missing or wrong; the message names it and says how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault in a document: an RFC 6901 ``pointer`` into it and a sentence."""
+
+    pointer: str
+    message: str
+
+
+class InvalidDefinition(OrchestratorError):
+    """A pipeline definition or run request breaks a rule; carries *all* problems found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in self.problems))
+
+
+class NotFound(OrchestratorError):
+    """No such object for this tenant (also said of another tenant's objects)."""
+
+
+class Conflict(OrchestratorError):
+    """The request contradicts the present state (name taken, active runs, other digest, key reused)."""
+
+
+class StaleVersion(OrchestratorError):
+    """``If-Match`` names an older revision than the current one."""
+
+
+class StoreUnavailable(OrchestratorError):
+    """PostgreSQL or Redis does not answer; try again."""
+
+
+class LostLeadership(OrchestratorError):
+    """This scheduler no longer holds the lease at its epoch; nothing of the transaction was written."""
+
+
+class StaleMemory(OrchestratorError):
+    """A row is not in the state that the scheduler's memory says; nothing was written, the memory is rebuilt."""
+
+
+class ForgedMessage(OrchestratorError):
+    """A message on the wire does not carry a valid seal; it is dropped and counted."""
+
+
+class UnreadableMessage(OrchestratorError):
+    """A message on the wire is authentic but not of a shape we know (too large, no JSON, unknown kind); dropped."""
+
+
+class ForbiddenAddress(OrchestratorError):
+    """A user-given URL resolves to an address the site does not allow."""
+
+
+class ForbiddenPath(OrchestratorError):
+    """A user-given path leaves the data roots (or scripts root) of the site."""
+
+
+class TooLarge(OrchestratorError):
+    """An object or an answer has more bytes than the caller allowed."""
+
+
+class Unreachable(OrchestratorError):
+    """A service outside of us did not answer, or not as HTTP; another try may succeed."""

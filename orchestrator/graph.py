@@ -1,0 +1,96 @@
+"""Questions about a graph of tasks, given as each task's upstreams; pure, and stable in the order of definition."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+Upstreams = Mapping[str, Sequence[str]]
+"""Task → the tasks it waits for; every task has an entry, and every name mentioned is a task."""
+
+
+def find_cycle(upstreams: Upstreams) -> tuple[str, ...]:
+    """Return a cycle as a path along the flow, its first task again at the end; empty when there is none."""
+    try:
+        TopologicalSorter(upstreams).prepare()
+    except CycleError as error:
+        return tuple(error.args[1])
+    return ()
+
+
+def topological_order(upstreams: Upstreams) -> tuple[str, ...]:
+    """Return all tasks, each after its upstreams; level by level, inside a level as they are defined.
+
+    :raises graphlib.CycleError: there is a cycle; ask :func:`find_cycle` first.
+    """
+    position = {name: at for at, name in enumerate(upstreams)}
+    sorter = TopologicalSorter(upstreams)
+    sorter.prepare()
+    order: list[str] = []
+    while sorter.is_active():
+        level = sorted(sorter.get_ready(), key=position.__getitem__)
+        order += level
+        sorter.done(*level)
+    return tuple(order)
+
+
+def ancestors(upstreams: Upstreams, name: str) -> frozenset[str]:
+    """Return everything upstream of the task, near or far."""
+    return frozenset(found for level in ancestors_by_level(upstreams, name) for found in level)
+
+
+def ancestors_by_level(upstreams: Upstreams, name: str) -> Iterator[tuple[str, ...]]:
+    """Yield the direct upstreams, then theirs, and so on; each ancestor once, at its nearest."""
+    seen = {name}
+    level: tuple[str, ...] = (name,)
+    while level:
+        following = dict.fromkeys(up for task in level for up in upstreams[task] if up not in seen)
+        level = tuple(following)
+        seen.update(level)
+        if level:
+            yield level
+
+
+def nearest_ancestors(
+    upstreams: Upstreams, order: Sequence[str], wanted: Collection[str]
+) -> dict[str, tuple[int, frozenset[str]]]:
+    """Return, for each task, how many edges away its nearest ancestors among ``wanted`` are, and which they are.
+
+    One pass for all tasks; a task without such an ancestor is left out.
+
+    :param order: a topological order of all tasks.
+    """
+    found: dict[str, tuple[int, frozenset[str]]] = {}
+    for name in order:
+        distance, nearest = 0, frozenset[str]()
+        for up in upstreams[name]:
+            if up in wanted:
+                reach, names = 1, frozenset((up,))
+            elif up in found:
+                reach, names = found[up][0] + 1, found[up][1]
+            else:
+                continue
+            if not nearest or reach < distance:
+                distance, nearest = reach, names
+            elif reach == distance:
+                nearest |= names
+        if nearest:
+            found[name] = (distance, nearest)
+    return found
+
+
+def depth(upstreams: Upstreams, order: Sequence[str]) -> int:
+    """Return the number of tasks on the longest path; 0 for an empty graph."""
+    levels: dict[str, int] = {}
+    for name in order:
+        levels[name] = 1 + max((levels[up] for up in upstreams[name]), default=0)
+    return max(levels.values(), default=0)
+
+
+def longest_paths(upstreams: Upstreams, order: Sequence[str]) -> dict[str, int]:
+    """Return, for each task, the number of tasks on the longest path from it to an end, itself included."""
+    remaining = dict.fromkeys(order, 1)
+    for name in reversed(order):
+        for up in upstreams[name]:
+            remaining[up] = max(remaining[up], remaining[name] + 1)
+    return remaining

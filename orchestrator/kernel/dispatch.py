@@ -1,0 +1,184 @@
+"""Admission: ready tasks get a reservation on one live worker, an attempt and a hint. Only ``Tick`` comes here."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+from orchestrator.effects import CreateAttempt, SendHint
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.waiting import Line, Rank
+from orchestrator.placement import Ask, Choice, Wait, choose, could_ever_fit, suits
+from orchestrator.records import AttemptRecord, Reservation
+from orchestrator.states import TaskState, WorkerState
+
+
+NO_REDIS = Wait("waiting_for_redis", "Redis does not answer, so no worker can be told of it.")
+
+
+def dispatch(changes: Changes) -> None:
+    """Place the best-ranked ready tasks until every line is empty or blocked; then tell the others what they wait for.
+
+    A line that is blocked stays so until something is freed, so a pass costs what it places.
+    """
+    waiting = changes.kernel.waiting_lines
+    if not waiting.stirred:
+        return
+    if changes.kernel.redis_away:
+        for line in waiting.lines.values():
+            line.blocked = line.told = NO_REDIS
+            _explain_line(changes, line)
+            line.blocked = None
+        return
+    waiting.stirred = False
+    heads: list[tuple[Rank, Line]] = []
+    for ask, line in list(waiting.lines.items()):
+        head = line.head()
+        if head is None:
+            del waiting.lines[ask]
+            changes.kernel.ledger.drop_hold(ask)
+        elif line.blocked is None:
+            heads.append((head[0], line))
+    heapq.heapify(heads)
+    while heads:
+        _, line = heapq.heappop(heads)
+        head = line.head()
+        if head is None:
+            continue
+        if _place(changes, head[1], line):
+            following = line.head()
+            if following is not None:
+                heapq.heappush(heads, (following[0], line))
+    for line in waiting.lines.values():
+        _explain_line(changes, line)
+
+
+def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
+    """Dispatch the task if a worker can take it now, else block its line and hold room for it when it has aged."""
+    kernel = changes.kernel
+    answer = choose(
+        line.ask, kernel.listeners_of(line.ask.queue), kernel.ledger, prefer_host=node.run.home
+    )
+    if isinstance(answer, Choice):
+        send_out(changes, node, answer)
+        return True
+    told = line.told
+    if told is not None and told.reason != answer.reason and not (told.for_capacity and answer.for_capacity):
+        line.unexplained = list(line.members())
+    line.blocked = line.told = answer
+    changes.explain(node, answer.reason, answer.message)
+    if answer.for_capacity and changes.now - node.ready_at >= kernel.settings.hold_after:
+        _hold_room(changes, line.ask)
+    return False
+
+
+def _explain_line(changes: Changes, line: Line) -> None:
+    """Tell the tasks that joined the line what it waits for.
+
+    While the line waits for capacity only its head is told each change of mind (cpu, then memory, then a slot …):
+    behind it thousands may stand.
+    """
+    if line.blocked is not None:
+        for node in line.unexplained:
+            if node.state is TaskState.READY and node.run.dispatches and node.ask == line.ask:
+                changes.explain(node, line.blocked.reason, line.blocked.message)
+    line.unexplained = []
+
+
+def _hold_room(changes: Changes, ask: Ask) -> None:
+    """Keep what gets free on one host for an ask that has waited long, so that small ones can't starve it.
+
+    One hold per host and per queue: the host that comes nearest to serving it.
+    """
+    kernel, ledger = changes.kernel, changes.kernel.ledger
+    if any(held.queue == ask.queue for held in ledger.held):
+        return
+    hosts = {
+        worker.host_id for worker in kernel.listeners_of(ask.queue)
+        if worker.state is WorkerState.ONLINE and suits(ask, worker)
+    }
+    candidates = [
+        host for host in map(ledger.hosts.__getitem__, sorted(hosts))
+        if host.hold is None and could_ever_fit(ask, host)
+    ]
+    if candidates:
+        nearest = max(candidates, key=lambda host: (host.cpu_free / max(1, host.capacity.cpu), host.id))
+        ledger.hold(nearest.id, ask)
+
+
+def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
+    """Create the attempt with its reservation and send its hint."""
+    kernel, planned = changes.kernel, node.planned
+    new_id = kernel.settings.new_id
+    attempt = AttemptRecord(
+        id=new_id(), run_id=node.run.id, task_run_id=node.id, number=node.attempts + 1, queue=planned.queue,
+        resources=planned.resources, host_id=choice.host_id, worker_id=choice.worker_id, token=new_id(),
+        devices=choice.devices, direct=choice.direct, hinted_at=changes.now,
+    )
+    if not changes.task(node, TaskState.QUEUED, "dispatch", attempts=attempt.number, attempt_id=attempt.id):
+        return
+    changes.emit(CreateAttempt(attempt, node.run.tenant_id, node.name))
+    kernel.keep_attempt(attempt)
+    changes.reserve(Reservation(attempt.id, choice.host_id, choice.worker_id, planned.resources, choice.devices))
+    if not node.run.home and kernel.workers[choice.worker_id].store_scope != "shared":
+        node.run.home = choice.host_id
+    changes.emit(SendHint(attempt.id, attempt.seq, hint_queue(attempt)))
+
+
+def hint_queue(attempt: AttemptRecord) -> str:
+    """Return the queue its hint goes to: the pool's, or the planned worker's own."""
+    return f"w.{attempt.worker_id}" if attempt.direct else attempt.queue
+
+
+def hint_again(changes: Changes, attempt: AttemptRecord, *, direct: bool | None = None) -> None:
+    """Send the hint of an unclaimed attempt once more, ``seq + 1``."""
+    direct = attempt.direct if direct is None else direct
+    seq = attempt.seq + 1
+    changed = changes.note_attempt(
+        attempt, {"seq": seq, "direct": direct, "hinted_at": ("in", 0.0)},
+        seq=seq, direct=direct, hinted_at=changes.now,
+    )
+    changes.emit(SendHint(changed.id, seq, hint_queue(changed)))
+
+
+def redispatch(changes: Changes, claims_waiting: bool) -> None:
+    """Send the hints again that nobody has claimed in time (DESIGN §4).
+
+    Not while claims wait unread in the stream, nor while Redis is away: the count begins anew afterwards.
+    """
+    kernel = changes.kernel
+    if claims_waiting or kernel.redis_away:
+        kernel.hints_from = changes.now
+        return
+    while kernel.unclaimed:
+        attempt = kernel.attempts[next(iter(kernel.unclaimed))]
+        if changes.now - max(attempt.hinted_at, kernel.hints_from) < kernel.settings.redispatch:
+            return
+        changes.count("redispatched", f"attempt {attempt.id}")
+        hint_again(changes, _moved_if_deaf(changes, attempt))
+
+
+def _moved_if_deaf(changes: Changes, attempt: AttemptRecord) -> AttemptRecord:
+    """Plan an unclaimed attempt for another worker if its own is not well or has let the hint pass before."""
+    kernel = changes.kernel
+    worker = kernel.workers.get(attempt.worker_id)
+    if worker is not None and worker.state is WorkerState.ONLINE and attempt.seq < 2:
+        return attempt
+    ask = kernel.ask_of(kernel.tasks[attempt.task_run_id])
+    answer = choose(ask, kernel.listeners_of(ask.queue), kernel.ledger, exclude=attempt.worker_id)
+    return attempt if isinstance(answer, Wait) else move(changes, attempt, answer)
+
+
+def move(changes: Changes, attempt: AttemptRecord, choice: Choice) -> AttemptRecord:
+    """Move an unclaimed attempt and its reservation to another worker."""
+    reservation = changes.kernel.ledger.reservations[attempt.id]
+    changed = changes.note_attempt(
+        attempt, {"worker_id": choice.worker_id, "host_id": choice.host_id, "devices": choice.devices},
+        worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices,
+    )
+    changes.reserve(replace(
+        reservation, worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices
+    ))
+    changes.kernel.waiting_lines.unblock()
+    return changed

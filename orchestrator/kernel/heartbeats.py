@@ -1,0 +1,190 @@
+"""Heartbeats: what a worker says of itself, its host and the attempts whose trees may live there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.effects import RetireQueue, SaveWorker
+from orchestrator.kernel.cancel import start_draining
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.claims import devices_there, grant
+from orchestrator.kernel.outcomes import holds_token, lose, plan_anew
+from orchestrator.records import AttemptRecord, Heartbeat, HostRecord, Reservation, WorkerRecord
+from orchestrator.states import AttemptState, WorkerState
+
+MISSES = 3
+"""Heartbeats in a row that do not show a granted attempt. The first may have been taken before the grant came; the
+two after it were not (DESIGN §4)."""
+
+ENDED = frozenset({WorkerState.LOST, WorkerState.DRAINED})
+
+
+def see(changes: Changes, heartbeat: Heartbeat) -> None:
+    """Take a heartbeat in: the worker's and its host's row, adoption of lost grants, attempts that are missing, trees
+    that are dead. What it shows that is not its own is fenced in the answer (``Kernel.desired``)."""
+    known = changes.kernel.workers.get(heartbeat.worker_id)
+    if known is not None and heartbeat.seq <= known.seq:
+        return
+    _end_earlier_boots(changes, heartbeat)
+    worker = _admit(changes, heartbeat, known)
+    changes.kernel.shown[worker.id] = heartbeat.running
+    _adopt_lost_grants(changes, heartbeat, worker)
+    _give_up_missing(changes, heartbeat)
+    _bury_the_dead(changes, heartbeat)
+
+
+def _end_earlier_boots(changes: Changes, heartbeat: Heartbeat) -> None:
+    """When the host's boot id has changed, nothing of before lives on it."""
+    kernel = changes.kernel
+    host = kernel.ledger.hosts.get(heartbeat.host_id)
+    if host is None or host.boot_id in {"", heartbeat.boot_id}:
+        return
+    for worker in list(kernel.workers.values()):
+        if worker.host_id == heartbeat.host_id and worker.boot_id != heartbeat.boot_id and worker.state not in ENDED:
+            end_worker(
+                changes, worker, WorkerState.LOST, "boot", "host_rebooted",
+                f"Host {worker.hostname or worker.host_id} was started anew.", is_dead=True,
+            )
+    for zombie in kernel.ledger.zombies_on(heartbeat.host_id):
+        changes.release(zombie.attempt_id)
+
+
+def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -> WorkerRecord:
+    """Index the worker as it now says it is; one that was silent or lost is back."""
+    kernel = changes.kernel
+    before = known.state if known else (WorkerState.DRAINING if heartbeat.draining else WorkerState.ONLINE)
+    worker = WorkerRecord(
+        id=heartbeat.worker_id, host_id=heartbeat.host_id, boot_id=heartbeat.boot_id, state=before,
+        queues=frozenset(heartbeat.queues), slots=heartbeat.slots, labels=heartbeat.labels,
+        store_scope=heartbeat.store_scope, seen_at=changes.now, seq=heartbeat.seq, hostname=heartbeat.hostname,
+        name=heartbeat.name, version=heartbeat.version, draining=known.draining if known else False,
+    )
+    host = kernel.ledger.hosts.get(heartbeat.host_id)
+    offers_other = (
+        known is None or host is None or host.capacity != heartbeat.capacity
+        or (known.slots, known.queues, known.labels) != (worker.slots, worker.queues, worker.labels)
+    )
+    kernel.ledger.register(HostRecord(heartbeat.host_id, heartbeat.boot_id, heartbeat.capacity))
+    kernel.admit(worker)
+    changes.emit(SaveWorker(heartbeat, joined=known is None))
+    if offers_other:
+        kernel.waiting_lines.unblock()
+    if heartbeat.draining or worker.draining:
+        if worker.state is not WorkerState.DRAINED:
+            start_draining(changes, worker.id)
+    elif worker.state in {WorkerState.SUSPECT, WorkerState.LOST, WorkerState.DRAINING}:
+        changes.worker(worker, WorkerState.ONLINE, "heartbeat")
+    return kernel.workers[worker.id]
+
+
+def _adopt_lost_grants(changes: Changes, heartbeat: Heartbeat, worker: WorkerRecord) -> None:
+    """An attempt that is only dispatched for us, but shown under its token, was granted and the rows lost it."""
+    kernel = changes.kernel
+    for attempt_id, token in heartbeat.running.items():
+        attempt = kernel.attempts.get(attempt_id)
+        if attempt is None or attempt.state is not AttemptState.DISPATCHED or not holds_token(attempt, token):
+            continue
+        if _charge_to(changes, attempt, worker):
+            adopted = kernel.attempts[attempt_id]
+            grant(changes, adopted, worker.id, adopted.nonce, "readopted")
+
+
+def _charge_to(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord) -> bool:
+    """Move the reservation to where the attempt really runs. Where its room has been given away meanwhile it can't be
+    adopted: it is fenced there, and stays dispatched."""
+    if attempt.worker_id == worker.id:
+        return True
+    kernel, ledger = changes.kernel, changes.kernel.ledger
+    held = ledger.release(attempt.id)
+    devices = devices_there(changes, attempt, worker)
+    if held is not None:
+        ledger.take(held)
+    if devices is None:
+        return False
+    changes.reserve(Reservation(attempt.id, worker.host_id, worker.id, attempt.resources, devices))
+    changes.note_attempt(
+        attempt, {"worker_id": worker.id, "host_id": worker.host_id, "devices": devices},
+        worker_id=worker.id, host_id=worker.host_id, devices=devices,
+    )
+    kernel.waiting_lines.unblock()
+    return True
+
+
+def _give_up_missing(changes: Changes, heartbeat: Heartbeat) -> None:
+    """A granted attempt that its incarnation does not show never started, or was forgotten: it is lost."""
+    kernel = changes.kernel
+    for attempt_id in list(kernel.grants.get(heartbeat.worker_id, ())):
+        attempt = kernel.attempts[attempt_id]
+        if heartbeat.running.get(attempt_id) == attempt.token:
+            if attempt.missed_by:
+                kernel.keep_attempt(replace(attempt, missed_by=0))
+        elif attempt.missed_by + 1 >= MISSES:
+            lose(changes, attempt, "heartbeat", "never_started",
+                 f"Worker {heartbeat.name or heartbeat.worker_id} was granted it and does not show it.")
+        else:
+            kernel.keep_attempt(replace(attempt, missed_by=attempt.missed_by + 1))
+
+
+def _bury_the_dead(changes: Changes, heartbeat: Heartbeat) -> None:
+    """Give back what dead trees held, and give up attempts whose silent incarnation left a dead tree behind."""
+    kernel, ledger = changes.kernel, changes.kernel.ledger
+    for attempt_id in heartbeat.dead:
+        reservation = ledger.reservations.get(attempt_id)
+        if reservation is None or reservation.host_id != heartbeat.host_id:
+            continue
+        attempt = kernel.attempts.get(attempt_id)
+        if reservation.zombie:
+            changes.release(attempt_id)
+        elif attempt is not None and attempt.state is AttemptState.RUNNING and _is_silent(changes, attempt, heartbeat):
+            lose(changes, attempt, "heartbeat", "worker_died",
+                 "Its worker died; the host has confirmed that nothing of it lives on.", is_dead=True)
+    for zombie in ledger.zombies_on(heartbeat.host_id):
+        if zombie.worker_id == heartbeat.worker_id and zombie.attempt_id not in heartbeat.running:
+            # Its own incarnation does not show it. A grant still on its way could start it, so not before that is old.
+            _release_when_grant_is_old(changes, zombie)
+
+
+def _is_silent(changes: Changes, attempt: AttemptRecord, heartbeat: Heartbeat) -> bool:
+    """Say whether the incarnation that runs the attempt is another one, and has not spoken for half its lease."""
+    if attempt.worker_id == heartbeat.worker_id:
+        return False
+    worker = changes.kernel.workers.get(attempt.worker_id)
+    return worker is None or worker.state is WorkerState.SUSPECT or worker.state in ENDED
+
+
+def _release_when_grant_is_old(changes: Changes, zombie: Reservation) -> None:
+    buried_at = changes.kernel.buried_at.setdefault(zombie.attempt_id, changes.now)
+    if changes.now - buried_at >= changes.kernel.settings.grant_life:
+        changes.release(zombie.attempt_id)
+
+
+def end_worker(
+    changes: Changes, worker: WorkerRecord, after: WorkerState, cause: str, reason: str, message: str, *,
+    is_dead: bool,
+) -> None:
+    """End an incarnation: what it was granted is lost, what it had not claimed is planned anew."""
+    kernel = changes.kernel
+    changes.worker(worker, after, cause, reason=reason)
+    for attempt_id in list(kernel.grants.get(worker.id, ())):
+        lose(changes, kernel.attempts[attempt_id], cause, reason, message, is_dead=is_dead)
+    for attempt_id in sorted(kernel.ledger.by_worker.get(worker.id, ())):
+        attempt = kernel.attempts.get(attempt_id)
+        if attempt is not None and attempt.state is AttemptState.DISPATCHED:
+            plan_anew(changes, attempt, cause, reason)
+    kernel.shown.pop(worker.id, None)
+    host = kernel.ledger.hosts.get(worker.host_id)
+    if host is not None and host.hold is not None:
+        kernel.ledger.drop_hold(host.hold.ask)
+    changes.emit(RetireQueue(worker.id))
+
+
+def leave(changes: Changes, worker_id: str) -> None:
+    """A worker says that it ends and that nothing of it lives on."""
+    worker = changes.kernel.workers.get(worker_id)
+    if worker is None or worker.state is WorkerState.DRAINED:
+        return
+    end_worker(changes, worker, WorkerState.DRAINED, "goodbye", "worker_left",
+               f"Worker {worker.name or worker.id} ended without an outcome of it.", is_dead=True)
+    for zombie in changes.kernel.ledger.zombies_on(worker.host_id):
+        if zombie.worker_id == worker_id:
+            changes.release(zombie.attempt_id)

@@ -1,0 +1,297 @@
+"""The kernel's index: everything that is not over, in memory, rebuilt from rows at start and after any doubt."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+
+from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.settings import Desired, KernelSettings, Snapshot
+from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.waiting import Waiting
+from orchestrator.placement import Ask, Ledger
+from orchestrator.records import (
+    AttemptRecord,
+    EndedAttempt,
+    Plan,
+    PlannedTask,
+    Reservation,
+    RunRecord,
+    TaskRunRecord,
+    WorkerRecord,
+)
+from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState, WorkerState
+
+ENDED_KEPT = 20_000
+"""Ended attempts and runs that are remembered, so that an outcome sent twice within a batch is answered without its
+row, and a run that was read as queued before a command of the same batch ended it is not started."""
+
+
+class Kernel:
+    """The mutable index. Only ``decide`` and its siblings change it; the scheduler asks the questions below."""
+
+    def __init__(self, settings: KernelSettings, now: float) -> None:
+        self.settings = settings
+        self.runs: dict[str, RunNode] = {}
+        self.tasks: dict[str, TaskNode] = {}
+        self.attempts: dict[str, AttemptRecord] = {}
+        """Dispatched and running ones."""
+        self.unclaimed: dict[str, None] = {}
+        """Dispatched ones, the one whose hint is oldest first."""
+        self.ended: dict[str, EndedAttempt] = {}
+        self.closed: dict[str, int] = {}
+        """Runs that are over, with the generation that is."""
+        self.workers: dict[str, WorkerRecord] = {}
+        self.listeners: dict[str, dict[str, None]] = {}
+        """Queue → ids of the workers that listen to it."""
+        self.shown: dict[str, Mapping[str, str]] = {}
+        """Attempts (and tokens) in the latest heartbeat of each worker."""
+        self.grants: dict[str, dict[str, None]] = {}
+        """Worker → attempts granted to it and running."""
+        self.ledger = Ledger()
+        self.waiting_lines = Waiting()
+        self.shapes: dict[int, tuple[Shape, int]] = {}
+        """By identity of the plan: its shape, and the number of runs that use it."""
+        self.retries: list[tuple[float, str]] = []
+        self.deadlines: list[tuple[float, str]] = []
+        self.cancel_grace: dict[str, float] = {}
+        """Graces that a cancel asked for, where they differ from the task's own."""
+        self.buried_at: dict[str, float] = {}
+        """When the incarnation of a zombie was first seen not to show it."""
+        self.unsettled: list[TaskNode] = []
+        """Tasks one of whose upstreams has ended; looked at before ``decide`` returns."""
+        self.finishing: dict[str, RunNode] = {}
+        """Runs that may be over; looked at before ``decide`` returns."""
+        self.trusted_from = now
+        """Silence is counted from here at the earliest: when we began to lead, or Redis came back (DESIGN §4)."""
+        self.hints_from = now - 1e9
+        """The age of a hint is counted from here at the earliest: claims may have waited unread until then."""
+        self.redis_away = False
+        self.breaker_until: float | None = None
+        """While mass expiry is held: when the next few workers may be given up."""
+
+    def load(self, snapshot: Snapshot, now: float) -> None:
+        """Build the index from the rows; ``ReconcileDue`` must be the next event."""
+        for host in snapshot.hosts:
+            self.ledger.register(host)
+        for worker in snapshot.workers:
+            self.admit(worker)
+        for reservation in snapshot.reservations:
+            self.ledger.take(reservation)
+        rows: dict[str, list[TaskRunRecord]] = {}
+        for row in snapshot.task_runs:
+            rows.setdefault(row.run_id, []).append(row)
+        for run in snapshot.runs:
+            self.adopt_run(run, tuple(rows.get(run.id, ())), snapshot.plans[run.id], now)
+        for attempt in sorted(snapshot.attempts, key=lambda attempt: attempt.hinted_at):
+            self.keep_attempt(attempt)
+
+    def adopt_run(
+        self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float
+    ) -> RunNode:
+        """Index one run and its task runs, with all counters worked out from their states."""
+        shape = self._shape_of(plan)
+        run = RunNode(record, shape)
+        by_name = {row.name: row for row in tasks}
+        for position, planned in enumerate(plan.tasks):
+            node = TaskNode(by_name[planned.name], run, position)
+            run.tasks.append(node)
+            self.tasks[node.id] = node
+        for node in run.tasks:
+            run.open += node.state not in TASK_TERMINAL
+            if node.local_to and not run.home:
+                run.home = node.local_to
+            for up in shape.upstream[node.position]:
+                node.count(run.tasks[up].state)
+            if node.state is TaskState.READY:
+                self.line_up(node, now)
+            elif node.state is TaskState.RETRY_WAIT:
+                self.set_retry(node, now if node.retry_at is None else node.retry_at)
+        self.runs[run.id] = run
+        return run
+
+    def close_run(self, run: RunNode) -> None:
+        """Forget a run that is over but for its id; its rows remain."""
+        self.drop_run(run)
+        self.closed[run.id] = run.generation
+        if len(self.closed) > ENDED_KEPT:
+            del self.closed[next(iter(self.closed))]
+
+    def drop_run(self, run: RunNode) -> None:
+        """Forget a run; its rows remain."""
+        self.runs.pop(run.id, None)
+        for node in run.tasks:
+            self.tasks.pop(node.id, None)
+        key = id(run.shape.plan)
+        shape, users = self.shapes.get(key, (run.shape, 1))
+        if users > 1:
+            self.shapes[key] = (shape, users - 1)
+        else:
+            self.shapes.pop(key, None)
+
+    def admit(self, worker: WorkerRecord) -> None:
+        """Index a worker, or what is new of it."""
+        known = self.workers.get(worker.id)
+        self.workers[worker.id] = worker
+        if known is not None and known.queues != worker.queues:
+            for queue in known.queues - worker.queues:
+                self.listeners.get(queue, {}).pop(worker.id, None)
+        for queue in worker.queues:
+            self.listeners.setdefault(queue, {})[worker.id] = None
+
+    def forget_worker(self, worker_id: str) -> None:
+        worker = self.workers.pop(worker_id)
+        self.shown.pop(worker_id, None)
+        for queue in worker.queues:
+            self.listeners.get(queue, {}).pop(worker_id, None)
+
+    def listeners_of(self, queue: str) -> list[WorkerRecord]:
+        return [self.workers[worker_id] for worker_id in self.listeners.get(queue, ())]
+
+    def keep_attempt(self, attempt: AttemptRecord) -> None:
+        """Index an attempt as it now is; one that has ended is only remembered for answers."""
+        before = self.attempts.get(attempt.id)
+        if attempt.state in ATTEMPT_TERMINAL:
+            self._forget_attempt(attempt)
+            return
+        self.attempts[attempt.id] = attempt
+        if attempt.state is AttemptState.DISPATCHED:
+            if before is None or before.hinted_at != attempt.hinted_at:
+                self.unclaimed.pop(attempt.id, None)
+                self.unclaimed[attempt.id] = None
+            return
+        self.unclaimed.pop(attempt.id, None)
+        if before is not None and before.worker_id != attempt.worker_id:
+            self.grants.get(before.worker_id, {}).pop(attempt.id, None)
+        self.grants.setdefault(attempt.worker_id, {})[attempt.id] = None
+        if attempt.deadline is not None and (before is None or before.deadline is None):
+            heapq.heappush(self.deadlines, (attempt.deadline, attempt.id))
+
+    def _forget_attempt(self, attempt: AttemptRecord) -> None:
+        self.attempts.pop(attempt.id, None)
+        self.unclaimed.pop(attempt.id, None)
+        self.cancel_grace.pop(attempt.id, None)
+        self.grants.get(attempt.worker_id, {}).pop(attempt.id, None)
+        self.ended[attempt.id] = EndedAttempt(attempt.id, attempt.state, attempt.token, attempt.worker_id)
+        if len(self.ended) > ENDED_KEPT:
+            del self.ended[next(iter(self.ended))]
+
+    def line_up(self, node: TaskNode, now: float) -> None:
+        """Put a ready task into the line of its ask."""
+        node.ready_at = now
+        self.waiting_lines.add(node, self.ask_of(node))
+
+    def ask_of(self, node: TaskNode) -> Ask:
+        """Return what the task asks of placement: its own words, and the hosts that alone hold its inputs."""
+        planned = node.planned
+        hosts = dict.fromkeys(
+            host for at in node.run.shape.sources[node.position]
+            if (host := node.run.tasks[at].local_to) is not None
+        )
+        return Ask(planned.queue, planned.resources, planned.labels, tuple(hosts))
+
+    def set_retry(self, node: TaskNode, at: float) -> None:
+        node.retry_at = at
+        heapq.heappush(self.retries, (at, node.id))
+
+    def _shape_of(self, plan: Plan) -> Shape:
+        shape, users = self.shapes.get(id(plan), (None, 0))
+        if shape is None:
+            shape = Shape(plan)
+        self.shapes[id(plan)] = (shape, users + 1)
+        return shape
+
+    # Questions the scheduler asks; they change nothing.
+
+    def run_slots_free(self) -> int:
+        """Return how many more runs may start under ``MAX_CONCURRENT_RUNS``; paused runs keep their place."""
+        active = sum(run.state is not RunState.QUEUED for run in self.runs.values())
+        return max(0, self.settings.max_runs - active)
+
+    def knows_run(self, run_id: str) -> bool:
+        return run_id in self.runs
+
+    def holds_attempt(self, attempt_id: str) -> bool:
+        """Say whether the attempt's row need not be read to answer for it."""
+        return attempt_id in self.attempts or attempt_id in self.ended
+
+    def is_granted(self, attempt: AttemptRecord) -> bool:
+        """Say, after the commit, whether a grant may still be sent: a later event of the same batch may have ended the
+        attempt, or wants it cancelled."""
+        present = self.attempts.get(attempt.id)
+        return (
+            present is not None and present.state is AttemptState.RUNNING and not present.cancel
+            and (present.worker_id, present.nonce) == (attempt.worker_id, attempt.nonce)
+        )
+
+    def plan_of(self, run_id: str) -> Plan:
+        return self.runs[run_id].shape.plan
+
+    def planned(self, attempt: AttemptRecord) -> PlannedTask:
+        """Return the task that the attempt executes."""
+        return self.tasks[attempt.task_run_id].planned
+
+    def task_of(self, attempt: AttemptRecord) -> tuple[str, str, str]:
+        """Return the run's id, its tenant and the task's name."""
+        node = self.tasks[attempt.task_run_id]
+        return node.run.id, node.run.tenant_id, node.name
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        return tuple(self.ledger.reservations.values())
+
+    def desired(self, worker_id: str) -> Desired:
+        """Say what this worker is to bring about, by its latest heartbeat and the present state."""
+        worker = self.workers.get(worker_id)
+        cancel = []
+        for attempt_id in self.grants.get(worker_id, ()):
+            attempt = self.attempts[attempt_id]
+            if attempt.cancel:
+                grace = self.cancel_grace.get(attempt_id)
+                cancel.append((attempt_id, self.planned(attempt).grace if grace is None else grace))
+        fence = tuple(
+            attempt_id for attempt_id, token in self.shown.get(worker_id, {}).items()
+            if not self._is_owner(worker_id, attempt_id, token)
+        )
+        if worker is None:
+            return Desired(tuple(cancel), fence)
+        confirm = tuple(
+            (zombie.attempt_id, zombie.worker_id) for zombie in self.ledger.zombies_on(worker.host_id)
+            if zombie.worker_id != worker_id
+        )
+        return Desired(tuple(cancel), fence, confirm, worker.draining)
+
+    def _is_owner(self, worker_id: str, attempt_id: str, token: str) -> bool:
+        attempt = self.attempts.get(attempt_id)
+        return (
+            attempt is not None and attempt.state is AttemptState.RUNNING
+            and attempt.worker_id == worker_id and attempt.token == token
+        )
+
+    def next_due(self, now: float) -> float | None:
+        """Return the seconds until time alone makes something happen: 0.0 for at once, ``None`` for nothing."""
+        due: list[float] = []
+        if self.waiting_lines.stirred and not self.redis_away:
+            return 0.0
+        if self.retries:
+            due.append(self.retries[0][0])
+        if self.deadlines:
+            due.append(self.deadlines[0][0])
+        if self.unclaimed:
+            oldest = self.attempts[next(iter(self.unclaimed))]
+            due.append(max(oldest.hinted_at, self.hints_from) + self.settings.redispatch)
+        if not self.redis_away:
+            for worker in self.workers.values():
+                if worker.state is not WorkerState.LOST and worker.state is not WorkerState.DRAINED:
+                    share = 0.5 if worker.state is WorkerState.ONLINE else 1.0
+                    ends = max(worker.seen_at, self.trusted_from) + share * self.settings.lease
+                    due.append(max(ends, self.breaker_until or ends))
+        return max(0.0, min(due) - now) if due else None
+
+    def waiting(self) -> dict[tuple[str, str], int]:
+        """Count the task runs that are not over by state and reason."""
+        found: Counter[tuple[str, str]] = Counter()
+        for run in self.runs.values():
+            if run.state is not RunState.QUEUED:
+                found.update((str(t.state), t.reason) for t in run.tasks if t.state not in TASK_TERMINAL)
+        return dict(found)

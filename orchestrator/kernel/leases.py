@@ -1,0 +1,94 @@
+"""Time passes: silent workers become suspect, then lost, never all at once; retries fall due; deadlines pass."""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+from orchestrator.events import RedisBack
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.dispatch import hint_again
+from orchestrator.kernel.heartbeats import ENDED, end_worker
+from orchestrator.kernel.outcomes import lose
+from orchestrator.records import WorkerRecord
+from orchestrator.states import AttemptState, TaskState, WorkerState
+
+SHARE_AT_ONCE = 0.5
+"""Above this share of the live workers, mass expiry is held (I11)."""
+SHARE_PER_LEASE = 0.1
+"""And afterwards at most this share per lease, one worker at least."""
+FORGET_AFTER = 100
+"""Leases after which a lost or drained worker is forgotten; a heartbeat would make it known again."""
+
+
+def watch_leases(changes: Changes) -> None:
+    """Count the silence of every worker, on our own clock and only while we can read Redis."""
+    kernel = changes.kernel
+    if kernel.redis_away:
+        return
+    lease, expired, live = kernel.settings.lease, [], 0
+    for worker in list(kernel.workers.values()):
+        if worker.state in ENDED:
+            if changes.now - worker.seen_at > FORGET_AFTER * lease:
+                kernel.forget_worker(worker.id)
+            continue
+        live += 1
+        silence = changes.now - max(worker.seen_at, kernel.trusted_from)
+        if silence > lease:
+            expired.append(worker)
+        elif silence > lease / 2 and worker.state is WorkerState.ONLINE:
+            changes.worker(worker, WorkerState.SUSPECT, "lease", reason="silent")
+    for worker in _admitted_by_breaker(changes, expired, live):
+        end_worker(changes, worker, WorkerState.LOST, "lease", "worker_lost",
+                   f"Worker {worker.name or worker.id} has been silent for {lease:g} s.", is_dead=False)
+
+
+def _admitted_by_breaker(changes: Changes, expired: list[WorkerRecord], live: int) -> list[WorkerRecord]:
+    """Return those that may be given up now.
+
+    If more than half expire at once (three incarnations at least, or more than 100 attempts), the fault is more
+    likely ours than theirs: hold one more lease, then give up a tenth of them per lease.
+    """
+    kernel = changes.kernel
+    attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in expired)
+    is_mass = len(expired) > SHARE_AT_ONCE * live and (len(expired) >= 3 or attempts > 100)
+    if not kernel.settings.breaker or not is_mass:
+        kernel.breaker_until = None
+        return expired
+    if kernel.breaker_until is None:
+        changes.count("breaker", f"{len(expired)} of {live} workers are silent; held for {kernel.settings.lease:g} s")
+        kernel.breaker_until = changes.now + kernel.settings.lease
+        return []
+    if changes.now < kernel.breaker_until:
+        return []
+    kernel.breaker_until = changes.now + kernel.settings.lease
+    return sorted(expired, key=lambda worker: (worker.seen_at, worker.id))[: max(1, math.floor(live * SHARE_PER_LEASE))]
+
+
+def fire_timers(changes: Changes) -> None:
+    """Make tasks ready whose delay is over; give attempts up that outlived every limit of theirs."""
+    kernel, now = changes.kernel, changes.now
+    while kernel.retries and kernel.retries[0][0] <= now:
+        due, task_run_id = heapq.heappop(kernel.retries)
+        node = kernel.tasks.get(task_run_id)
+        if node is not None and node.state is TaskState.RETRY_WAIT and node.retry_at == due:
+            node.retry_at = None
+            changes.task(node, TaskState.READY, "timer")
+    while kernel.deadlines and kernel.deadlines[0][0] <= now:
+        due, attempt_id = heapq.heappop(kernel.deadlines)
+        attempt = kernel.attempts.get(attempt_id)
+        if attempt is not None and attempt.state is AttemptState.RUNNING and attempt.deadline == due:
+            lose(changes, attempt, "timer", "overdue",
+                 "It outlived its time limit and its grace, and its worker has not reported its end.")
+
+
+def redis_back(changes: Changes, event: RedisBack) -> None:
+    """Redis answers again: silence counts from now. Unclaimed hints are sent again where they may be lost: all of them
+    when Redis was reset, and after an absence too, for the last ones may not have arrived."""
+    kernel = changes.kernel
+    was_away, kernel.redis_away = kernel.redis_away, False
+    kernel.trusted_from = kernel.hints_from = changes.now
+    kernel.breaker_until = None
+    if event.reset or was_away:
+        for attempt_id in list(kernel.unclaimed):
+            hint_again(changes, kernel.attempts[attempt_id])

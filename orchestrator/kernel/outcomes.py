@@ -1,0 +1,156 @@
+"""Outcomes: how an attempt ended is committed once, and everybody who reports it is told what became of it."""
+
+from __future__ import annotations
+
+from orchestrator.effects import SaveOutcome, SendAnswer
+from orchestrator.events import OutcomeReceived
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.claims import grant
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.records import AttemptRecord, EndedAttempt, Outcome
+from orchestrator.retry import NextTry, after_failure, after_loss
+from orchestrator.states import AttemptState, TaskState
+
+REPORTED = frozenset({
+    AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.CANCELLED,
+    AttemptState.PREEMPTED, AttemptState.LOST,
+})
+
+
+def ingest(changes: Changes, event: OutcomeReceived) -> None:
+    """Commit an outcome, or say why not.
+
+    - ``committed``: the attempt is running under this token at the incarnation that ran it; or just this outcome of
+      it was committed before.
+    - ``committed`` too when the rows have lost the grant (the attempt is still dispatched under this token).
+    - ``fenced``: another token or grant counts, or the attempt was given up before.
+    - ``unknown``: nobody knows the attempt.
+    """
+    kernel = changes.kernel
+    attempt = kernel.attempts.get(event.attempt_id)
+    if attempt is None:
+        _answer(changes, event, _verdict_on_ended(changes, event))
+        return
+    if not holds_token(attempt, event.token) or event.outcome.state not in REPORTED:
+        _answer(changes, event, "fenced")
+        return
+    if attempt.state is AttemptState.DISPATCHED:
+        granted = grant(changes, attempt, event.worker_id, "", "readopted")
+        if granted is None:
+            _answer(changes, event, "fenced")
+            return
+        attempt = granted
+    elif attempt.worker_id != event.worker_id:
+        _answer(changes, event, "fenced")
+        return
+    _commit(changes, attempt, event.outcome)
+    _answer(changes, event, "committed")
+
+
+def holds_token(attempt: AttemptRecord, token: str) -> bool:
+    """Say whether the report is under the attempt's own token: the fence (I2)."""
+    return attempt.token == token
+
+
+def _verdict_on_ended(changes: Changes, event: OutcomeReceived) -> str:
+    """Answer for an attempt that is over: its tree has ended too, so what it still holds as a zombie is given back."""
+    ended: EndedAttempt | None = changes.kernel.ended.get(event.attempt_id) or event.ended
+    if ended is None:
+        return "unknown"
+    if ended.token != event.token:
+        return "fenced"
+    if ended.worker_id != event.worker_id:
+        return "fenced"
+    changes.release(event.attempt_id)
+    return "committed" if ended.state is event.outcome.state and ended.state is not AttemptState.LOST else "fenced"
+
+
+def _answer(changes: Changes, event: OutcomeReceived, verdict: str) -> None:
+    if verdict != "committed":
+        changes.count(verdict, f"outcome of attempt {event.attempt_id}")
+    changes.emit(SendAnswer(event.reply_to or event.worker_id, event.attempt_id, event.token, verdict))
+
+
+def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
+    """End the attempt and decide what becomes of its task run."""
+    kernel = changes.kernel
+    node = kernel.tasks[attempt.task_run_id]
+    is_cancelled = node.state is TaskState.CANCELLING
+    ended = changes.attempt(
+        attempt, outcome.state, "outcome", reason=outcome.reason, message=outcome.message, durable=True,
+        columns={"exit_code": outcome.exit_code},
+    )
+    if ended is None:
+        return
+    succeeded = outcome.state is AttemptState.SUCCEEDED
+    publish = succeeded and not is_cancelled
+    changes.emit(SaveOutcome(attempt.id, node.id, outcome, publish))
+    changes.release(attempt.id)
+    if is_cancelled:
+        changes.task(node, TaskState.CANCELLED, "outcome", reason=node.reason, durable=True, attempt_id=None)
+    elif succeeded:
+        _succeed(changes, node, outcome)
+    else:
+        follow(changes, node, "outcome", after_failure(
+            node.planned.retry, node.failures, node.losses, outcome, attempt.id, kernel.settings.max_losses
+        ))
+
+
+def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
+    after = TaskState.SKIPPED if outcome.skipped else TaskState.SUCCESS
+    if outcome.local_to and not node.run.home:
+        node.run.home = outcome.local_to
+    changes.task(
+        node, after, "outcome", reason=outcome.reason, message=outcome.message, durable=True,
+        attempt_id=None, local_to=outcome.local_to,
+    )
+
+
+def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry) -> None:
+    """Bring the task run to what follows a try that did not succeed: ready, waiting for a retry, or failed."""
+    if not then.again:
+        after, retry_in = TaskState.FAILED, None
+    elif then.delay > 0:
+        after, retry_in = TaskState.RETRY_WAIT, then.delay
+    else:
+        after, retry_in = TaskState.READY, None
+    changes.task(
+        node, after, cause, reason=then.reason, message=then.message, durable=True, retry_in=retry_in,
+        attempt_id=None, failures=then.failures, losses=then.losses,
+    )
+
+
+def lose(
+    changes: Changes, attempt: AttemptRecord, cause: str, reason: str, message: str, *, is_dead: bool = False
+) -> None:
+    """Give a running attempt up. Unless its tree is known dead, what it holds stays charged to the host."""
+    node = changes.kernel.tasks[attempt.task_run_id]
+    lost = changes.attempt(attempt, AttemptState.LOST, cause, reason=reason, message=message, durable=True)
+    if lost is None:
+        return
+    changes.count("lost", f"attempt {attempt.id}: {reason}")
+    if is_dead:
+        changes.release(attempt.id)
+    else:
+        changes.bury(attempt.id)
+    if node.state is TaskState.CANCELLING:
+        changes.task(node, TaskState.CANCELLED, cause, reason=node.reason, durable=True, attempt_id=None)
+    else:
+        follow(changes, node, cause, after_loss(
+            node.failures, node.losses, changes.kernel.settings.max_losses, reason, message
+        ))
+
+
+def expire(changes: Changes, attempt: AttemptRecord, cause: str, reason: str, actor: str = "scheduler") -> bool:
+    """Take a dispatched attempt back before anybody was granted it."""
+    if changes.attempt(attempt, AttemptState.EXPIRED, cause, reason=reason, actor=actor, durable=True) is None:
+        return False
+    changes.release(attempt.id)
+    return True
+
+
+def plan_anew(changes: Changes, attempt: AttemptRecord, cause: str, reason: str) -> None:
+    """Take a dispatched attempt back and queue its task up again."""
+    if expire(changes, attempt, cause, reason):
+        node = changes.kernel.tasks[attempt.task_run_id]
+        changes.task(node, TaskState.READY, cause, reason=reason, attempt_id=None)

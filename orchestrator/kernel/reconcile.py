@@ -1,0 +1,88 @@
+"""Reconcile: recompute everything that events only make faster, and repair (and count) what they have missed (I4)."""
+
+from __future__ import annotations
+
+from orchestrator.events import Command
+from orchestrator.kernel.cancel import OPEN_WITHOUT_ATTEMPT, cancel_task
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.heartbeats import ENDED
+from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.outcomes import lose, plan_anew
+from orchestrator.states import TASK_TERMINAL, AttemptState, RunState, TaskState
+
+CANCEL = Command(id=0, kind="cancel", actor="scheduler")
+WITH_ATTEMPT = frozenset(TaskState) - TASK_TERMINAL - OPEN_WITHOUT_ATTEMPT
+
+
+def reconcile(changes: Changes) -> None:
+    """Recompute every active run from its task states, and every reservation from the attempts."""
+    kernel = changes.kernel
+    for run in list(kernel.runs.values()):
+        if run.state is RunState.QUEUED:
+            # Taken for a command that did not need it; it will come again when there is a place.
+            kernel.drop_run(run)
+        else:
+            _reconcile_run(changes, run)
+    for attempt_id, reservation in list(kernel.ledger.reservations.items()):
+        if not reservation.zombie and attempt_id not in kernel.attempts:
+            _repaired(changes, f"reservation of attempt {attempt_id}, which is over")
+            changes.release(attempt_id)
+    _give_up_ownerless(changes)
+    kernel.waiting_lines.unblock()
+
+
+def _reconcile_run(changes: Changes, run: RunNode) -> None:
+    open_tasks = sum(node.state not in TASK_TERMINAL for node in run.tasks)
+    if open_tasks != run.open:
+        _repaired(changes, f"open tasks of run {run.id}: {run.open}, should be {open_tasks}")
+        run.open = open_tasks
+    for node in run.tasks:
+        before = node.counts()
+        node.clear_counts()
+        for up in run.shape.upstream[node.position]:
+            node.count(run.tasks[up].state)
+        if node.counts() != before:
+            _repaired(changes, f"counts of task {node.name} of run {run.id}: {before}, should be {node.counts()}")
+        if node.state is TaskState.PENDING:
+            changes.kernel.unsettled.append(node)
+        if run.is_cancelling and node.state not in TASK_TERMINAL and node.state is not TaskState.CANCELLING:
+            _repaired(changes, f"task {node.name} of run {run.id} escaped its cancel")
+            cancel_task(changes, node, CANCEL, "run_cancelled")
+        _reconcile_owner(changes, node)
+    if run.open == 0:
+        changes.kernel.finishing[run.id] = run
+
+
+def _reconcile_owner(changes: Changes, node: TaskNode) -> None:
+    """See that a ready task stands in a line, a waiting one has its timer and an admitted one a live attempt."""
+    kernel = changes.kernel
+    if node.state is TaskState.READY and node.ask is None:
+        _repaired(changes, f"task {node.name} of run {node.run.id} stood in no line")
+        kernel.line_up(node, changes.now)
+    elif node.state is TaskState.RETRY_WAIT and node.retry_at is None:
+        _repaired(changes, f"task {node.name} of run {node.run.id} had no timer")
+        kernel.set_retry(node, changes.now)
+    elif node.state in WITH_ATTEMPT and node.attempt_id not in kernel.attempts:
+        _repaired(changes, f"task {node.name} of run {node.run.id} is {node.state} without a live attempt")
+        after = TaskState.CANCELLED if node.state is TaskState.CANCELLING else TaskState.READY
+        changes.task(node, after, "reconcile", reason="no_attempt", attempt_id=None)
+
+
+def _give_up_ownerless(changes: Changes) -> None:
+    """Give up attempts whose worker nobody knows any more, once it has had one lease to speak."""
+    kernel = changes.kernel
+    if kernel.redis_away or changes.now - kernel.trusted_from <= kernel.settings.lease:
+        return
+    for attempt in list(kernel.attempts.values()):
+        worker = kernel.workers.get(attempt.worker_id)
+        if worker is not None and worker.state not in ENDED:
+            continue
+        _repaired(changes, f"attempt {attempt.id} belongs to worker {attempt.worker_id}, which is gone")
+        if attempt.state is AttemptState.RUNNING:
+            lose(changes, attempt, "reconcile", "worker_lost", f"Worker {attempt.worker_id} is gone.")
+        else:
+            plan_anew(changes, attempt, "reconcile", "worker_lost")
+
+
+def _repaired(changes: Changes, what: str) -> None:
+    changes.count("repaired", what)

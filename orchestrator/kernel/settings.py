@@ -1,0 +1,84 @@
+"""The kernel's settings, what it is rebuilt from, and what it wants a worker to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.config import Settings
+from orchestrator.records import (
+    AttemptRecord,
+    HostRecord,
+    Plan,
+    Reservation,
+    RunRecord,
+    TaskRunRecord,
+    WorkerRecord,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSettings:
+    """Durations in seconds of the leader's monotonic clock."""
+
+    new_id: Callable[[], str]
+    """Makes ids and tokens: random in production, counted in the simulation."""
+    lease: float = 30.0
+    """Silence after which a worker incarnation is lost; suspect at half of it."""
+    redispatch: float = 20.0
+    max_runs: int = 10
+    max_losses: int = 3
+    breaker: bool = True
+    """Whether mass expiry is held for one lease (I11)."""
+    grant_life: float = 30.0
+    """A sealed grant can start nothing once it is this old."""
+    deadline_slack: float = 30.0
+    """On top of timeout and grace, before the scheduler itself gives an attempt up."""
+    hold_after: float = 30.0
+    """A task that has waited so long for capacity gets room held for it."""
+
+    @classmethod
+    def of(cls, settings: Settings, new_id: Callable[[], str]) -> KernelSettings:
+        """Take the kernel's part of the process's settings."""
+        return cls(
+            new_id=new_id,
+            lease=settings.worker_lease,
+            redispatch=settings.redispatch_seconds,
+            max_runs=settings.max_concurrent_runs,
+            max_losses=settings.max_infrastructure_losses,
+            breaker=settings.enable_circuit_breaker,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The rows of everything that is not over, with times on the new leader's monotonic clock."""
+
+    runs: tuple[RunRecord, ...] = ()
+    """Running, paused or cancelling."""
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """By run id; runs of one version share one object."""
+    task_runs: tuple[TaskRunRecord, ...] = ()
+    """All task runs of these runs, terminal ones too."""
+    attempts: tuple[AttemptRecord, ...] = ()
+    """Dispatched or running."""
+    reservations: tuple[Reservation, ...] = ()
+    """All there are, zombies too."""
+    hosts: tuple[HostRecord, ...] = ()
+    workers: tuple[WorkerRecord, ...] = ()
+    """Those not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What a worker is to bring about, told again with every heartbeat until it is so."""
+
+    cancel: tuple[tuple[str, float], ...] = ()
+    """Attempt and grace in seconds: stop its tree and report ``cancelled``."""
+    fence: tuple[str, ...] = ()
+    """Attempts it shows that are not (or no longer) its own: stop their trees; their outcomes count no more."""
+    confirm: tuple[tuple[str, str], ...] = ()
+    """Attempt and ended incarnation: say in ``Heartbeat.dead`` once that incarnation and every tree of the attempt on
+    this host are dead (also when the attempt never started there)."""
+    drain: bool = False
+    """Take no new work, end when nothing is left."""

@@ -1,0 +1,1 @@
+"""The one-host command: real PostgreSQL and Redis from wheels, and all processes of the system under one supervisor."""

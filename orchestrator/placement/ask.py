@@ -1,0 +1,45 @@
+"""What a task asks of placement, and the two answers: a place, or what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.records import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Everything placement looks at; tasks with equal asks wait in one line."""
+
+    queue: str
+    resources: Resources
+    labels: tuple[tuple[str, str], ...] = ()
+    hosts: tuple[str, ...] = ()
+    """Hosts that hold its inputs and share them with no other: none: any host; two or more: none can serve it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A worker that can take the task now, with the devices it would get."""
+
+    worker_id: str
+    host_id: str
+    devices: tuple[str, ...]
+    direct: bool
+    """Some other free listener of the queue could not take it, so the hint must not go to all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why no worker can take the task now: ``reason`` is a word, ``message`` a sentence with numbers."""
+
+    reason: str
+    message: str
+
+    @property
+    def for_capacity(self) -> bool:
+        """Whether it ends by itself when other tasks end."""
+        return self.reason in CAPACITY_REASONS
+
+
+CAPACITY_REASONS = frozenset({"waiting_for_slot", "waiting_for_cpu", "waiting_for_memory", "waiting_for_gpu"})

@@ -1,0 +1,289 @@
+"""The frozen records the rules speak of: plans, runs, task runs, attempts, hosts and workers.
+
+Times inside records are seconds on the leader's monotonic clock (a ``float``), never wall-clock times: the store turns
+stored times into remaining seconds when it loads and remaining seconds into stored times when it writes (I14).
+Resources are integers (milli-cores, bytes, milli-GPUs), so that sums are exact (I13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one attempt asks for or one host has left: ``cpu`` milli-cores, ``memory`` bytes, whole ``gpus``."""
+
+    cpu: int = 0
+    memory: int = 0
+    gpus: int = 0
+    gpu_memory: int = 0
+    """Bytes asked of each GPU; 0 asks for nothing in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and after how long a failed task is tried again (delays in seconds)."""
+
+    retries: int = 3
+    delay: float = 60.0
+    factor: float = 2.0
+    max_delay: float = 600.0
+    jitter: float = 0.1
+    """Share of the delay that may be added, deterministic per attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputLink:
+    """Parameter ``parameter`` takes ``outputs[kind]["uri"]`` of task ``source`` (compiled, DESIGN §5)."""
+
+    parameter: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInput:
+    """Parameter ``parameter`` takes a ``kind`` that no ancestor makes: the run's parameter of that name is taken."""
+
+    parameter: str
+    kind: str
+    required: bool = True
+    """Without it the run is refused at its creation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One task of a compiled version; everything the scheduler needs to know without loading an operator."""
+
+    name: str
+    operator: str
+    upstream: tuple[str, ...] = ()
+    trigger_rule: str = "all_success"
+    queue: str = "cpu"
+    resources: Resources = field(default_factory=Resources)
+    labels: tuple[tuple[str, str], ...] = ()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    """Seconds an attempt may run; ``None``: for ever."""
+    grace: float = 10.0
+    """Seconds between TERM and KILL."""
+    exclusive: bool = False
+    critical: bool = True
+    links: tuple[InputLink, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    connections: tuple[str, ...] = ()
+    run_inputs: tuple[RunInput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled version: its tasks in a topological order."""
+
+    tasks: tuple[PlannedTask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    id: str
+    tenant_id: str
+    state: RunState
+    reason: str = ""
+    generation: int = 1
+    priority: int = 0
+    order: int = 0
+    """Rises with creation; earlier runs go first at equal priority."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunRecord:
+    id: str
+    run_id: str
+    name: str
+    state: TaskState = TaskState.PENDING
+    reason: str = ""
+    message: str = ""
+    generation: int = 1
+    attempts: int = 0
+    """Attempts made so far; the number of the latest."""
+    failures: int = 0
+    """Tries charged to the user's retry budget."""
+    losses: int = 0
+    """Tries lost to infrastructure, counted apart (I12)."""
+    attempt_id: str | None = None
+    """The attempt that is not yet terminal, if any."""
+    retry_at: float | None = None
+    local_to: str | None = None
+    """Host that alone can read the outputs, when the artifact store is not shared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """The n-th try of a task run. ``id``, ``token`` and ``nonce`` are random; no two attempts share a token."""
+
+    id: str
+    run_id: str
+    task_run_id: str
+    number: int
+    queue: str
+    """The queue of the task; the hint may go to ``w.<incarnation>`` instead."""
+    resources: Resources
+    host_id: str
+    worker_id: str
+    """Planned worker while dispatched, granted worker afterwards."""
+    token: str
+    """The fence, made at dispatch and given out only in the grant."""
+    state: AttemptState = AttemptState.DISPATCHED
+    devices: tuple[str, ...] = ()
+    seq: int = 1
+    """Times the hint was sent."""
+    nonce: str = ""
+    """Of the claim that was granted."""
+    direct: bool = False
+    """Whether the hint goes to the worker's own queue."""
+    hinted_at: float = 0.0
+    granted_at: float | None = None
+    deadline: float | None = None
+    """When the scheduler itself gives the attempt up: timeout + grace + 30 s after the grant."""
+    cancel: bool = False
+    """A cancel is wanted; carried in every heartbeat reply until the attempt is terminal."""
+    missed_by: int = 0
+    """Heartbeats of its incarnation taken after the grant that did not show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """What the rows know of a terminal attempt: enough to answer an outcome that is sent again."""
+
+    id: str
+    state: AttemptState
+    token: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDevice:
+    uuid: str
+    model: str = ""
+    memory: int = 0
+    """Bytes."""
+    busy_with: str = ""
+    """Why it is not offered (a foreign process, fallen off the bus); empty when free for us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a host offers: min(measured, set). ``cpu`` milli-cores, ``memory`` bytes."""
+
+    cpu: int
+    memory: int
+    gpus: tuple[GpuDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a worker incarnation says every few seconds; the whole of what is known of it, so a flush loses nothing."""
+
+    worker_id: str
+    host_id: str
+    boot_id: str
+    hostname: str
+    name: str
+    """Celery's node name, as Flower shows it."""
+    seq: int
+    queues: tuple[str, ...]
+    slots: int
+    capacity: Capacity
+    labels: Mapping[str, str] = field(default_factory=dict)
+    running: Mapping[str, str] = field(default_factory=dict)
+    """attempt id → token of every attempt whose tree may still live here, or whose outcome is not answered yet: an
+    attempt that vanishes from here without an answer was forgotten, and is lost."""
+    started: frozenset[str] = frozenset()
+    """Of ``running``, those whose runner has really started."""
+    dead: tuple[str, ...] = ()
+    """Attempts of *other* incarnations on this host that are confirmed dead and left no outcome to send: those that
+    the leader asked about (``Desired.confirm``), and what the worker itself found when it started."""
+    draining: bool = False
+    epoch: int = 0
+    """Highest leader epoch the worker has seen."""
+    store_scope: str = "shared"
+    """``shared`` or ``local:<host_id>``: who can read the outputs this worker writes."""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    id: str
+    host_id: str
+    boot_id: str
+    state: WorkerState
+    queues: frozenset[str]
+    slots: int
+    labels: Mapping[str, str]
+    store_scope: str
+    seen_at: float
+    """When its latest *new* heartbeat was read, on the leader's monotonic clock."""
+    seq: int
+    hostname: str = ""
+    name: str = ""
+    version: str = ""
+    draining: bool = False
+    """A drain is wanted by command; the worker may also drain by itself, then only its state says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A machine that workers run on; its capacity is shared by all of them."""
+
+    id: str
+    boot_id: str
+    capacity: Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Cpu, memory, devices and one slot held for one attempt on one host, until released."""
+
+    attempt_id: str
+    host_id: str
+    worker_id: str
+    resources: Resources
+    devices: tuple[str, ...] = ()
+    zombie: bool = False
+    """The attempt is terminal for us but its tree may still live there; holds no slot of a live worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used, measured on the whole tree."""
+
+    peak_memory: int = 0
+    """Bytes, PSS where the kernel tells it, else RSS."""
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    gpu_memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, as the worker reports it."""
+
+    state: AttemptState
+    """succeeded, failed, timed_out, cancelled, preempted or lost."""
+    reason: str = ""
+    message: str = ""
+    skipped: bool = False
+    """The operator decided to skip: the attempt succeeded, the task run ends ``skipped``."""
+    retryable: bool = True
+    retry_after: float | None = None
+    infrastructure: bool = False
+    """The cause is ours or the host's, not the task's: not charged to the user's retries (I12)."""
+    exit_code: int | None = None
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    records: tuple[Mapping[str, Any], ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    local_to: str | None = None

@@ -1,0 +1,74 @@
+"""Finds operators: the built-in package, entry points, and files in the folders of ``OPERATORS_PATH``.
+
+Names come from this static registry only; nothing is ever imported by a name found in data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from orchestrator.errors import ConfigurationError
+from orchestrator.operator import Operator
+
+ENTRY_POINT_GROUP = "pipeline_orchestrator.operators"
+BUILT_IN_PACKAGE = "operators"
+
+
+def load_operators(folders: Sequence[Path] = ()) -> Mapping[str, type[Operator]]:
+    """Return every operator class by name.
+
+    :param folders: folders whose ``*.py`` files hold operators of the site (``OPERATORS_PATH``).
+    :raises ConfigurationError: two classes claim one name, or a file can't be imported.
+    """
+    found: dict[str, type[Operator]] = {}
+    for operator in [*_built_in(), *_from_entry_points(), *_from_folders(folders)]:
+        known = found.setdefault(operator.name, operator)
+        if known is not operator:
+            raise ConfigurationError(
+                f"Two operators are named {operator.name!r}: {known.__module__} and {operator.__module__}; rename one."
+            )
+    return dict(sorted(found.items()))
+
+
+def _built_in() -> Iterator[type[Operator]]:
+    package = importlib.import_module(BUILT_IN_PACKAGE)
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.ispkg and not module.name.startswith("_"):
+            yield from _operators_in(importlib.import_module(f"{BUILT_IN_PACKAGE}.{module.name}"))
+
+
+def _from_entry_points() -> Iterator[type[Operator]]:
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        loaded = point.load()
+        if not (inspect.isclass(loaded) and issubclass(loaded, Operator)):
+            raise ConfigurationError(f"Entry point {point.name!r} ({point.value}) is not an Operator class.")
+        yield loaded
+
+
+def _from_folders(folders: Sequence[Path]) -> Iterator[type[Operator]]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(f"OPERATORS_PATH names {folder}, which is not a folder; create it or unset it.")
+        for file in sorted(folder.glob("*.py")):
+            spec = importlib.util.spec_from_file_location(f"site_operators.{file.stem}", file)
+            if spec is None or spec.loader is None:
+                raise ConfigurationError(f"{file} can't be imported as a Python module.")
+            module = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except Exception as error:
+                raise ConfigurationError(f"The operator file {file} failed to import: {error!r}.") from error
+            yield from _operators_in(module)
+
+
+def _operators_in(module: ModuleType) -> Iterator[type[Operator]]:
+    for _, value in inspect.getmembers(module, inspect.isclass):
+        if issubclass(value, Operator) and not inspect.isabstract(value) and value.__module__ == module.__name__:
+            yield value

@@ -1,0 +1,81 @@
+"""Whether, and after how long, a task is tried again: the user's retries and the infrastructure's, counted apart."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from orchestrator.records import Outcome, RetryPolicy
+from orchestrator.states import AttemptState
+
+
+@dataclass(frozen=True, slots=True)
+class NextTry:
+    """What follows a try that did not succeed; the counts are the task run's new ones."""
+
+    again: bool
+    delay: float
+    """Seconds until the next try may start; 0 is at once."""
+    failures: int
+    losses: int
+    reason: str
+    message: str
+
+
+def back_off(policy: RetryPolicy, failures: int, attempt_id: str, retry_after: float | None = None) -> float:
+    """Return the seconds to wait after the ``failures``-th failure.
+
+    - Grows by ``factor`` and never exceeds ``max_delay``, jitter and ``retry_after`` included.
+    - The jitter is a hash of the attempt's id, so a new leader computes the same delay.
+    - What the other side asked for in ``retry_after`` is waited at least, up to the cap.
+    """
+    try:
+        grown = policy.delay * policy.factor ** max(0, failures - 1)
+    except OverflowError:
+        grown = policy.max_delay
+    grown = min(policy.max_delay, max(0.0, grown))
+    top = min(policy.max_delay, grown * (1.0 + policy.jitter))
+    share = int.from_bytes(hashlib.blake2b(attempt_id.encode(), digest_size=4).digest()) / 2**32
+    delay = max(0.0, top - grown * policy.jitter * (1.0 - share))
+    return max(delay, min(policy.max_delay, retry_after)) if retry_after is not None else delay
+
+
+def is_infrastructure(outcome: Outcome) -> bool:
+    """Say whether a try ended for a cause of ours or the host's. Out of memory is the task's own: it asked for less
+    than it took, so it is charged to the user's retries, with reason ``oom``."""
+    if outcome.reason == "oom":
+        return False
+    return outcome.infrastructure or outcome.state in {AttemptState.LOST, AttemptState.CANCELLED}
+
+
+def after_loss(failures: int, losses: int, max_losses: int, reason: str, message: str) -> NextTry:
+    """Decide after a try lost to infrastructure: again at once, until ``max_losses`` of them make it ``poison``."""
+    losses += 1
+    if losses < max_losses:
+        return NextTry(True, 0.0, failures, losses, reason, message)
+    sentence = (
+        f"{losses} tries were lost to infrastructure, the last one because of {reason or 'an unknown cause'}. The task "
+        "probably kills its worker; look at its memory and its logs before running it again."
+    )
+    return NextTry(False, 0.0, failures, losses, "poison", sentence)
+
+
+def after_failure(
+    policy: RetryPolicy, failures: int, losses: int, outcome: Outcome, attempt_id: str, max_losses: int
+) -> NextTry:
+    """Decide after a try that a worker reported as not succeeded.
+
+    - Preempted: again at once, charged to nobody.
+    - Infrastructure (see :func:`is_infrastructure`): :func:`after_loss`.
+    - Else charged to the user's retries: again after :func:`back_off` if the outcome is retryable and some are left.
+    """
+    if outcome.state is AttemptState.PREEMPTED:
+        return NextTry(True, 0.0, failures, losses, outcome.reason or "preempted", outcome.message)
+    if is_infrastructure(outcome):
+        return after_loss(failures, losses, max_losses, outcome.reason or str(outcome.state), outcome.message)
+    failures += 1
+    reason = outcome.reason or ("timeout" if outcome.state is AttemptState.TIMED_OUT else "failed")
+    if outcome.retryable and failures <= policy.retries:
+        delay = back_off(policy, failures, attempt_id, outcome.retry_after)
+        return NextTry(True, delay, failures, losses, reason, outcome.message)
+    return NextTry(False, 0.0, failures, losses, reason, outcome.message)

@@ -1,0 +1,1 @@
+"""PostgreSQL, the truth: tables, migrations, and the adapters that read and write them."""

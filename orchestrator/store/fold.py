@@ -1,0 +1,267 @@
+"""Folds the row effects of one transaction into the net change of every row, so that each table is written once.
+
+A batch may move one row several times (a task run: pending, ready, queued). Inside one transaction only the first
+expected state and the last values matter to the row; the audit keeps every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.effects import (
+    Annotate,
+    CloseCommand,
+    Count,
+    CreateAttempt,
+    Release,
+    Reserve,
+    RowEffect,
+    SaveOutcome,
+    SaveWorker,
+    Transition,
+)
+from orchestrator.errors import StaleMemory
+from orchestrator.records import AttemptRecord, Heartbeat, Reservation
+from orchestrator.states import ATTEMPT_TERMINAL, RUN_TERMINAL, TASK_TERMINAL, AttemptState, Entity, WorkerState
+
+NOW = ("in", 0.0)
+
+_STAMPS: Mapping[tuple[Entity, str], str] = {
+    (Entity.TASK_RUN, "ready"): "ready_at",
+    (Entity.TASK_RUN, "queued"): "queued_at",
+    (Entity.TASK_RUN, "running"): "started_at",
+    (Entity.ATTEMPT, "running"): "granted_at",
+    (Entity.WORKER, "lost"): "ended_at",
+    (Entity.WORKER, "drained"): "ended_at",
+    **{(Entity.RUN, state): "ended_at" for state in RUN_TERMINAL},
+    **{(Entity.TASK_RUN, state): "ended_at" for state in TASK_TERMINAL},
+    **{(Entity.ATTEMPT, state): "ended_at" for state in ATTEMPT_TERMINAL},
+}
+"""Which column says when a state was entered."""
+
+MESSAGE_LIMIT = 8_000
+"""Characters of a message kept in a row; the log has the rest."""
+
+
+@dataclass(slots=True)
+class RowChange:
+    """The net change of one row: update it where ``state = before`` (and the token matches)."""
+
+    id: str
+    before: str | None
+    after: str | None
+    token: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class NetChanges:
+    """Everything one transaction writes."""
+
+    updates: dict[Entity, dict[str, RowChange]] = field(default_factory=lambda: {entity: {} for entity in Entity})
+    new_attempts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reserved: dict[str, Reservation] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    heartbeats: dict[str, Heartbeat] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    closed_commands: dict[int, str] = field(default_factory=dict)
+    counts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fold(effects: Iterable[RowEffect]) -> NetChanges:
+    """Return the net changes.
+
+    :raises StaleMemory: two effects of the batch contradict each other about a row's state.
+    """
+    net = NetChanges()
+    for effect in effects:
+        _APPLY[type(effect)](net, effect)
+    return net
+
+
+def state_on_joining(heartbeat: Heartbeat) -> WorkerState:
+    """Return the state in which an incarnation first appears."""
+    return WorkerState.DRAINING if heartbeat.draining else WorkerState.ONLINE
+
+
+def _transition(net: NetChanges, effect: Transition) -> None:
+    columns: dict[str, Any] = {"reason": effect.reason}
+    if effect.entity is not Entity.WORKER:
+        columns["message"] = effect.message[:MESSAGE_LIMIT]
+    if stamp := _STAMPS.get((effect.entity, effect.after)):
+        columns[stamp] = NOW
+    if effect.entity is Entity.RUN and effect.before in ("queued", "scheduled") and effect.after == "running":
+        columns["started_at"] = NOW
+    columns.update(effect.changes)
+    _move(net, effect.entity, effect.id, effect.before, effect.after, effect.token, columns)
+    net.events.append(
+        {
+            "run_id": effect.run_id,
+            "task": effect.task,
+            "entity": effect.entity,
+            "entity_id": effect.id,
+            "before": effect.before,
+            "after": effect.after,
+            "reason": effect.reason,
+            "message": effect.message[:MESSAGE_LIMIT],
+            "cause": effect.cause,
+            "actor": effect.actor,
+            "token": effect.token,
+        }
+    )
+
+
+def _move(
+    net: NetChanges,
+    entity: Entity,
+    id: str,
+    before: str | None,
+    after: str | None,
+    token: str | None,
+    columns: Mapping[str, Any],
+) -> None:
+    created = net.new_attempts.get(id) if entity is Entity.ATTEMPT else None
+    if created is not None:
+        if before not in (None, created["state"]) or token not in (None, created["token"]):
+            raise StaleMemory(f"The new attempt {id} is {created['state']}, not {before}: the batch is inconsistent.")
+        created.update(columns)
+        created["state"] = after or created["state"]
+        return
+    row = net.updates[entity].get(id)
+    if row is None:
+        net.updates[entity][id] = RowChange(id, before, after, token, dict(columns))
+        return
+    if before is not None and row.after is not None and row.after != before:
+        raise StaleMemory(f"The {entity} {id} is {row.after}, not {before}; the batch is inconsistent.")
+    if row.before is None:
+        row.before = before
+    row.after = after or row.after
+    row.token = row.token or token
+    row.columns.update(columns)
+
+
+def _annotate(net: NetChanges, effect: Annotate) -> None:
+    _move(net, effect.entity, effect.id, effect.state, effect.state, None, effect.changes)
+
+
+def _reserve(net: NetChanges, effect: Reserve) -> None:
+    net.reserved[effect.reservation.attempt_id] = effect.reservation
+    net.released.discard(effect.reservation.attempt_id)
+
+
+def _release(net: NetChanges, effect: Release) -> None:
+    net.reserved.pop(effect.attempt_id, None)
+    net.released.add(effect.attempt_id)
+
+
+def _save_worker(net: NetChanges, effect: SaveWorker) -> None:
+    heartbeat = effect.heartbeat
+    net.heartbeats[heartbeat.worker_id] = heartbeat
+    if not effect.joined:
+        return
+    net.joined.add(heartbeat.worker_id)
+    net.events.append(
+        {
+            "entity": Entity.WORKER,
+            "entity_id": heartbeat.worker_id,
+            "after": state_on_joining(heartbeat),
+            "reason": "",
+            "message": "",
+            "cause": "joined",
+            "actor": "worker",
+        }
+    )
+
+
+def _close_command(net: NetChanges, effect: CloseCommand) -> None:
+    net.closed_commands[effect.command_id] = effect.result
+
+
+def _count(net: NetChanges, effect: Count) -> None:
+    net.counts[effect.what] = (net.counts.get(effect.what, (0, ""))[0] + 1, effect.detail)
+
+
+def _create_attempt(net: NetChanges, effect: CreateAttempt) -> None:
+    attempt = effect.attempt
+    net.new_attempts[attempt.id] = _attempt_row(attempt, effect.tenant_id)
+    net.events.append(
+        {
+            "run_id": attempt.run_id,
+            "task": effect.task,
+            "entity": Entity.ATTEMPT,
+            "entity_id": attempt.id,
+            "before": None,
+            "after": attempt.state,
+            "reason": "",
+            "message": "",
+            "cause": "dispatch",
+            "actor": "scheduler",
+            "token": attempt.token,
+        }
+    )
+
+
+def _attempt_row(attempt: AttemptRecord, tenant_id: str) -> dict[str, Any]:
+    return {
+        "id": attempt.id,
+        "tenant_id": tenant_id,
+        "run_id": attempt.run_id,
+        "task_run_id": attempt.task_run_id,
+        "number": attempt.number,
+        "state": attempt.state,
+        "token": attempt.token,
+        "nonce": attempt.nonce,
+        "queue": attempt.queue,
+        "direct": attempt.direct,
+        "seq": attempt.seq,
+        "host_id": attempt.host_id,
+        "worker_id": attempt.worker_id,
+        "cpu": attempt.resources.cpu,
+        "memory": attempt.resources.memory,
+        "gpus": attempt.resources.gpus,
+        "gpu_memory": attempt.resources.gpu_memory,
+        "devices": list(attempt.devices),
+        "cancel": attempt.cancel,
+        "hinted_at": NOW,
+        "granted_at": NOW if attempt.state is AttemptState.RUNNING else None,
+    }
+
+
+def _outcome(net: NetChanges, effect: SaveOutcome) -> None:
+    outcome, usage = effect.outcome, effect.outcome.usage
+    measured = {
+        "exit_code": _within(outcome.exit_code, 31),
+        "peak_memory": _within(usage.peak_memory, 63),
+        "cpu_seconds": usage.cpu_seconds,
+        "wall_seconds": usage.wall_seconds,
+        "gpu_memory_used": _within(usage.gpu_memory, 63),
+    }
+    _move(net, Entity.ATTEMPT, effect.attempt_id, None, None, None, measured)
+    if not effect.publish:
+        return
+    _move(net, Entity.TASK_RUN, effect.task_run_id, None, None, None, {"outputs": dict(outcome.outputs)})
+    for record in outcome.records:
+        if record.get("kind") == "model":
+            net.models.append({**record, "task_run_id": effect.task_run_id})
+
+
+def _within(number: int | None, bits: int) -> int | None:
+    """Return the number, bounded by what the column takes."""
+    return None if number is None else max(-(2**bits), min(2**bits - 1, number))
+
+
+_APPLY: Mapping[type[Any], Callable[[NetChanges, Any], None]] = {
+    Transition: _transition,
+    Annotate: _annotate,
+    CreateAttempt: _create_attempt,
+    Reserve: _reserve,
+    Release: _release,
+    SaveOutcome: _outcome,
+    SaveWorker: _save_worker,
+    CloseCommand: _close_command,
+    Count: _count,
+}

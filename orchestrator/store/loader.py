@@ -1,0 +1,272 @@
+"""Reads rows into the records the rules speak of; stored times become the leader's monotonic seconds (I14)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, text
+
+from orchestrator.events import Command, RunSubmitted
+from orchestrator.kernel import Snapshot
+from orchestrator.records import (
+    AttemptRecord,
+    Capacity,
+    EndedAttempt,
+    GpuDevice,
+    HostRecord,
+    Plan,
+    Reservation,
+    Resources,
+    RunRecord,
+    TaskRunRecord,
+    WorkerRecord,
+)
+from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
+from orchestrator.store.plans import PlanCache
+
+_RUN_COLUMNS = "id, tenant_id, version_id, state, reason, generation, priority, seq"
+
+_ACTIVE_RUNS = text(
+    f"SELECT {_RUN_COLUMNS} FROM runs WHERE state IN ('running', 'paused', 'cancelling') ORDER BY seq"  # noqa: S608
+)
+_QUEUED_RUNS = text(
+    f"SELECT {_RUN_COLUMNS} FROM runs WHERE state = 'queued' "  # noqa: S608
+    "ORDER BY priority DESC, seq LIMIT :limit"
+)
+_OPEN_RUNS = text(
+    f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
+    "AND state NOT IN ('success', 'failed', 'cancelled') ORDER BY seq"
+)
+# `since` columns are how long ago, `left` columns how long until, in seconds on the database's own clock.
+_TASK_RUNS = text(
+    "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
+    "CAST(EXTRACT(EPOCH FROM retry_at - clock_timestamp()) AS float8) AS retry_left "
+    "FROM task_runs WHERE run_id = ANY(CAST(:ids AS uuid[])) ORDER BY run_id, position"
+)
+_LIVE_ATTEMPTS = text(
+    "SELECT id, run_id, task_run_id, number, state, token, nonce, queue, direct, seq, host_id, worker_id, cpu, memory, "
+    "gpus, gpu_memory, devices, cancel, "
+    "CAST(EXTRACT(EPOCH FROM clock_timestamp() - hinted_at) AS float8) AS hinted_since, "
+    "CAST(EXTRACT(EPOCH FROM clock_timestamp() - granted_at) AS float8) AS granted_since, "
+    "CAST(EXTRACT(EPOCH FROM deadline_at - clock_timestamp()) AS float8) AS deadline_left "
+    "FROM attempts WHERE state IN ('dispatched', 'running')"
+)
+_RESERVATIONS = text(
+    "SELECT attempt_id, host_id, worker_id, cpu, memory, gpus, gpu_memory, devices, zombie FROM reservations"
+)
+_HOSTS = text("SELECT id, boot_id, cpu, memory, gpus FROM hosts")
+_WORKERS = text(
+    "SELECT w.id, w.host_id, w.boot_id, w.state, w.queues, w.slots, w.labels, w.store_scope, w.heartbeat_seq, "
+    "h.hostname, w.name, w.version, w.draining FROM workers w JOIN hosts h ON h.id = w.host_id "
+    "WHERE w.state NOT IN ('lost', 'drained')"
+)
+_ENDED = text("SELECT id, state, token, worker_id FROM attempts WHERE id = ANY(CAST(:ids AS uuid[]))")
+_COMMANDS = text(
+    "SELECT id, kind, actor, run_id, task, worker_id, payload FROM commands WHERE applied_at IS NULL "
+    "ORDER BY id LIMIT :limit"
+)
+
+
+def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snapshot:
+    """Read everything the kernel needs to go on where the last leader stopped.
+
+    :param now: the leader's monotonic clock.
+    """
+    runs = connection.execute(_ACTIVE_RUNS).mappings().all()
+    ids = [row["id"] for row in runs]
+    return Snapshot(
+        runs=tuple(_run(row) for row in runs),
+        plans=_plans(connection, plans, runs),
+        task_runs=tuple(_task_run(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()),
+        attempts=tuple(_attempt(row, now) for row in connection.execute(_LIVE_ATTEMPTS).mappings()),
+        reservations=tuple(_reservation(row) for row in connection.execute(_RESERVATIONS).mappings()),
+        hosts=tuple(_host(row) for row in connection.execute(_HOSTS).mappings()),
+        workers=tuple(_worker(row, now) for row in connection.execute(_WORKERS).mappings()),
+    )
+
+
+def load_queued_runs(
+    connection: Connection, plans: PlanCache, now: float, *, limit: int
+) -> list[RunSubmitted]:
+    """Read the runs that are next in line: by priority, then in the order of their creation.
+
+    A run whose plan only a newer release can read is left to a scheduler of that release.
+    """
+    if limit <= 0:
+        return []
+    rows = connection.execute(_QUEUED_RUNS, {"limit": limit}).mappings().all()
+    return _submitted(connection, plans, rows, now, hold=False)
+
+
+def load_runs(connection: Connection, plans: PlanCache, now: float, ids: Iterable[str]) -> list[RunSubmitted]:
+    """Read these runs, as far as they have not ended, because commands concern them."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return []
+    rows = connection.execute(_OPEN_RUNS, {"ids": wanted}).mappings().all()
+    return _submitted(connection, plans, rows, now, hold=True)
+
+
+def load_commands(connection: Connection, limit: int = 100) -> list[Command]:
+    """Read the open commands, oldest first."""
+    return [
+        Command(
+            id=int(row["id"]),
+            kind=row["kind"],
+            actor=row["actor"],
+            run_id=row["run_id"],
+            task=row["task"],
+            worker_id=row["worker_id"],
+            payload=row["payload"],
+        )
+        for row in connection.execute(_COMMANDS, {"limit": limit}).mappings()
+    ]
+
+
+def load_attempts(connection: Connection, ids: Iterable[str]) -> dict[str, EndedAttempt]:
+    """Read what is known of attempts that the kernel does not hold."""
+    wanted = sorted({id_ for id_ in ids if is_uuid(id_)})
+    if not wanted:
+        return {}
+    return {
+        row["id"]: EndedAttempt(row["id"], AttemptState(row["state"]), row["token"], row["worker_id"])
+        for row in connection.execute(_ENDED, {"ids": wanted}).mappings()
+    }
+
+
+def is_uuid(value: str) -> bool:
+    """Say whether the text can be an id; ids in reports are whatever a hint made the worker say."""
+    try:
+        return str(uuid.UUID(value)) == value
+    except ValueError:
+        return False
+
+
+def _submitted(
+    connection: Connection, plans: PlanCache, rows: Sequence[RowMapping], now: float, *, hold: bool
+) -> list[RunSubmitted]:
+    if not rows:
+        return []
+    compiled = _plans(connection, plans, rows, leave_out_unreadable=True)
+    rows = [row for row in rows if row["id"] in compiled]
+    tasks: dict[str, list[TaskRunRecord]] = {row["id"]: [] for row in rows}
+    for row in connection.execute(_TASK_RUNS, {"ids": list(tasks)}).mappings():
+        tasks[row["run_id"]].append(_task_run(row, now))
+    return [RunSubmitted(_run(row), tuple(tasks[row["id"]]), compiled[row["id"]], hold=hold) for row in rows]
+
+
+def _plans(
+    connection: Connection, plans: PlanCache, runs: Sequence[RowMapping], *, leave_out_unreadable: bool = False
+) -> dict[str, Plan]:
+    versions = {row["version_id"] for row in runs}
+    by_version = plans.get(connection, versions, leave_out_unreadable=leave_out_unreadable)
+    return {row["id"]: by_version[row["version_id"]] for row in runs if row["version_id"] in by_version}
+
+
+def _run(row: RowMapping) -> RunRecord:
+    return RunRecord(
+        id=row["id"],
+        tenant_id=row["tenant_id"],
+        state=RunState(row["state"]),
+        reason=row["reason"],
+        generation=row["generation"],
+        priority=row["priority"],
+        order=row["seq"],
+    )
+
+
+def _task_run(row: RowMapping, now: float) -> TaskRunRecord:
+    return TaskRunRecord(
+        id=row["id"],
+        run_id=row["run_id"],
+        name=row["name"],
+        state=TaskState(row["state"]),
+        reason=row["reason"],
+        message=row["message"],
+        generation=row["generation"],
+        attempts=row["attempts"],
+        failures=row["failures"],
+        losses=row["losses"],
+        attempt_id=row["attempt_id"],
+        retry_at=_later(now, row["retry_left"]),
+        local_to=row["local_to"],
+    )
+
+
+def _attempt(row: RowMapping, now: float) -> AttemptRecord:
+    return AttemptRecord(
+        id=row["id"],
+        run_id=row["run_id"],
+        task_run_id=row["task_run_id"],
+        number=row["number"],
+        queue=row["queue"],
+        resources=_resources(row),
+        host_id=row["host_id"],
+        worker_id=row["worker_id"],
+        token=row["token"],
+        state=AttemptState(row["state"]),
+        devices=tuple(row["devices"]),
+        seq=row["seq"],
+        nonce=row["nonce"],
+        direct=row["direct"],
+        hinted_at=_earlier(now, row["hinted_since"]) or now,
+        granted_at=_earlier(now, row["granted_since"]),
+        deadline=_later(now, row["deadline_left"]),
+        cancel=row["cancel"],
+    )
+
+
+def _reservation(row: RowMapping) -> Reservation:
+    return Reservation(
+        attempt_id=row["attempt_id"],
+        host_id=row["host_id"],
+        worker_id=row["worker_id"],
+        resources=_resources(row),
+        devices=tuple(row["devices"]),
+        zombie=row["zombie"],
+    )
+
+
+def _host(row: RowMapping) -> HostRecord:
+    gpus = tuple(_gpu(device) for device in row["gpus"])
+    return HostRecord(row["id"], row["boot_id"], Capacity(row["cpu"], row["memory"], gpus))
+
+
+def _gpu(device: Mapping[str, Any]) -> GpuDevice:
+    return GpuDevice(
+        device["uuid"], device.get("model", ""), int(device.get("memory", 0)), device.get("busy_with", "")
+    )
+
+
+def _worker(row: RowMapping, now: float) -> WorkerRecord:
+    return WorkerRecord(
+        id=row["id"],
+        host_id=row["host_id"],
+        boot_id=row["boot_id"],
+        state=WorkerState(row["state"]),
+        queues=frozenset(row["queues"]),
+        slots=row["slots"],
+        labels=row["labels"],
+        store_scope=row["store_scope"],
+        seen_at=now,
+        seq=row["heartbeat_seq"],
+        hostname=row["hostname"],
+        name=row["name"],
+        version=row["version"],
+        draining=row["draining"],
+    )
+
+
+def _resources(row: RowMapping) -> Resources:
+    return Resources(cpu=row["cpu"], memory=row["memory"], gpus=row["gpus"], gpu_memory=row["gpu_memory"])
+
+
+def _later(now: float, left: float | None) -> float | None:
+    return None if left is None else now + left
+
+
+def _earlier(now: float, since: float | None) -> float | None:
+    """Return when it was; a database clock that went back must not put it into the future."""
+    return None if since is None else now - max(0.0, since)

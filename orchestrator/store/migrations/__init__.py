@@ -1,0 +1,1 @@
+"""The schema's history; every revision is a frozen file in ``versions``."""

@@ -1,0 +1,216 @@
+"""Reads of runs, their task runs, attempts and audit, always inside one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, select
+
+from orchestrator.errors import NotFound
+from orchestrator.store.pages import Page, Row, Window, read_page
+from orchestrator.store.tables import attempts as a
+from orchestrator.store.tables import events as e
+from orchestrator.store.tables import pipeline_versions as v
+from orchestrator.store.tables import pipelines as p
+from orchestrator.store.tables import runs as r
+from orchestrator.store.tables import task_runs as t
+from orchestrator.store.tables import workers as w
+
+RUN_ORDERS = {"created_at": (r.c.seq,), "state": (r.c.state, r.c.seq), "pipeline_name": (p.c.name, r.c.seq)}
+TASK_ORDERS = {"position": (t.c.position, t.c.id), "name": (t.c.name, t.c.id), "state": (t.c.state, t.c.id)}
+ATTEMPT_ORDERS = {"number": (a.c.number, a.c.id)}
+EVENT_ORDERS = {"id": (e.c.id,)}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """What a list of runs is narrowed to; ``None`` narrows nothing."""
+
+    states: Sequence[str] | None = None
+    pipeline_id: str | None = None
+    pipeline_name: str | None = None
+    triggered_by: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """What the audit of a run is narrowed to."""
+
+    task: str | None = None
+    entity: str | None = None
+
+
+def list_runs(connection: Connection, tenant_id: str, window: Window, wanted: RunFilter) -> Page:
+    """Return one page of the tenant's runs, without their tasks."""
+    query = _runs(tenant_id)
+    if wanted.states is not None:
+        query = query.where(r.c.state.in_(wanted.states))
+    if wanted.pipeline_id is not None:
+        query = query.where(r.c.pipeline_id == wanted.pipeline_id)
+    if wanted.pipeline_name is not None:
+        query = query.where(p.c.name == wanted.pipeline_name)
+    if wanted.triggered_by is not None:
+        query = query.where(r.c.triggered_by == wanted.triggered_by)
+    if wanted.created_after is not None:
+        query = query.where(r.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(r.c.created_at < wanted.created_before)
+    return read_page(connection, query, window)
+
+
+def get_run(connection: Connection, tenant_id: str, run_id: str) -> Row:
+    """Return the run without its tasks.
+
+    :raises NotFound: no such run of this tenant.
+    """
+    row = connection.execute(_runs(tenant_id).where(r.c.id == run_id)).mappings().first()
+    if row is None:
+        raise NotFound(f"There is no run {run_id!r}.")
+    return dict(row)
+
+
+def run_state(connection: Connection, tenant_id: str, run_id: str) -> str:
+    """Return the run's state alone.
+
+    :raises NotFound: no such run of this tenant.
+    """
+    state = connection.execute(select(r.c.state).where(r.c.tenant_id == tenant_id, r.c.id == run_id)).scalar()
+    if state is None:
+        raise NotFound(f"There is no run {run_id!r}.")
+    return str(state)
+
+
+def all_tasks(connection: Connection, tenant_id: str, run_id: str) -> list[Row]:
+    """Return every task run of the run with its latest attempt, in the plan's order."""
+    query = _tasks(tenant_id, run_id).order_by(t.c.position)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def list_tasks(
+    connection: Connection, tenant_id: str, run_id: str, window: Window, *, states: Sequence[str] | None = None,
+    operator: str | None = None,
+) -> Page:
+    """Return one page of the run's task runs, each with its latest attempt."""
+    query = _tasks(tenant_id, run_id)
+    if states is not None:
+        query = query.where(t.c.state.in_(states))
+    if operator is not None:
+        query = query.where(t.c.operator == operator)
+    return read_page(connection, query, window)
+
+
+def get_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> Row:
+    """Return one task run with its latest attempt.
+
+    :raises NotFound: the tenant has no such run, or the run has no such task.
+    """
+    row = connection.execute(_tasks(tenant_id, run_id).where(t.c.name == task)).mappings().first()
+    if row is None:
+        raise NotFound(f"There is no run {run_id!r} with a task {task!r}.")
+    return dict(row)
+
+
+def list_attempts(connection: Connection, tenant_id: str, run_id: str, task: str, window: Window) -> Page:
+    """Return one page of the task's attempts.
+
+    :raises NotFound: the tenant has no such run, or the run has no such task.
+    """
+    task_run_id = get_task(connection, tenant_id, run_id, task)["id"]
+    query = _attempts(tenant_id).where(a.c.task_run_id == task_run_id)
+    return read_page(connection, query, window)
+
+
+def find_attempt(connection: Connection, tenant_id: str, run_id: str, task: str, number: int | None) -> Row | None:
+    """Return the n-th attempt of the task, the latest for ``None``; nothing when it was never tried.
+
+    :raises NotFound: the tenant has no such run, the run no such task, or the task no attempt of that number.
+    """
+    task_run_id = get_task(connection, tenant_id, run_id, task)["id"]
+    query = _attempts(tenant_id).where(a.c.task_run_id == task_run_id)
+    if number is not None:
+        query = query.where(a.c.number == number)
+    row = connection.execute(query.order_by(a.c.number.desc()).limit(1)).mappings().first()
+    if row is None and number is not None:
+        raise NotFound(f"Task {task!r} of run {run_id} has no attempt {number}.")
+    return None if row is None else dict(row)
+
+
+def attempt_state(connection: Connection, tenant_id: str, attempt_id: str) -> str:
+    """Return the attempt's state alone.
+
+    :raises NotFound: no such attempt of this tenant.
+    """
+    state = connection.execute(select(a.c.state).where(a.c.tenant_id == tenant_id, a.c.id == attempt_id)).scalar()
+    if state is None:
+        raise NotFound(f"There is no attempt {attempt_id!r}.")
+    return str(state)
+
+
+def list_events(connection: Connection, tenant_id: str, run_id: str, window: Window, wanted: EventFilter) -> Page:
+    """Return one page of the run's audit of transitions."""
+    query = _events(tenant_id, run_id)
+    if wanted.task is not None:
+        query = query.where(e.c.task == wanted.task)
+    if wanted.entity is not None:
+        query = query.where(e.c.entity == wanted.entity)
+    return read_page(connection, query, window)
+
+
+def events_after(connection: Connection, tenant_id: str, run_id: str, after: int, limit: int) -> list[Row]:
+    """Return the run's next rows of the audit, oldest first."""
+    query = _events(tenant_id, run_id).where(e.c.id > after).order_by(e.c.id).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _runs(tenant_id: str) -> Select[Any]:
+    return (
+        select(
+            r.c.id, r.c.pipeline_id, p.c.name.label("pipeline_name"), r.c.version_id, v.c.version, r.c.state,
+            r.c.reason, r.c.message, r.c.parameters, r.c.triggered_by, r.c.trigger, r.c.priority, r.c.created_at,
+            r.c.started_at, r.c.ended_at,
+        )
+        .join(p, and_(p.c.tenant_id == r.c.tenant_id, p.c.id == r.c.pipeline_id))
+        .join(v, and_(v.c.tenant_id == r.c.tenant_id, v.c.id == r.c.version_id))
+        .where(r.c.tenant_id == tenant_id)
+    )
+
+
+def _tasks(tenant_id: str, run_id: str) -> Select[Any]:
+    return (
+        select(
+            t.c.id, t.c.name, t.c.operator, t.c.state, t.c.reason, t.c.message, t.c.position, t.c.outputs,
+            t.c.attempts.label("attempt_number"), t.c.failures, t.c.losses, t.c.retry_at, t.c.ready_at, t.c.queued_at,
+            t.c.started_at, t.c.ended_at, a.c.id.label("attempt_id"), a.c.queue, a.c.worker_id,
+            w.c.name.label("worker"), a.c.peak_memory, a.c.cpu_seconds, a.c.wall_seconds, a.c.gpu_memory_used,
+        )
+        # A task run that waits has no attempt yet; its latest one is that with the highest number.
+        .outerjoin(a, and_(a.c.tenant_id == t.c.tenant_id, a.c.task_run_id == t.c.id, a.c.number == t.c.attempts))
+        .outerjoin(w, w.c.id == a.c.worker_id)
+        .where(t.c.tenant_id == tenant_id, t.c.run_id == run_id)
+    )
+
+
+def _attempts(tenant_id: str) -> Select[Any]:
+    # Neither the token nor the nonce leaves the store: who knows them could report in the worker's place.
+    return (
+        select(
+            a.c.id, a.c.number, a.c.state, a.c.reason, a.c.message, a.c.queue, a.c.seq.label("hints"), a.c.host_id,
+            a.c.worker_id, w.c.name.label("worker"), a.c.cpu, a.c.memory, a.c.gpus, a.c.devices, a.c.exit_code,
+            a.c.peak_memory, a.c.cpu_seconds, a.c.wall_seconds, a.c.gpu_memory_used, a.c.created_at, a.c.granted_at,
+            a.c.deadline_at, a.c.ended_at,
+        )
+        .outerjoin(w, w.c.id == a.c.worker_id)
+        .where(a.c.tenant_id == tenant_id)
+    )
+
+
+def _events(tenant_id: str, run_id: str) -> Select[Any]:
+    return select(
+        e.c.id, e.c.at, e.c.entity, e.c.entity_id, e.c.task, e.c.before, e.c.after, e.c.reason, e.c.message, e.c.cause,
+        e.c.actor, e.c.epoch,
+    ).where(e.c.tenant_id == tenant_id, e.c.run_id == run_id)

@@ -1,0 +1,1 @@
+"""The daemon: reads reports, lets the rules decide, commits, tells the workers. Any number run; one leads."""

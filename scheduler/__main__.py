@@ -1,0 +1,5 @@
+"""``python -m scheduler``."""
+
+from scheduler.daemon import main
+
+raise SystemExit(main())

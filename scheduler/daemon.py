@@ -1,0 +1,150 @@
+"""The process: stands by, leads while it holds the lease, steps down when told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
+
+from orchestrator.artifacts import open_artifacts
+from orchestrator.config import Settings, load_settings
+from orchestrator.errors import ConfigurationError, LostLeadership, StoreUnavailable
+from orchestrator.logs import configure_logs, get_logger
+from orchestrator.store.engine import SCHEDULER_LIMITS, check_version, create_store_engine
+from orchestrator.store.lease import Lease
+from orchestrator.wire.keys import Keys
+from orchestrator.wire.redis import Client, connect, require_supported
+from orchestrator.wire.seal import Seal
+from scheduler.log_collector import LogCollector
+from scheduler.term import Term
+from scheduler.watchdog import Pulse, Watchdog
+
+log = get_logger(__name__)
+
+LONGEST_STANDBY_WAIT = 0.5
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; return the exit status."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        settings = load_settings()
+        configure_logs("DEBUG" if settings.debug else settings.log_level, process="scheduler")
+        Daemon(settings).run(stop)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+class Daemon:
+    """One scheduler process; any number of them may run.
+
+    :raises ConfigurationError: a setting is missing, or a server is too old.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        settings.require("database_url", "redis_url", "worker_key")
+        self._settings = settings
+        self._pulse = Pulse()
+        holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._engine = create_store_engine(
+            settings.database_url, pool_size=2, application="orchestrator-scheduler", limits=SCHEDULER_LIMITS
+        )
+        # The lease has a connection of its own: a slow round must not keep a renewal waiting.
+        self._lease_engine = create_store_engine(
+            settings.database_url, pool_size=1, application="orchestrator-lease", limits=SCHEDULER_LIMITS
+        )
+        self._redis = connect(settings.redis_url)
+        self._lease = Lease(self._lease_engine, holder, settings.leader_lease_seconds)
+
+    def run(self, stop: threading.Event) -> None:
+        """Stand by and lead, in turns, until told to stop; then let a standby in at once."""
+        watchdog = Watchdog(self._pulse)
+        watchdog.start()
+        try:
+            self._check_servers()
+            while not stop.is_set():
+                if self._stand_by(stop):
+                    self._lead(stop)
+        finally:
+            watchdog.stop()
+            self._redis.close()
+            self._engine.dispose()
+            self._lease_engine.dispose()
+
+    def _check_servers(self) -> None:
+        """Refuse servers that are too old; those that are away are checked by their first use."""
+        _unless_away(lambda: _check_postgres(self._engine))
+        _unless_away(lambda: require_supported(self._redis))
+
+    def _stand_by(self, stop: threading.Event) -> bool:
+        """Try for the lease until it is ours (True) or the process is to stop (False)."""
+        wait = min(LONGEST_STANDBY_WAIT, self._lease.ttl * 0.1)
+        said = ""
+        while not stop.is_set():
+            self._pulse.beat()
+            try:
+                if self._lease.acquire():
+                    return True
+                trouble = ""
+            except StoreUnavailable as error:
+                trouble = str(error)
+            except ProgrammingError as error:
+                trouble = (
+                    "The database has no schema, or an older one: run `python -m orchestrator.store.migrate` "
+                    f"({error.orig})."
+                )
+            if trouble and trouble != said:
+                log.warning("standing_by", why=trouble)
+            said = trouble
+            stop.wait(wait)
+        return False
+
+    def _lead(self, stop: threading.Event) -> None:
+        collector_redis = connect(self._settings.redis_url, connections=2)
+        collector = self._log_collector(collector_redis)
+        collector.start()
+        try:
+            term = Term(
+                self._settings,
+                self._engine,
+                self._redis,
+                self._lease,
+                pulse=self._pulse,
+                stop=stop,
+                take_counts=collector.take_counts,
+            )
+            term.run()
+        except LostLeadership as error:
+            log.warning("leadership_lost", epoch=self._lease.epoch, why=str(error))
+        finally:
+            _unless_away(self._lease.step_down)
+            collector.stop()
+            collector_redis.close()
+
+    def _log_collector(self, client: Client) -> LogCollector:
+        keys, seal = Keys(self._settings.redis_task_queue), Seal(self._settings.worker_key)
+        return LogCollector(client, keys, seal, open_artifacts(self._settings), self._lease.holder)
+
+
+def _check_postgres(engine: Engine) -> None:
+    with engine.connect() as connection:
+        check_version(connection)
+
+
+def _unless_away(action: Callable[[], object]) -> None:
+    """Do it; a server that does not answer is no reason to fail here."""
+    try:
+        action()
+    except StoreUnavailable as error:
+        log.warning("server_away", why=str(error))

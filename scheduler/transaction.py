@@ -1,0 +1,190 @@
+"""The leader's one transaction: hold the epoch, read what the rules need, decide, write, commit (DESIGN §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from sqlalchemy import Connection, Engine, text
+
+from orchestrator.effects import Count, Effect, RowEffect, SendGrant, Transition, is_durable
+from orchestrator.errors import OrchestratorError, TooLarge, UnreadableMessage
+from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
+from orchestrator.kernel import Kernel, decide
+from orchestrator.records import AttemptRecord, Outcome
+from orchestrator.states import RUN_TERMINAL, AttemptState, Entity
+from orchestrator.store.engine import unanswered_is_unavailable
+from orchestrator.store.grants import GrantedTask, build_specs
+from orchestrator.store.lease import lock_epoch
+from orchestrator.store.loader import load_attempts, load_commands, load_queued_runs, load_runs
+from orchestrator.store.plans import PlanCache
+from orchestrator.store.writer import write
+from orchestrator.wire.messages import GrantSpec, grant_body
+from scheduler.registered_models import settle_registrations
+
+_RELAXED = text("SET LOCAL synchronous_commit TO off")
+_ROW_EFFECTS = get_args(RowEffect)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one transaction is to take in."""
+
+    now: float
+    """Leader's monotonic clock."""
+    events: Sequence[Event] = ()
+    counts: Sequence[Count] = ()
+    poll: bool = False
+    """Also look for open commands and queued runs in the rows."""
+    claims_waiting: bool = False
+
+
+@dataclass(slots=True)
+class Committed:
+    """What was committed, and what is to be sent now."""
+
+    effects: list[Effect] = field(default_factory=list)
+    specs: dict[str, GrantSpec] = field(default_factory=dict)
+    commanded: bool = False
+    more_queued: bool = False
+    """Runs may still be waiting for a place under ``MAX_CONCURRENT_RUNS``."""
+    follow_up: list[Event] = field(default_factory=list)
+    """Outcomes of attempts that can never run, because no grant of them can be made."""
+
+    @property
+    def run_ended(self) -> bool:
+        """Whether a place for another run came free."""
+        return any(
+            isinstance(effect, Transition) and effect.entity is Entity.RUN and effect.after in RUN_TERMINAL
+            for effect in self.effects
+        )
+
+
+class Leader:
+    """Runs the rules inside transactions at one epoch.
+
+    :param connections: the site's named connections, for grants.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        epoch: int,
+        *,
+        connections: Mapping[str, Mapping[str, Any]],
+        registry_url: str | None,
+    ) -> None:
+        self._engine = engine
+        self._epoch = epoch
+        self._connections = connections
+        self._registry_url = registry_url
+        self.plans = PlanCache()
+
+    def take_in(self, kernel: Kernel, round_: Round) -> Committed:
+        """Decide and commit one round. When it raises, the kernel's memory is worthless: rebuild it.
+
+        :raises LostLeadership: the epoch is over; nothing was written.
+        :raises StaleMemory: a row is not as the kernel remembers it; nothing was written.
+        :raises StoreUnavailable: PostgreSQL does not answer; whether it was written is unknown.
+        """
+        done = Committed()
+        if not (round_.events or round_.counts or round_.poll):
+            # Most rounds are only the passing of time; without effects they need no transaction.
+            done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), round_.now)
+            if not done.effects:
+                return done
+            with unanswered_is_unavailable(), self._engine.begin() as connection:
+                lock_epoch(connection, self._epoch)
+                self._write(connection, kernel, done)
+            return done
+        with unanswered_is_unavailable(), self._engine.begin() as connection:
+            lock_epoch(connection, self._epoch)
+            self._decide(connection, kernel, round_, done)
+            done.effects += round_.counts
+            self._write(connection, kernel, done)
+        return done
+
+    def _decide(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
+        now = round_.now
+        events = self._with_ended_attempts(connection, kernel, round_.events)
+        for event in settle_registrations(connection, events):
+            done.effects += decide(kernel, event, now)
+        if round_.poll:
+            for event in self._commands(connection, kernel, now):
+                done.effects += decide(kernel, event, now)
+                done.commanded = True
+            free = kernel.run_slots_free()
+            queued = load_queued_runs(connection, self.plans, now, limit=free)
+            done.more_queued = free <= 0 or len(queued) >= free
+            for run in queued:
+                done.effects += decide(kernel, run, now)
+        done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), now)
+
+    def _commands(self, connection: Connection, kernel: Kernel, now: float) -> Iterable[Event]:
+        """Yield the open commands, each run they concern before them when the kernel does not hold it."""
+        commands: list[Command] = load_commands(connection)
+        unknown = [c.run_id for c in commands if c.run_id is not None and not kernel.knows_run(c.run_id)]
+        held: list[RunSubmitted] = load_runs(connection, self.plans, now, unknown)
+        return [*held, *commands]
+
+    @staticmethod
+    def _with_ended_attempts(connection: Connection, kernel: Kernel, events: Sequence[Event]) -> list[Event]:
+        """Add to outcomes of attempts that the kernel does not hold what the rows say of them."""
+        unheld = [
+            event.attempt_id
+            for event in events
+            if isinstance(event, OutcomeReceived) and not kernel.holds_attempt(event.attempt_id)
+        ]
+        if not unheld:
+            return list(events)
+        rows = load_attempts(connection, unheld)
+        return [
+            replace(event, ended=rows.get(event.attempt_id))
+            if isinstance(event, OutcomeReceived) and not kernel.holds_attempt(event.attempt_id)
+            else event
+            for event in events
+        ]
+
+    def _write(self, connection: Connection, kernel: Kernel, done: Committed) -> None:
+        rows = [effect for effect in done.effects if isinstance(effect, _ROW_EFFECTS)]
+        if not is_durable(done.effects):
+            connection.execute(_RELAXED)
+        if rows:
+            write(connection, rows, self._epoch)
+        granted = [
+            effect.attempt
+            for effect in done.effects
+            # One that has ended or was cancelled in the same round gets none.
+            if isinstance(effect, SendGrant) and kernel.is_granted(effect.attempt)
+        ]
+        if granted:
+            self._build_grants(connection, kernel, granted, done)
+
+    def _build_grants(
+        self, connection: Connection, kernel: Kernel, granted: Sequence[AttemptRecord], done: Committed
+    ) -> None:
+        items = []
+        for attempt in {attempt.id: attempt for attempt in granted}.values():
+            _, tenant_id, _ = kernel.task_of(attempt)
+            items.append(GrantedTask(attempt, tenant_id, kernel.planned(attempt), kernel.plan_of(attempt.run_id)))
+        for attempt_id, spec in build_specs(connection, items, self._connections, self._registry_url).items():
+            error = spec if isinstance(spec, OrchestratorError) else _unsendable(spec)
+            if error is None and isinstance(spec, GrantSpec):
+                done.specs[attempt_id] = spec
+                continue
+            attempt = next(item.attempt for item in items if item.attempt.id == attempt_id)
+            done.follow_up.append(_impossible(attempt, str(error)))
+
+
+def _unsendable(spec: GrantSpec) -> OrchestratorError | None:
+    try:
+        grant_body(spec)
+    except (TooLarge, UnreadableMessage) as error:
+        return error
+    return None
+
+
+def _impossible(attempt: AttemptRecord, message: str) -> OutcomeReceived:
+    outcome = Outcome(AttemptState.FAILED, reason="grant", message=message, retryable=False)
+    return OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, outcome)

@@ -1,0 +1,82 @@
+"""What to do after a round has failed: how long to wait, how few reports to try, when to give up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator.events import Event, OutcomeReceived
+from orchestrator.records import Outcome
+from orchestrator.states import AttemptState
+from scheduler.inbox import BATCH
+
+LONGEST_BACK_OFF = 1.0
+TRIES = 3
+"""A report that fails so often, each time alone, is dropped and counted: it must not stop all others."""
+ROUNDS = 20
+"""After so many failed rounds in a row the process ends; its supervisor starts another."""
+UNUSABLE = Outcome(
+    AttemptState.FAILED,
+    reason="unusable_report",
+    message="What the task reported could not be stored; the scheduler's log says why.",
+    retryable=False,
+)
+
+
+class Troubles:
+    """The memory of failures within a term."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._careful = 0
+        self._failed: Counter[str] = Counter()
+        self._unusable: set[str] = set()
+
+    @property
+    def batch(self) -> int:
+        """Reports to take in the next round: one by one for a while after a failure."""
+        return 1 if self._careful else BATCH
+
+    def passed(self) -> None:
+        """A round went well."""
+        self._in_a_row = 0
+        if self._careful:
+            self._careful -= 1
+        else:
+            self._failed.clear()
+
+    def back_off(self) -> float:
+        """Return the seconds to wait after a failure."""
+        self._in_a_row += 1
+        return float(min(LONGEST_BACK_OFF, 0.05 * 2 ** min(self._in_a_row, 6)))
+
+    def may_go_on(self, reports: Sequence[str]) -> bool:
+        """Note a failure that nobody foresaw; say whether another round makes sense."""
+        self._careful = BATCH
+        self._failed.update(reports[:1] if len(reports) == 1 else ())
+        return self._in_a_row < ROUNDS
+
+    def hopeless(self, reports: Sequence[str], events: Sequence[Event]) -> list[str]:
+        """Return the report of the failed round when it is to be dropped.
+
+        An outcome that was tried, alone, often enough is first tried as a plain failure (:meth:`mend`), so that its
+        attempt ends all the same.
+        """
+        if len(reports) != 1 or self._failed[reports[0]] < TRIES:
+            return []
+        unusable = {event.attempt_id for event in events if isinstance(event, OutcomeReceived)} - self._unusable
+        if not unusable:
+            return list(reports)
+        self._unusable |= unusable
+        del self._failed[reports[0]]
+        return []
+
+    def mend(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events with outcomes that could not be committed replaced by a failure that says so."""
+        return [
+            replace(event, outcome=UNUSABLE)
+            if isinstance(event, OutcomeReceived) and event.attempt_id in self._unusable
+            else event
+            for event in events
+        ]

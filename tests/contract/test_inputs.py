@@ -1,0 +1,76 @@
+"""``orchestrator.inputs``: the files operators read, from artifacts, data roots and S3 (a real HTTP server)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.inputs import describe_output, fingerprint, local_file
+from orchestrator.operator import OperatorFailure
+from orchestrator.testing import make_context
+
+
+@pytest.fixture(scope="module")
+def s3_options() -> Iterator[dict[str, str]]:
+    """A bucket named ``bucket`` with one object, served on a free port of loopback."""
+    from moto.server import ThreadedMotoServer
+    from obstore import put
+    from obstore.store import S3Store
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    options = {
+        "aws_endpoint_url": f"http://127.0.0.1:{port}", "aws_access_key_id": "key", "aws_region": "us-east-1",
+        "aws_secret_access_key": "secret", "aws_allow_http": "true",
+    }  # fmt: skip
+    import urllib.request
+
+    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
+    put(S3Store("bucket", config=options), "models/m.bin", b"weights")  # type: ignore[arg-type]
+    yield options
+    server.stop()
+
+
+def test_an_object_in_s3_is_downloaded_once(s3_options: dict[str, str], tmp_path: Path) -> None:
+    context = make_context(tmp_path, s3_options=s3_options)
+    path = local_file(context, "s3://bucket/models/m.bin")
+    assert path.read_bytes() == b"weights"
+    assert path.is_relative_to(context.workdir)
+    assert local_file(context, "s3://bucket/models/m.bin") == path
+    assert fingerprint(path) == "sha256:" + hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/absent.bin", "s3://bucket", "s3:///x", "absent.bin", "data:sub"])
+def test_what_is_not_there_is_told(uri: str, s3_options: dict[str, str], tmp_path: Path) -> None:
+    context = make_context(tmp_path, s3_options=s3_options)
+    (tmp_path / "data" / "sub").mkdir()
+    with pytest.raises(OperatorFailure) as caught:
+        local_file(context, uri)
+    assert (caught.value.reason, caught.value.retryable) == ("not_found", False)
+
+
+def test_artifacts_and_data_roots_are_read_in_place(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    (tmp_path / "data" / "x.csv").write_text("a\n1\n")
+    stored = context.artifacts.put_bytes("tenant/run/t/1/y.csv", b"b\n2\n")
+    assert local_file(context, "data:x.csv").read_text() == "a\n1\n"
+    assert local_file(context, stored.uri).read_bytes() == b"b\n2\n"
+
+
+def test_another_tenants_artifact_is_refused_though_it_is_there(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    stored = context.artifacts.put_bytes("other/run/t/1/y.csv", b"b\n2\n")
+    with pytest.raises(OperatorFailure) as caught:
+        local_file(context, stored.uri)
+    assert caught.value.reason == "forbidden_path"
+
+
+def test_an_output_that_was_handed_on_is_its_makers(tmp_path: Path) -> None:
+    model = {"uri": "artifact://tenant/run/train/1/m.skops", "digest": "d"}
+    context = make_context(tmp_path, upstream_outputs={"compare": {"model": model}, "train": {"model": model}})
+    assert describe_output(context, "model", model["uri"]) == {"task": "train", **model}
+    assert describe_output(context, "dataset", model["uri"]) == {}

@@ -1,0 +1,243 @@
+"""A site with one file of test operators, and a fork server that runs them without Redis or Celery."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Settings, load_settings
+from orchestrator.records import Outcome, Resources
+from orchestrator.wire.messages import GrantSpec, grant_body
+from workers import environment
+from workers.attempt_folder import AttemptFolder
+from workers.fork_client import ForkClient, Listener
+from workers.identity import IncarnationLock, open_folders, read_boot_id
+from workers.orders import Site
+from workers.spool import Spool
+
+OPERATORS = '''
+import os, signal, subprocess, sys, time
+from orchestrator.operator import Operator, OperatorFailure, SkipTask
+
+ANY = {"type": "object"}
+
+
+class Probe(Operator):
+    name = "probe"
+    summary = "Does what the test asks."
+    parameters_schema = ANY
+    outputs_schema = ANY
+
+    def run(self, context, parameters):
+        return getattr(self, parameters["do"])(context, parameters)
+
+    def echo(self, context, parameters):
+        print("hello from", context.task)
+        context.progress(0.5, "half way")
+        return {
+            "environment": dict(os.environ), "cwd": os.getcwd(), "session": os.getsid(0), "pid": os.getpid(),
+            "descriptors": sorted(os.listdir("/proc/self/fd")), "parameters": parameters,
+            "connections": sorted(context.connections), "threads": os.environ["OMP_NUM_THREADS"],
+            "status": open("/proc/self/status").read(), "core": __import__("resource").getrlimit(4),
+        }
+
+    def sleep(self, context, parameters):
+        print("sleeping", flush=True)
+        time.sleep(parameters.get("seconds", 600))
+        return {}
+
+    def fail(self, context, parameters):
+        raise OperatorFailure("bad_data", "The file is empty.", retryable=True, retry_after=7.0)
+
+    def skip(self, context, parameters):
+        raise SkipTask("nothing_new", "No new rows.")
+
+    def crash(self, context, parameters):
+        raise ValueError("boom")
+
+    def die(self, context, parameters):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def leave(self, context, parameters):
+        os._exit(3)
+
+    def huge(self, context, parameters):
+        return {"text": "x" * 300_000}
+
+    def nan(self, context, parameters):
+        return {"value": float("nan")}
+
+    def chatter(self, context, parameters):
+        line = "y" * 1023 + "\\n"
+        for _ in range(20 * 1024):
+            sys.stdout.write(line)
+        print("the last line")
+        return {}
+
+    def escape(self, context, parameters):
+        """Double-fork, leave the session, ignore TERM, and note every pid."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        notes = parameters["notes"]
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    with open(notes, "a") as file:
+                        file.write(f"{os.getpid()}\\n")
+                    time.sleep(600)
+                os._exit(0)
+            os.wait()
+        with open(notes, "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        if parameters.get("return"):
+            return {}
+        time.sleep(600)
+
+    def run_away(self, context, parameters):
+        """Chains of processes, each of which forks its successor and ends."""
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                while True:
+                    with open(parameters["counter"], "a") as file:
+                        file.write("x")
+                    if os.fork() != 0:
+                        os._exit(0)
+        time.sleep(600)
+
+    def finish_on_term(self, context, parameters):
+        done = []
+        signal.signal(signal.SIGTERM, lambda *_: done.append(1))
+        print("ready", flush=True)
+        while not done:
+            time.sleep(0.02)
+        return {"saved": True}
+
+    def eat(self, context, parameters):
+        blocks = []
+        for _ in range(parameters["mebibytes"]):
+            blocks.append(bytearray(os.urandom(1024)) * 1024)
+            time.sleep(0.002)
+        return {"eaten": len(blocks)}
+
+    def kill_supervisor(self, context, parameters):
+        if os.fork() == 0:
+            os.setsid()
+            with open(parameters["notes"], "a") as file:
+                file.write(f"{os.getpid()}\\n")
+            time.sleep(600)
+        while not os.path.exists(parameters["notes"]) or not os.path.getsize(parameters["notes"]):
+            time.sleep(0.01)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+'''
+
+
+def write_operators(tmp_path: Path) -> Path:
+    """Write the operator file and return its folder."""
+    folder = tmp_path / "site-operators"
+    folder.mkdir(exist_ok=True)
+    (folder / "probe.py").write_text(OPERATORS)
+    return folder
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+    """Return the condition's first true value; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.02)
+    return value
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether the process lives (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class ForkSite:
+    """A fork server on a temporary ``DATA_DIR``."""
+
+    def __init__(self, tmp_path: Path, use_cgroups: bool = True) -> None:
+        self.tmp_path = tmp_path
+        variables = {
+            "DATA_DIR": str(tmp_path / "data"),
+            "OPERATORS_PATH": str(write_operators(tmp_path)),
+            "PATH": os.environ["PATH"],
+            "WORKER_KEY": "not-for-tasks",
+            "MINIO_SECRET_KEY": "not-for-tasks-either",
+        }
+        self.settings: Settings = load_settings(variables)
+        self.folders = open_folders(self.settings)
+        self.incarnation = str(uuid.uuid4())
+        self.lock = IncarnationLock(self.folders, self.incarnation)
+        self.spool = Spool(self.folders.spool)
+        self.started: set[str] = set()
+        self.ended: set[str] = set()
+        self.died = threading.Event()
+        site = Site(
+            incarnation=self.incarnation,
+            boot_id=read_boot_id(),
+            attempts=str(self.folders.attempts),
+            spool=str(self.folders.spool),
+            local_to="host-1",
+            settings=environment.settings_for_tasks(variables, self.settings, "host-1"),
+            environment=environment.task_base(variables),
+            use_cgroups=use_cgroups,
+        )
+        self.client = ForkClient(
+            site,
+            environment.fork_server_environment(variables, self.incarnation),
+            self.lock.fd,
+            Listener(self.started.add, self.ended.add, self.died.set),
+        )
+
+    def start(self, do: str, fresh_until: float | None = None, **fields: Any) -> str:
+        """Start one attempt of the probe operator and return its id."""
+        attempt_id = uuid.uuid4().hex
+        parameters = {"do": do, **fields.pop("parameters", {})}
+        values: dict[str, Any] = {
+            "attempt_id": attempt_id,
+            "token": f"token-{attempt_id}",
+            "run_id": "run-1",
+            "tenant_id": "tenant-1",
+            "task": "task-1",
+            "number": 1,
+            "operator": "probe",
+            "parameters": parameters,
+            "resources": Resources(cpu=2000, memory=2**30),
+            **fields,
+        }
+        self.client.start(attempt_id, grant_body(GrantSpec(**values)), fresh_until)
+        return attempt_id
+
+    def outcome(self, attempt_id: str, seconds: float = 30.0) -> Outcome:
+        """Wait for the end and return the outcome."""
+        wait_for(lambda: attempt_id in self.ended, seconds, "end of the attempt")
+        spooled = self.spool.read(attempt_id)
+        assert spooled is not None
+        assert spooled.worker_id == self.incarnation
+        assert spooled.token == f"token-{attempt_id}"
+        return spooled.outcome
+
+    def folder(self, attempt_id: str) -> AttemptFolder:
+        return AttemptFolder(self.folders.attempts, attempt_id)
+
+    def log(self, attempt_id: str) -> str:
+        return self.folder(attempt_id).log.read_text()
+
+    def wait_for_log(self, attempt_id: str, text: str) -> None:
+        log = self.folder(attempt_id).log
+        wait_for(lambda: log.exists() and text in log.read_text(), what=f"{text!r} in the log")
+
+    def close(self) -> None:
+        self.client.close()
+        self.lock.release()

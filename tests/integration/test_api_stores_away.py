@@ -1,0 +1,109 @@
+"""A store that is away: 503 in time and nothing leaked, while what does not need it goes on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api.app import create_app
+from tests.integration.api_site import ApiSite, open_site
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens for as long as the test runs."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("kind", ["closed_port", "deaf_port"])
+def test_without_the_database_every_answer_is_503_within_three_seconds(
+    kind: str, request: pytest.FixtureRequest, redis_url: str, tmp_path: Path, api: ApiSite
+) -> None:
+    port = request.getfixturevalue(kind)
+    settings = replace(api.settings, database_url=f"postgresql+psycopg2://user:hidden@127.0.0.1:{port}/db")
+    site = ApiSite(create_app(settings), settings, api.tenant_id, api.keys)
+    try:
+        for method, path in (("GET", "/api/v1/runs"), ("POST", "/api/v1/pipelines"), ("GET", "/monitoring/health")):
+            began = time.monotonic()
+            response = site.call(method, path, {} if method == "POST" else None)
+            assert time.monotonic() - began < 3.0
+            assert response.status_code == 503
+            assert int(response.headers["Retry-After"]) >= 1
+            assert response.json is not None
+            assert response.json["code"] == 503
+            assert "hidden" not in response.text
+            assert str(port) not in response.text
+        assert site.app.test_client().get("/healthz").status_code == 200
+    finally:
+        site.services.close()
+
+
+def test_a_key_that_was_just_valid_still_reads_health_while_the_database_is_away(
+    api: ApiSite, closed_port: int
+) -> None:
+    assert api.call("GET", "/monitoring/health").status_code == 200
+    api.engine.dispose()
+    away = replace(api.settings, database_url=f"postgresql+psycopg2://u:p@127.0.0.1:{closed_port}/db")
+    site = ApiSite(create_app(away), away, api.tenant_id, api.keys)
+    site.services.keyring._known.update(api.services.keyring._known)
+    try:
+        detailed = site.call("GET", "/monitoring/health/detailed")
+        assert detailed.status_code == 503
+        assert detailed.json is not None
+        assert detailed.json["status"] == "unhealthy"
+        assert detailed.json["components"]["redis"]["status"] == "healthy"
+    finally:
+        site.services.close()
+
+
+def test_an_exhausted_pool_is_503_within_three_seconds(api: ApiSite) -> None:
+    assert api.call("GET", "/api/v1/runs").status_code == 200
+    held = [api.engine.connect() for _ in range(api.settings.database_pool_size)]
+    try:
+        began = time.monotonic()
+        response = api.call("GET", "/api/v1/runs")
+        assert time.monotonic() - began < 3.0
+        assert response.status_code == 503
+    finally:
+        for connection in held:
+            connection.close()
+    assert api.call("GET", "/api/v1/runs").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["closed_port", "deaf_port"])
+def test_without_redis_runs_are_still_accepted_at_once(
+    kind: str, request: pytest.FixtureRequest, database_url: str, tmp_path: Path
+) -> None:
+    port = request.getfixturevalue(kind)
+    site = open_site(database_url, f"redis://127.0.0.1:{port}/0", tmp_path)
+    try:
+        site.saved()
+        began = time.monotonic()
+        run = site.started()
+        site.add_attempt(run["id"], "first")
+        assert site.call("GET", f"/api/v1/runs/{run['id']}").status_code == 200
+        assert site.call("POST", f"/api/v1/runs/{run['id']}/cancel").status_code == 202
+        assert time.monotonic() - began < 3.0
+        health = site.call("GET", "/monitoring/health")
+        assert (health.status_code, health.json) == (200, {"status": "degraded"})
+        assert "orchestrator_redis_up 0.0" in site.call("GET", "/monitoring/metrics").text
+    finally:
+        site.services.close()

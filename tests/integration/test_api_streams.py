@@ -1,0 +1,127 @@
+"""Logs and audits: read in parts, and followed by server-sent events until the end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from api.sse import StreamSlots
+from tests.integration.api_site import ApiSite
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    """Read server-sent events as (kind, content)."""
+    found: list[tuple[str, Any]] = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
+        if "event" in fields:
+            found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+@pytest.fixture
+def attempt(api: ApiSite) -> tuple[str, str]:
+    """Return (path of the task, key prefix of its attempt's log), with two chunks of a log in place."""
+    api.saved()
+    run = api.started()
+    attempt_id = api.add_attempt(run["id"], "first")
+    prefix = f"logs/{api.tenant_id}/{run['id']}/{attempt_id}"
+    api.services.artifacts.put_bytes(f"{prefix}/{0:015d}", b"hello\n")
+    api.services.artifacts.put_bytes(f"{prefix}/{6:015d}", "gr\u00fc\u00dfe\n".encode())
+    return f"/api/v1/runs/{run['id']}/tasks/first", prefix
+
+
+def test_a_log_is_text_that_no_browser_takes_for_a_page(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, _ = attempt
+    response = api.call("GET", f"{path}/logs")
+    assert response.status_code == 200
+    assert response.content_type == "text/plain; charset=utf-8"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.text == "hello\ngrüße\n"
+    assert response.headers["X-Next-Offset"] == str(len(response.data))
+
+
+def test_a_log_is_read_in_parts_across_chunks(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, _ = attempt
+    offset, text = 0, ""
+    for _ in range(20):
+        asked = api.call("GET", f"{path}/logs?offset={offset}&limit=3", headers={"Accept": "application/json"})
+        part: Any = asked.json
+        if part["next_offset"] == offset:
+            break
+        text, offset = text + part["text"], part["next_offset"]
+    assert text == "hello\ngrüße\n"
+    assert not part["complete"]
+    api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now()")
+    last = api.call("GET", f"{path}/logs?offset={offset}", headers={"Accept": "application/json"}).json
+    assert last is not None
+    assert (last["text"], last["complete"], last["attempt"]) == ("", True, 1)
+
+
+def test_chunks_sent_twice_and_chunks_not_yet_there_do_no_harm(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, prefix = attempt
+    api.services.artifacts.put_bytes(f"{prefix}/{3:015d}", b"lo\ngr")
+    api.services.artifacts.put_bytes(f"{prefix}/{500:015d}", b"later")
+    assert api.call("GET", f"{path}/logs").text == "hello\ngrüße\n"
+
+
+def test_a_task_that_was_never_tried_has_an_empty_log(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path = attempt[0].replace("/first", "/second")
+    response = api.call("GET", f"{path}/logs")
+    assert (response.status_code, response.text, response.headers["X-Next-Offset"]) == (200, "", "0")
+    assert api.call("GET", f"{path}/logs?attempt=1").status_code == 404
+    assert api.call("GET", f"{path}/logs?follow=true").status_code == 404
+    assert api.call("GET", f"{attempt[0]}/logs?attempt=2").status_code == 404
+    assert api.call("GET", f"{attempt[0]}/logs?offset=-1").status_code == 422
+
+
+def test_a_log_is_followed_until_its_attempt_has_ended(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, prefix = attempt
+    with api.call("GET", f"{path}/logs", headers={"Accept": "text/event-stream"}) as response:
+        assert response.mimetype == "text/event-stream"
+        stream = response.iter_encoded()
+        text = next(stream).decode()
+        api.services.artifacts.put_bytes(f"{prefix}/{14:015d}", b"bye\n")
+        api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now()")
+        text += b"".join(stream).decode()
+    found = events_of(text)
+    assert [kind for kind, _ in found] == ["log", "log", "end"]
+    assert "".join(content["text"] for kind, content in found if kind == "log") == "hello\ngrüße\nbye\n"
+    resumed = api.call("GET", f"{path}/logs?follow=true", headers={"Last-Event-ID": "14"}).text
+    assert events_of(resumed)[0] == ("log", {"offset": 14, "next_offset": 18, "text": "bye\n"})
+
+
+def test_the_audit_is_followed_until_the_run_has_ended(api: ApiSite) -> None:
+    api.saved()
+    run = api.started()
+    path = f"/api/v1/runs/{run['id']}/events"
+    api.sql("UPDATE runs SET state = 'cancelled', ended_at = now()")
+    api.sql("INSERT INTO events (tenant_id, run_id, entity, entity_id, before, after, cause, actor, epoch) "
+            "SELECT tenant_id, id, 'run', id::text, 'queued', 'cancelled', 'cancel', 'admin', 1 FROM runs")
+    found = events_of(api.call("GET", path, headers={"Accept": "text/event-stream"}).text)
+    assert [(kind, content.get("after")) for kind, content in found] == [
+        ("transition", "queued"), ("transition", "cancelled"), ("end", None)]
+    assert found[-1][1] == {"state": "cancelled"}
+    first = found[0][1]["id"]
+    resumed = events_of(api.call("GET", f"{path}?follow=true", headers={"Last-Event-ID": str(first)}).text)
+    assert [kind for kind, _ in resumed] == ["transition", "end"]
+    page = api.call("GET", f"{path}?limit=1").json
+    assert page is not None
+    rest = api.call("GET", f"{path}?limit=1&cursor={page['next_cursor']}").json
+    assert rest is not None
+    assert [event["after"] for event in page["items"] + rest["items"]] == ["queued", "cancelled"]
+    assert api.call("GET", f"{path}?entity=run&task=first").json == {"items": [], "next_cursor": None}
+
+
+def test_only_so_many_streams_are_open_at_once(api: ApiSite) -> None:
+    slots = StreamSlots(1)
+    with api.app.test_request_context():
+        first = slots.respond(iter(["x"]))
+        with pytest.raises(Exception, match="Too many event streams"):
+            slots.respond(iter(["x"]))
+        first.close()
+        slots.respond(iter(["x"])).close()

@@ -1,0 +1,248 @@
+"""The fork server and its supervisors on real processes: starts, ends, stops, escapes, deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.records import Resources
+from orchestrator.states import AttemptState
+from tests.integration.fork_server_site import ForkSite, is_alive, wait_for
+from workers import cgroups
+from workers.identity import has_ended
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[ForkSite]:
+    made = ForkSite(tmp_path)
+    yield made
+    made.close()
+
+
+def pids_in(notes: Path) -> list[int]:
+    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
+
+
+def test_an_attempt_runs_in_its_own_session_with_a_scrubbed_environment(site: ForkSite) -> None:
+    attempt = site.start("echo", connections={"warehouse": {"url": "postgresql://secret"}})
+    outcome = site.outcome(attempt)
+    assert outcome.state is AttemptState.SUCCEEDED, outcome
+    seen = outcome.outputs
+    assert seen["session"] == seen["pid"]
+    assert "not-for-tasks" not in str(seen)
+    assert seen["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert seen["environment"]["ORCHESTRATOR_ATTEMPT"] == attempt
+    assert seen["threads"] == "2"
+    assert "NoNewPrivs:\t1" in seen["status"]
+    assert seen["core"] == [0, 0]
+    assert seen["connections"] == ["warehouse"]
+    assert len(seen["descriptors"]) <= 4, "stdin, stdout, stderr, and the listing itself"
+    assert outcome.local_to == "host-1"
+    assert "hello from task-1" in site.log(attempt)
+    assert not site.folder(attempt).work.exists()
+    assert outcome.usage.peak_memory > 2**20
+    assert outcome.usage.wall_seconds > 0
+
+
+def test_the_environment_block_in_proc_holds_no_secret(site: ForkSite) -> None:
+    attempt = site.start("sleep")
+    site.wait_for_log(attempt, "sleeping")
+    supervisor = site.folder(attempt).read("state")["pid"]
+    for pid in (supervisor, site.client.process.pid):
+        assert b"not-for-tasks" not in Path(f"/proc/{pid}/environ").read_bytes()
+    site.client.stop(attempt, "cancelled", 0.0)
+    site.outcome(attempt)
+
+
+@pytest.mark.parametrize(
+    ("do", "reason", "retryable"),
+    [
+        ("fail", "bad_data", True),
+        ("crash", "exception", True),
+        ("die", "signal", True),
+        ("leave", "exit", True),
+        ("huge", "bad_outputs", False),
+        ("nan", "bad_outputs", False),
+    ],
+)
+def test_every_way_to_fail_has_its_reason(site: ForkSite, do: str, reason: str, retryable: bool) -> None:
+    outcome = site.outcome(site.start(do))
+    assert (outcome.state, outcome.reason) == (AttemptState.FAILED, reason), outcome
+    assert outcome.retryable is retryable
+    assert not outcome.infrastructure
+    assert outcome.retry_after == (7.0 if do == "fail" else None)
+
+
+def test_an_operator_may_skip(site: ForkSite) -> None:
+    outcome = site.outcome(site.start("skip"))
+    assert outcome.state is AttemptState.SUCCEEDED
+    assert outcome.skipped
+    assert outcome.reason == "nothing_new"
+
+
+def test_an_unknown_operator_is_a_failure_that_names_what_there_is(site: ForkSite) -> None:
+    outcome = site.outcome(site.start("echo", operator="no_such"))
+    assert outcome.reason == "unknown_operator"
+    assert "probe" in outcome.message
+
+
+def test_a_timeout_stops_the_attempt(site: ForkSite) -> None:
+    outcome = site.outcome(site.start("sleep", timeout=0.5, grace=1.0))
+    assert outcome.state is AttemptState.TIMED_OUT
+    assert outcome.usage.wall_seconds < 5
+
+
+def test_a_cancel_kills_a_tree_that_escapes_and_ignores_term(site: ForkSite, tmp_path: Path) -> None:
+    notes = tmp_path / "pids"
+    attempt = site.start("escape", parameters={"notes": str(notes)})
+    wait_for(lambda: len(pids_in(notes)) == 4)
+    began = time.monotonic()
+    site.client.stop(attempt, "cancelled", 1.0)
+    outcome = site.outcome(attempt)
+    assert outcome.state is AttemptState.CANCELLED
+    assert not any(map(is_alive, pids_in(notes)))
+    assert 0.9 <= time.monotonic() - began <= 3.0
+
+
+def test_a_chain_of_forks_that_never_rests_is_killed(site: ForkSite, tmp_path: Path) -> None:
+    group = cgroups.open_group("probe", 0)
+    group.remove()
+    if not group.folders:
+        pytest.skip("this account can't make v2 cgroups here")
+    counter = tmp_path / "counter"
+    attempt = site.start("run_away", parameters={"counter": str(counter)})
+    wait_for(lambda: counter.exists() and counter.stat().st_size > 50)
+    site.client.stop(attempt, "cancelled", 0.3)
+    assert site.outcome(attempt).state is AttemptState.CANCELLED
+    size = counter.stat().st_size
+    time.sleep(0.3)  # whatever still ran would write every millisecond or so
+    assert counter.stat().st_size == size
+
+
+def test_what_a_finished_task_leaves_behind_is_killed_before_its_success_is_told(
+    site: ForkSite, tmp_path: Path
+) -> None:
+    notes = tmp_path / "pids"
+    outcome = site.outcome(site.start("escape", parameters={"notes": str(notes), "return": True}))
+    assert outcome.state is AttemptState.SUCCEEDED
+    assert len(pids_in(notes)) == 4
+    assert not any(map(is_alive, pids_in(notes)))
+
+
+def test_a_preempted_task_that_finishes_within_its_grace_has_succeeded(site: ForkSite) -> None:
+    attempt = site.start("finish_on_term")
+    site.wait_for_log(attempt, "ready")
+    site.client.stop(attempt, "preempted", 5.0)
+    outcome = site.outcome(attempt)
+    assert outcome.state is AttemptState.SUCCEEDED
+    assert outcome.outputs == {"saved": True}
+
+
+def test_a_cancelled_task_that_finishes_within_its_grace_is_cancelled_all_the_same(site: ForkSite) -> None:
+    attempt = site.start("finish_on_term")
+    site.wait_for_log(attempt, "ready")
+    site.client.stop(attempt, "cancelled", 5.0)
+    assert site.outcome(attempt).state is AttemptState.CANCELLED
+
+
+def test_preemption_is_no_fault_of_the_task(site: ForkSite) -> None:
+    attempt = site.start("sleep")
+    site.wait_for_log(attempt, "sleeping")
+    site.client.stop(attempt, "preempted", 5.0)
+    outcome = site.outcome(attempt)
+    assert outcome.state is AttemptState.PREEMPTED
+    assert outcome.infrastructure
+
+
+@pytest.mark.parametrize("kernel_keeps_it", [True, False])
+def test_memory_above_the_ceiling_is_told_apart_as_oom(tmp_path: Path, kernel_keeps_it: bool) -> None:
+    group = cgroups.open_group("probe", 2**28)
+    group.remove()
+    if kernel_keeps_it and group.oom_counter is None:
+        pytest.skip("this account can't make cgroups with a memory ceiling here")
+    site = ForkSite(tmp_path, use_cgroups=kernel_keeps_it)
+    try:
+        attempt = site.start("eat", parameters={"mebibytes": 400}, resources=Resources(cpu=1000, memory=150 * 2**20))
+        outcome = site.outcome(attempt)
+        assert (outcome.state, outcome.reason) == (AttemptState.FAILED, "oom"), (outcome, site.log(attempt))
+        assert not outcome.infrastructure
+    finally:
+        site.close()
+
+
+def test_an_exclusive_attempt_stops_itself_when_it_is_cut_off(site: ForkSite) -> None:
+    attempt = site.start("sleep", exclusive=True, fresh_until=time.monotonic() + 1.0)
+    site.wait_for_log(attempt, "sleeping")
+    site.client.refresh(time.monotonic() + 1.5)
+    outcome = site.outcome(attempt)
+    assert (outcome.state, outcome.reason) == (AttemptState.LOST, "cut_off")
+    assert outcome.infrastructure
+
+
+def test_a_long_log_keeps_its_head_and_its_tail(site: ForkSite) -> None:
+    attempt = site.start("chatter")
+    assert site.outcome(attempt).state is AttemptState.SUCCEEDED
+    text = site.log(attempt)
+    assert len(text) < 17 * 2**20
+    assert "bytes of output were left out here" in text
+    assert text.rstrip().endswith("the last line")
+
+
+def test_killing_the_supervisor_kills_the_tree_and_is_an_infrastructure_loss(site: ForkSite, tmp_path: Path) -> None:
+    notes = tmp_path / "pids"
+    outcome = site.outcome(site.start("kill_supervisor", parameters={"notes": str(notes)}))
+    assert (outcome.state, outcome.reason) == (AttemptState.LOST, "supervisor_lost")
+    assert outcome.infrastructure
+    assert len(pids_in(notes)) == 1
+    assert not any(map(is_alive, pids_in(notes)))
+
+
+def test_an_attempt_beside_a_killed_supervisor_goes_on(site: ForkSite, tmp_path: Path) -> None:
+    other = site.start("finish_on_term")
+    site.wait_for_log(other, "ready")
+    site.outcome(site.start("kill_supervisor", parameters={"notes": str(tmp_path / "pids")}))
+    site.client.stop(other, "preempted", 5.0)
+    assert site.outcome(other).state is AttemptState.SUCCEEDED
+
+
+def test_the_death_of_the_fork_server_ends_the_trees_and_leaves_their_outcomes(site: ForkSite, tmp_path: Path) -> None:
+    notes = tmp_path / "pids"
+    attempt = site.start("escape", parameters={"notes": str(notes)})
+    wait_for(lambda: len(pids_in(notes)) == 4)
+    os.kill(site.client.process.pid, signal.SIGKILL)
+    assert site.died.wait(10)
+    wait_for(lambda: site.spool.has(attempt), what="outcome written by the supervisor itself")
+    spooled = site.spool.read(attempt)
+    assert spooled is not None
+    assert (spooled.outcome.state, spooled.outcome.reason) == (AttemptState.LOST, "worker_lost")
+    assert not any(map(is_alive, pids_in(notes)))
+
+
+def test_the_end_of_the_worker_ends_the_trees_and_then_frees_its_lock(tmp_path: Path) -> None:
+    site = ForkSite(tmp_path)
+    notes = tmp_path / "pids"
+    attempt = site.start("escape", parameters={"notes": str(notes)})
+    wait_for(lambda: len(pids_in(notes)) == 4)
+    assert not has_ended(site.folders, site.incarnation)
+    site.close()
+    wait_for(lambda: has_ended(site.folders, site.incarnation))
+    spooled = site.spool.read(attempt)
+    assert spooled is not None
+    assert (spooled.outcome.state, spooled.outcome.reason) == (AttemptState.LOST, "worker_lost")
+    assert not any(map(is_alive, pids_in(notes)))
+
+
+def test_the_fork_server_is_lean_and_quick(site: ForkSite) -> None:
+    site.outcome(site.start("echo"))
+    status = Path(f"/proc/{site.client.process.pid}/status").read_text()
+    resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    threads = int(status.split("Threads:")[1].split()[0])
+    assert threads == 1
+    assert resident < 30, f"{resident:.0f} MiB; the fork server has learnt to import something heavy"

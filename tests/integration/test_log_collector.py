@@ -1,0 +1,104 @@
+"""Log chunks travel from Redis to the artifact store; a store that is away delays them and blocks nothing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.artifacts import Artifact, LocalArtifacts
+from orchestrator.errors import StoreUnavailable
+from orchestrator.wire.keys import Keys
+from orchestrator.wire.log_stream import LogChunk, LogPublisher
+from orchestrator.wire.redis import Client, connect
+from orchestrator.wire.seal import Seal
+from scheduler.log_collector import LogCollector, log_key
+
+pytestmark = pytest.mark.timeout(30)
+
+SEAL = Seal("worker-key-for-tests")
+
+
+class SometimesAway(LocalArtifacts):
+    away = True
+
+    def put_bytes(self, key: str, data: bytes) -> Artifact:
+        if self.away:
+            raise StoreUnavailable("The object store does not answer.")
+        return super().put_bytes(key, data)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    made = connect(redis_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys(f"test-{uuid.uuid4().hex[:8]}")
+
+
+def chunk(offset: int, content: bytes, attempt: str = "attempt") -> LogChunk:
+    return LogChunk(attempt, "tenant", "run", offset, content)
+
+
+def collect_all(collector: LogCollector, client: Client, keys: Keys) -> None:
+    while client.xlen(keys.logs):
+        collector.collect(0.01)
+
+
+def test_chunks_become_objects_in_their_order(client: Client, keys: Keys, tmp_path: Path) -> None:
+    artifacts = LocalArtifacts(tmp_path, scope="shared")
+    collector = LogCollector(client, keys, SEAL, artifacts, "one")
+    LogPublisher(client, keys, SEAL, "worker").publish([chunk(5, b"world"), chunk(0, b"hello")])
+    collect_all(collector, client, keys)
+    stored = list(artifacts.list("logs/tenant/run/attempt"))
+    assert stored == [log_key(chunk(0, b"")), log_key(chunk(5, b""))]
+    assert b"".join(artifacts.get_bytes(f"artifact://{key}", 100) for key in stored) == b"helloworld"
+    assert client.xlen(keys.logs) == 0
+
+
+def test_chunks_wait_while_the_store_is_away_and_are_taken_over_by_another(
+    client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    artifacts = SometimesAway(tmp_path, scope="shared")
+    first = LogCollector(client, keys, SEAL, artifacts, "first")
+    LogPublisher(client, keys, SEAL, "worker").publish([chunk(0, b"kept")])
+    first.collect(0.01)
+    with pytest.raises(StoreUnavailable):
+        first.collect(0.01)
+    artifacts.away = False
+    second = LogCollector(client, keys, SEAL, artifacts, "second")
+    collect_all(second, client, keys)
+    assert artifacts.get_bytes(f"artifact://{log_key(chunk(0, b''))}", 100) == b"kept"
+
+
+def test_forged_and_misnamed_chunks_are_dropped_and_counted(client: Client, keys: Keys, tmp_path: Path) -> None:
+    collector = LogCollector(client, keys, SEAL, LocalArtifacts(tmp_path, scope="shared"), "one")
+    LogPublisher(client, keys, Seal("another key"), "worker").publish([chunk(0, b"forged")])
+    LogPublisher(client, keys, SEAL, "worker").publish([chunk(0, b"escaping", attempt="../../etc")])
+    collect_all(collector, client, keys)
+    assert sorted(count.what for count in collector.take_counts()) == ["forged_log", "refused_log"]
+    assert collector.take_counts() == []
+    assert list(tmp_path.rglob("*passwd*")) == []
+
+
+def test_the_thread_goes_on_after_the_store_was_away(client: Client, keys: Keys, tmp_path: Path) -> None:
+    artifacts = SometimesAway(tmp_path, scope="shared")
+    collector = LogCollector(client, keys, SEAL, artifacts, "one")
+    collector.start()
+    LogPublisher(client, keys, SEAL, "worker").publish([chunk(0, b"late")])
+    deadline = time.monotonic() + 10
+    while not any(count.what == "log_delayed" for count in collector.take_counts()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    artifacts.away = False
+    while not artifacts.exists(f"artifact://{log_key(chunk(0, b''))}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    collector.stop()

@@ -1,0 +1,229 @@
+"""The rules of the simulation: what may happen to a world with one kernel that leads, in any order."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orchestrator.events import Event, OutcomeReceived
+from orchestrator.records import Outcome, Plan, PlannedTask, Resources, RetryPolicy
+from orchestrator.states import AttemptState, RunState
+from tests.unit.simulated_world import GIB, OUTCOMES, Worker, World
+
+RETRY = RetryPolicy(retries=1, delay=10, factor=2, max_delay=20, jitter=0.1)
+
+
+def task(name: str, *upstream: str, rule: str = "all_success", cpu: int = 1000, memory: int = GIB, gpus: int = 0,
+         timeout: float | None = None, queue: str = "cpu") -> PlannedTask:
+    return PlannedTask(
+        name, "custom_script", upstream, rule, queue, Resources(cpu, memory, gpus), retry=RETRY, timeout=timeout
+    )
+
+
+PLANS = (
+    Plan((task("only"),)),
+    Plan((task("poison"), task("victim", "poison", rule="all_done"))),
+    Plan((task("big", cpu=4000, memory=GIB), task("after", "big", timeout=30.0))),
+    Plan((task("first"), task("second", "first"), task("third", "second", rule="all_done"))),
+    Plan((task("left"), task("right", cpu=2000), task("join", "left", "right"),
+          task("repair", "left", "right", rule="one_failed"), task("last", "join", "repair", rule="none_failed"))),
+    Plan((task("train", gpus=1, queue="gpu", timeout=20.0), task("more", gpus=1, queue="gpu"),
+          task("report", "train", "more", rule="all_done_min_one_success"))),
+    Plan(tuple(task(f"part{n}", memory=2 * GIB) for n in range(4))
+         + (task("merge", *(f"part{n}" for n in range(4)), rule="none_skipped"),)),
+)
+
+PICK = st.integers(0, 11)
+
+
+class Simulation(RuleBasedStateMachine):
+    """Submit, deliver, double, drop, reorder, crash, freeze, flush, take over, cancel; then check and heal."""
+
+    checks_epoch = True
+
+    @initialize(plan=st.sampled_from(PLANS))
+    def begin(self, plan: Plan) -> None:
+        self.world = World()
+        self.world.store.checks_epoch = self.checks_epoch
+        self.world.step([])
+        self.world.submit(plan, 0)
+
+    def worker(self, pick: int) -> Worker | None:
+        workers = list(self.world.workers.values())
+        return workers[pick % len(workers)] if workers else None
+
+    # The path of a task
+
+    @rule(plan=st.sampled_from(PLANS), priority=st.integers(0, 1))
+    def submit(self, plan: Plan, priority: int) -> None:
+        if len(self.world.store.runs) < 8:
+            self.world.submit(plan, priority)
+
+    @rule(turns=st.integers(1, 3))
+    def all_goes_well_for_a_moment(self, turns: int) -> None:
+        for _ in range(turns):
+            self.world.everyone_works()
+
+    @precondition(lambda self: self.world.hints)
+    @rule(pick=PICK, double=st.booleans())
+    def a_worker_takes_a_hint(self, pick: int, double: bool) -> None:
+        if worker := self.worker(pick):
+            self.world.take_hint(worker, keep=double)
+
+    @precondition(lambda self: self.world.stream)
+    @rule(order=st.randoms(use_true_random=False), dropped=st.integers(0, 2), doubled=st.booleans())
+    def the_leader_takes_messages_in_any_order(self, order: Random, dropped: int, doubled: bool) -> None:
+        taken, self.world.stream = self.world.stream, []
+        order.shuffle(taken)
+        del taken[:dropped]
+        self.world.step(taken * 2 if doubled else taken)
+
+    @precondition(lambda self: self.world.stream)
+    @rule()
+    def the_leader_takes_one_message(self) -> None:
+        taken: list[Event] = self.world.stream[:1]
+        del self.world.stream[:1]
+        self.world.step(taken)
+
+    @precondition(lambda self: self.world.replies)
+    @rule(pick=PICK, drop=st.booleans(), double=st.booleans())
+    def a_reply_arrives_or_not(self, pick: int, drop: bool, double: bool) -> None:
+        at = pick % len(self.world.replies)
+        reply = self.world.replies[at]
+        if not double:
+            del self.world.replies[at]
+        if not drop:
+            self.world.deliver(reply)
+
+    @precondition(lambda self: self.world.replies)
+    @rule()
+    def all_replies_arrive(self) -> None:
+        replies, self.world.replies = self.world.replies, []
+        for reply in replies:
+            self.world.deliver(reply)
+
+    def trees(self) -> list[tuple[Worker, str]]:
+        return [(w, a) for w in self.world.workers.values() if not w.frozen for a in w.trees]
+
+    @precondition(lambda self: self.trees())
+    @rule(pick=PICK, outcome=st.sampled_from(OUTCOMES))
+    def a_tree_ends(self, pick: int, outcome: Outcome) -> None:
+        running = self.trees()
+        worker, attempt_id = running[pick % len(running)]
+        self.world.finish(worker, attempt_id, outcome)
+
+    @precondition(lambda self: self.trees())
+    @rule(outcome=st.sampled_from(OUTCOMES))
+    def every_tree_ends(self, outcome: Outcome) -> None:
+        for worker, attempt_id in self.trees():
+            self.world.finish(worker, attempt_id, outcome)
+
+    @rule(pick=PICK)
+    def a_worker_repeats_itself(self, pick: int) -> None:
+        if worker := self.worker(pick):
+            self.world.resend(worker)
+
+    @rule()
+    def all_workers_beat(self) -> None:
+        for worker in self.world.workers.values():
+            self.world.beat(worker)
+
+    # Faults
+
+    @precondition(lambda self: self.world.store.attempts)
+    @rule(pick=PICK, token=st.sampled_from(("", "made-up")))
+    def a_report_comes_with_another_token(self, pick: int, token: str) -> None:
+        attempts = list(self.world.store.attempts.values())
+        attempt = attempts[-1 - pick % len(attempts)]
+        self.world.stream.append(
+            OutcomeReceived(attempt.worker_id, attempt.id, token, Outcome(AttemptState.SUCCEEDED, "forged"))
+        )
+
+    @precondition(lambda self: self.world.hints)
+    @rule(drop=st.integers(1, 3))
+    def hints_are_dropped(self, drop: int) -> None:
+        del self.world.hints[:drop]
+
+    @rule(pick=PICK, polite=st.booleans())
+    def a_worker_ends(self, pick: int, polite: bool) -> None:
+        if worker := self.worker(pick):
+            self.world.crash(worker, polite=polite and not worker.frozen)
+
+    @precondition(lambda self: self.world.gone)
+    @rule()
+    def a_worker_is_started_again(self) -> None:
+        self.world.restart()
+
+    @rule(host=st.sampled_from(("a", "b")))
+    def a_host_reboots(self, host: str) -> None:
+        self.world.reboot(self.world.hosts[host])
+
+    @rule(pick=PICK)
+    def a_worker_freezes_or_thaws(self, pick: int) -> None:
+        if worker := self.worker(pick):
+            worker.frozen = not worker.frozen
+
+    @rule()
+    def redis_is_flushed(self) -> None:
+        self.world.flush()
+
+    @rule()
+    def another_leader_takes_over(self) -> None:
+        self.world.change_leader(lose_tail=False, keep_old=True)
+
+    @rule()
+    def the_link_to_redis_is_cut_or_comes_back(self) -> None:
+        self.world.switch_redis()
+
+    @precondition(lambda self: self.world.store.tail)
+    @rule(keep_old=st.booleans())
+    def the_database_crashes_and_loses_its_tail(self, keep_old: bool) -> None:
+        self.world.change_leader(lose_tail=True, keep_old=keep_old)
+
+    @precondition(lambda self: self.world.old_leader)
+    @rule()
+    def the_old_leader_thaws(self) -> None:
+        self.world.old_leader_acts()
+
+    # People and time
+
+    @rule(pick=PICK, kind=st.sampled_from(("cancel", "cancel_task", "pause", "resume")))
+    def somebody_commands_a_run(self, pick: int, kind: str) -> None:
+        runs = [run for run in self.world.store.runs.values() if run.state is not RunState.SUCCESS]
+        if runs:
+            run = runs[pick % len(runs)]
+            tasks = self.world.store.plans[run.id].tasks
+            name = tasks[pick % len(tasks)].name if kind == "cancel_task" else None
+            self.world.command("cancel" if name else kind, run_id=run.id, task=name)
+
+    @rule(pick=PICK, kind=st.sampled_from(("drain", "undrain")))
+    def somebody_drains_a_worker(self, pick: int, kind: str) -> None:
+        if worker := self.worker(pick):
+            self.world.command(kind, worker_id=worker.id)
+
+    @rule(seconds=st.sampled_from((1.0, 6.0, 16.0, 21.0, 31.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.world.step([])
+
+    @rule()
+    def the_leader_reconciles(self) -> None:
+        self.world.step([], reconcile=True)
+        if self.world.store.checks_epoch:
+            assert not self.world.store.counts.get("repaired"), "an event has missed something"
+
+    # Invariants
+
+    @invariant()
+    def whatever_is_open_has_an_owner(self) -> None:
+        self.world.store.check_owners()
+
+    @invariant()
+    def no_transition_was_refused(self) -> None:
+        assert not self.world.store.counts.get("refused_transition")
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.heal()

@@ -1,0 +1,101 @@
+"""Every ending of an attempt, classified in one place."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from orchestrator.records import Outcome, Usage
+from orchestrator.states import AttemptState
+from workers import verdict
+
+USAGE = Usage(peak_memory=1, cpu_seconds=2.0, wall_seconds=3.0)
+
+
+def judge(stop: str = "", status: int = 0, result: Any = None, oom: bool = False) -> Outcome:
+    body = result if isinstance(result, bytes) or result is None else json.dumps(result).encode()
+    return verdict.judge(verdict.Ending(stop, status, body, oom, USAGE, "host-1"))
+
+
+OK = {"end": "ok", "outputs": {"rows": 1}, "records": [{"kind": "model"}]}
+EXIT_1 = 1 << 8
+
+
+def test_a_finished_task_succeeds_with_its_outputs() -> None:
+    outcome = judge(result=OK)
+    assert outcome == Outcome(
+        AttemptState.SUCCEEDED,
+        outputs={"rows": 1},
+        records=({"kind": "model"},),
+        exit_code=0,
+        usage=USAGE,
+        local_to="host-1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stop", "state", "infrastructure"),
+    [
+        (verdict.CANCELLED, AttemptState.CANCELLED, False),
+        (verdict.FENCED, AttemptState.CANCELLED, False),
+        (verdict.PREEMPTED, AttemptState.PREEMPTED, True),
+        (verdict.TIMEOUT, AttemptState.TIMED_OUT, False),
+        (verdict.OUT_OF_MEMORY, AttemptState.FAILED, False),
+        (verdict.WORKER_LOST, AttemptState.LOST, True),
+        (verdict.CUT_OFF, AttemptState.LOST, True),
+    ],
+)
+def test_a_stopped_task_ends_as_it_was_stopped(stop: str, state: AttemptState, infrastructure: bool) -> None:
+    outcome = judge(stop, status=signal.SIGKILL)
+    assert (outcome.state, outcome.reason, outcome.infrastructure) == (state, stop, infrastructure)
+    assert outcome.exit_code == -9
+    assert outcome.local_to is None
+    assert outcome.message
+
+
+@pytest.mark.parametrize("stop", [verdict.PREEMPTED, verdict.WORKER_LOST])
+def test_a_task_that_finished_in_its_grace_was_not_preempted(stop: str) -> None:
+    assert judge(stop, result=OK).state is AttemptState.SUCCEEDED
+
+
+@pytest.mark.parametrize("stop", [verdict.CANCELLED, verdict.FENCED, verdict.TIMEOUT, verdict.CUT_OFF])
+def test_no_other_stop_lets_a_task_succeed(stop: str) -> None:
+    assert judge(stop, result=OK).state is not AttemptState.SUCCEEDED
+
+
+def test_a_kill_for_memory_is_told_apart_from_other_kills() -> None:
+    assert judge(status=signal.SIGKILL, oom=True).reason == "oom"
+    assert judge(status=signal.SIGKILL).reason == "signal"
+    assert "SIGKILL" in judge(status=signal.SIGKILL).message
+    failed = {"end": "failure", "reason": "script", "message": "137", "retryable": True}
+    assert judge(status=EXIT_1, result=failed, oom=True).reason == "oom"
+    assert judge(result=OK, oom=True).state is AttemptState.SUCCEEDED, "it coped with the loss of a part"
+
+
+def test_a_failure_carries_what_the_operator_said() -> None:
+    outcome = judge(status=EXIT_1, result=verdict.failure("bad_data", "Empty.", retryable=False, retry_after=3.5))
+    assert (outcome.state, outcome.reason, outcome.message) == (AttemptState.FAILED, "bad_data", "Empty.")
+    assert (outcome.retryable, outcome.retry_after, outcome.exit_code) == (False, 3.5, 1)
+
+
+def test_a_skip_is_a_success_that_says_so() -> None:
+    outcome = judge(result={"end": "skip", "reason": "nothing_new", "message": "No rows."})
+    assert outcome.skipped
+    assert outcome.state is AttemptState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "result",
+    [b"", b"[]", b"{", b'{"end": "party"}', b'{"end": "ok", "outputs": 3}', b"x" * (verdict.MAX_RESULT_BYTES + 1)],
+)
+def test_a_result_file_that_is_none_of_ours_is_a_failure(result: bytes) -> None:
+    outcome = judge(result=result)
+    assert (outcome.state, outcome.reason, outcome.retryable) == (AttemptState.FAILED, "bad_result", False)
+
+
+def test_no_result_is_a_failure_that_names_the_status() -> None:
+    assert "status 3" in judge(status=3 << 8).message
+    assert judge().reason == "exit"

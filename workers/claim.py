@@ -1,0 +1,123 @@
+"""Claims: a hint names an attempt, the scheduler grants it or not; nothing runs without a grant (DESIGN §4)."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.errors import ForgedMessage, StoreUnavailable, UnreadableMessage
+from orchestrator.logs import get_logger
+from orchestrator.wire.messages import Denial, GrantSpec, SealedGrant
+
+log = get_logger(__name__)
+
+RESEND_SECONDS = 3.0
+PATIENCE_SECONDS = 20.0
+"""The scheduler sends the hint again after this time, so a worker that hears nothing may let go."""
+
+
+class ClaimSender(Protocol):
+    """The part of ``Reporter`` that claims need."""
+
+    def claim(self, attempt_id: str, seq: int, nonce: str) -> None: ...
+
+
+class GrantOpener(Protocol):
+    """The part of ``ReplyBox`` that claims need."""
+
+    def open(self, grant: SealedGrant, *, age: float) -> GrantSpec: ...
+
+
+@dataclass(slots=True)
+class OpenClaim:
+    """One claim that waits for its answer."""
+
+    attempt_id: str
+    nonce: str
+    sent_at: float = 0.0
+    spec: GrantSpec | None = None
+    denied: str = ""
+    woken: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_answered(self) -> bool:
+        return self.spec is not None or self.denied != ""
+
+
+class Claims:
+    """All open claims of this worker.
+
+    :param on_grant: called, from the thread that reads replies, before the claimant goes on: from then on the attempt
+        is ours and must show in every heartbeat.
+    """
+
+    def __init__(
+        self,
+        sender: ClaimSender,
+        opener: GrantOpener,
+        on_grant: Callable[[GrantSpec], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sender = sender
+        self._opener = opener
+        self._on_grant = on_grant
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: dict[str, OpenClaim] = {}
+
+    def ask(self, attempt_id: str, seq: int, patience: float = PATIENCE_SECONDS) -> GrantSpec | None:
+        """Claim the attempt and wait; ``None`` when it is denied, nobody answers, or it is being claimed already."""
+        claim = OpenClaim(attempt_id, secrets.token_hex(16))
+        with self._lock:
+            if attempt_id in self._open:
+                return None
+            self._open[attempt_id] = claim
+        deadline = self._clock() + patience
+        try:
+            while not claim.is_answered and (left := deadline - self._clock()) > 0:
+                self._send(claim, seq)
+                claim.woken.wait(min(RESEND_SECONDS, left))
+                claim.woken.clear()
+        finally:
+            with self._lock:
+                del self._open[attempt_id]
+        if claim.spec is None:
+            log.info("claim_not_granted", attempt_id=attempt_id, reason=claim.denied or "no answer")
+        return claim.spec
+
+    def deliver(self, reply: SealedGrant | Denial) -> bool:
+        """Take a reply; returns whether a claim was waiting for it."""
+        with self._lock:
+            claim = self._open.get(reply.attempt_id)
+            if claim is None or claim.nonce != reply.nonce or claim.is_answered:
+                return False
+            if isinstance(reply, Denial):
+                claim.denied = reply.reason or "denied"
+            else:
+                try:
+                    spec = self._opener.open(reply, age=self._clock() - claim.sent_at)
+                except (ForgedMessage, UnreadableMessage) as error:
+                    log.warning("grant_refused", attempt_id=reply.attempt_id, error=str(error))
+                    return False
+                self._on_grant(spec)
+                claim.spec = spec
+        claim.woken.set()
+        return True
+
+    def resend(self) -> None:
+        """Send all open claims again now: Redis was reset."""
+        with self._lock:
+            waiting = list(self._open.values())
+        for claim in waiting:
+            claim.woken.set()
+
+    def _send(self, claim: OpenClaim, seq: int) -> None:
+        claim.sent_at = self._clock()
+        try:
+            self._sender.claim(claim.attempt_id, seq, claim.nonce)
+        except StoreUnavailable as error:
+            log.warning("claim_not_sent", attempt_id=claim.attempt_id, error=str(error))

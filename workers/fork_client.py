@@ -1,0 +1,109 @@
+"""The worker's end of the fork server: starts it by ``exec``, orders forks, hears of starts and ends."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.logs import get_logger
+from workers.orders import Lines, Site, fresh_order, send_line, start_order, stop_order
+
+log = get_logger(__name__)
+
+
+class ForkServerGone(OrchestratorError):
+    """The fork server has died; its supervisors end their trees, and the worker starts another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Whom to tell, from the client's own thread."""
+
+    started: Callable[[str], None]
+    """(attempt id) Its supervisor runs."""
+    ended: Callable[[str], None]
+    """(attempt id) Nothing of it lives and its outcome is in the spool."""
+    died: Callable[[], None]
+    """The fork server is gone; not called after :meth:`ForkClient.close`."""
+
+
+class ForkClient:
+    """One fork server process and the thread that listens to it."""
+
+    def __init__(self, site: Site, environment: Mapping[str, str], lock: int, listener: Listener) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._listener = listener
+        self._sending = threading.Lock()
+        self._closed = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workers.fork_server", str(theirs.fileno()), str(lock)],
+            env=dict(environment),
+            pass_fds=(theirs.fileno(), lock),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in the terminal is the worker's to answer
+        )
+        theirs.close()
+        self._send(site.to_line())
+        self._thread = threading.Thread(target=self._listen, name="fork-client", daemon=True)
+        self._thread.start()
+
+    def start(self, attempt_id: str, grant: bytes, fresh_until: float | None) -> None:
+        """Have an attempt started.
+
+        :raises ForkServerGone: it was not.
+        """
+        self._send(start_order(attempt_id, grant, fresh_until))
+
+    def stop(self, attempt_id: str, why: str, grace: float | None) -> None:
+        """Have a tree stopped; one that is not there is no error.
+
+        :raises ForkServerGone: then the supervisors stop all trees anyway.
+        """
+        self._send(stop_order(attempt_id, why, grace))
+
+    def refresh(self, until: float) -> None:
+        """Let exclusive attempts run until then (CLOCK_MONOTONIC) without another word of the scheduler."""
+        self._send(fresh_order(until))
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End the fork server, and with it whatever still runs."""
+        self._closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(timeout)
+        self._socket.close()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            log.warning("fork_server_still_ends_trees", pid=self.process.pid)
+
+    def _send(self, order: Mapping[str, object]) -> None:
+        try:
+            with self._sending:
+                send_line(self._socket, order)
+        except OSError as error:
+            raise ForkServerGone(f"The fork server (pid {self.process.pid}) is gone: {error}.") from error
+
+    def _listen(self) -> None:
+        lines = Lines()
+        while True:
+            try:
+                piece = self._socket.recv(65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            for line in lines.feed(piece):
+                tell = self._listener.started if line["is"] == "started" else self._listener.ended
+                tell(line["attempt"])
+        if not self._closed:
+            log.critical("fork_server_died", pid=self.process.pid)
+            self.process.wait()
+            self._listener.died()

@@ -1,0 +1,230 @@
+"""Forks one supervisor per attempt: lean, single-threaded, started by ``exec`` as ``python -m workers.fork_server``.
+
+Never fork from a threaded process (a lock held by another thread stays locked in the child for ever), nor from one
+that has used polars (3 of 3 such children hung). So the worker, which is full of threads, starts this process and
+orders forks over a socket pair. The pair is also the lifeline: when the worker dies, its end closes, and every tree is
+killed and reported ``lost``. When this process dies, the supervisors see the same on their own sockets.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from orchestrator.records import Outcome
+from orchestrator.states import AttemptState
+from orchestrator.wire.messages import GrantSpec, grant_from_body
+from workers import cgroups, lean, verdict
+from workers.orders import Lines, Site, send_line, stop_order
+from workers.process_tree import descendants, send
+from workers.spool import Spool
+from workers.supervise import Supervisor
+
+ORPHAN_TICK = 0.05
+QUIET_LOOKS = 3
+LONGEST_WAIT = 5.0
+
+
+@dataclass(slots=True)
+class Supervised:
+    """One attempt and its supervisor."""
+
+    spec: GrantSpec
+    pid: int
+    control: socket.socket
+
+
+class ForkServer:
+    """The loop of the fork server.
+
+    :param worker: our end of the socket pair.
+    :param lock: descriptor of the incarnation's lock file, which every process of ours keeps open (see ``identity``).
+    """
+
+    def __init__(self, worker: socket.socket, lock: int) -> None:
+        self._worker = worker
+        self._lock = lock
+        self._lines = Lines()
+        self._site: Site | None = None
+        self._supervised: dict[int, Supervised] = {}
+        self._broken: list[Supervised] = []
+        """Attempts whose supervisor died; reported once no orphan of theirs lives."""
+        self._quiet_looks = 0
+        self._worker_lives = True
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Serve until the worker is gone and nothing of its attempts lives."""
+        lean.become_subreaper()
+        wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)  # a service manager signals all of us; only the worker decides
+        self._selector.register(wake_in, selectors.EVENT_READ, lambda: os.read(wake_in, 4096))
+        self._selector.register(self._worker, selectors.EVENT_READ, self._hear)
+        gc.collect()
+        gc.freeze()  # or the first collection in a fork would copy every page
+        while self._worker_lives or self._supervised or self._broken:
+            for key, _ in self._selector.select(ORPHAN_TICK if self._broken else LONGEST_WAIT):
+                key.data()
+            self._reap()
+            self._settle_broken()
+
+    def _hear(self) -> None:
+        piece = self._worker.recv(1 << 20)
+        if not piece:
+            self._lose_worker()
+            return
+        for order in self._lines.feed(piece):
+            self._follow(order)
+
+    def _follow(self, order: dict[str, Any]) -> None:
+        match order["do"]:
+            case "configure":
+                self._site = Site.from_line(order)
+            case "start":
+                self._start(order)
+            case "stop":
+                for one in self._supervised.values():
+                    if one.spec.attempt_id == order["attempt"]:
+                        self._pass_on(one, order)
+            case "fresh":
+                for one in self._supervised.values():
+                    if one.spec.exclusive:
+                        self._pass_on(one, order)
+
+    def _start(self, order: dict[str, Any]) -> None:
+        assert self._site is not None, "the worker configures us before it starts anything"
+        spec = grant_from_body(order["grant"].encode())
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            _become_supervisor(self._site, spec, theirs, self._lock, order["fresh_until"])
+        theirs.close()
+        ours.setblocking(False)
+        self._supervised[pid] = Supervised(spec, pid, ours)
+        self._tell({"is": "started", "attempt": spec.attempt_id, "pid": pid})
+
+    def _pass_on(self, one: Supervised, order: dict[str, Any]) -> None:
+        with suppress(OSError):  # it is ending, or frozen with a full buffer: orders are repeated while they stand
+            send_line(one.control, order)
+
+    def _lose_worker(self) -> None:
+        """Kill every tree: the worker is dead, or has ended, which it does only when nothing runs."""
+        self._worker_lives = False
+        self._selector.unregister(self._worker)
+        for one in self._supervised.values():
+            self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, min(one.spec.grace, 2.0)))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            one = self._supervised.pop(pid, None)
+            if one is None:
+                continue  # an orphan of a supervisor that died
+            one.control.close()
+            if status == 0:
+                self._tell({"is": "ended", "attempt": one.spec.attempt_id})
+            else:
+                self._broken.append(one)
+
+    def _settle_broken(self) -> None:
+        """Kill what dead supervisors left behind, then report their attempts.
+
+        A living supervisor inherits its own orphans, so whoever is our child and no supervisor is such a leftover.
+        """
+        if not self._broken:
+            return
+        groups = [cgroups.find_group(one.spec.attempt_id) for one in self._broken]
+        for group in groups:
+            group.kill()
+        spared: set[int] = set()
+        leftovers = []
+        for process in descendants(os.getpid()):  # parents come before their children
+            if process.pid in self._supervised or process.parent in spared:
+                spared.add(process.pid)
+            elif process.is_alive:
+                leftovers.append(process)
+        if send(leftovers, signal.SIGKILL) or any(group.has_members() for group in groups):
+            self._quiet_looks = 0
+            return
+        # A chain of forks may slip through one look; where there are no groups, several must agree.
+        self._quiet_looks += 1
+        if self._quiet_looks < QUIET_LOOKS:
+            return
+        self._broken = [one for one in self._broken if not self._report_broken(one)]
+
+    def _report_broken(self, one: Supervised) -> bool:
+        """Spool the loss; returns whether that was possible (a full disk may have killed the supervisor)."""
+        assert self._site is not None
+        cgroups.find_group(one.spec.attempt_id).remove()
+        outcome = Outcome(
+            AttemptState.LOST,
+            "supervisor_lost",
+            "The process that supervised it died (killed, or out of memory); its tree was killed.",
+            infrastructure=True,
+        )
+        try:
+            Spool(self._site.spool_folder).write(one.spec.attempt_id, one.spec.token, self._site.incarnation, outcome)
+        except OSError:
+            return False
+        self._tell({"is": "ended", "attempt": one.spec.attempt_id})
+        return True
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        if self._worker_lives:
+            with suppress(OSError):  # it just died; its end of the pair will say so
+                send_line(self._worker, document)
+
+
+def _become_supervisor(
+    site: Site, spec: GrantSpec, control: socket.socket, lock: int, fresh_until: float | None
+) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        lean.close_all_but({control.fileno(), lock})
+        control.setblocking(False)
+        lean.become_subreaper()
+        Supervisor(site, spec, control, fresh_until).run()
+        code = 0
+    except BaseException:  # noqa: BLE001 (a fork must never return into its parent's loop)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    """Serve on the socket whose descriptor is the first argument; the second is that of the lock file."""
+    worker = socket.socket(fileno=int(sys.argv[1]))
+    lock = int(sys.argv[2])
+    os.set_inheritable(worker.fileno(), False)
+    os.set_inheritable(lock, False)
+    started = time.monotonic()
+    try:
+        ForkServer(worker, lock).run()
+    except BaseException:
+        print(f"The fork server failed after {time.monotonic() - started:.0f} s.", file=sys.stderr)
+        raise
+    finally:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the worker tells its fork server and hears from it: one JSON object per line over a socket pair."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all attempts of one worker share. The first order of all."""
+
+    incarnation: str
+    boot_id: str
+    attempts: str
+    """Folder of the attempts' folders."""
+    spool: str
+    local_to: str | None
+    """The host's id when only this host can read the artifact store."""
+    settings: Mapping[str, str]
+    """Environment variables that hold our settings, secrets of the object store among them; for our own code."""
+    environment: Mapping[str, str]
+    """The scrubbed environment every task starts with."""
+    use_cgroups: bool = True
+    """Whether the kernel may keep the memory ceilings where it can; else the supervisors watch them."""
+
+    @property
+    def attempts_folder(self) -> Path:
+        return Path(self.attempts)
+
+    @property
+    def spool_folder(self) -> Path:
+        return Path(self.spool)
+
+    def to_line(self) -> dict[str, Any]:
+        return {"do": "configure", **asdict(self)}
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> Site:
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+
+
+def start_order(attempt_id: str, grant: bytes, fresh_until: float | None) -> dict[str, Any]:
+    """Order a start. ``grant``: the JSON of the grant. ``fresh_until``: see :func:`fresh_order`."""
+    return {"do": "start", "attempt": attempt_id, "grant": grant.decode(), "fresh_until": fresh_until}
+
+
+def stop_order(attempt_id: str, why: str, grace: float | None) -> dict[str, Any]:
+    """Order a stop: TERM, ``grace`` seconds (``None``: the task's own), KILL. ``why`` is a stop of ``verdict``."""
+    return {"do": "stop", "attempt": attempt_id, "why": why, "grace": grace}
+
+
+def fresh_order(until: float) -> dict[str, Any]:
+    """Tell exclusive attempts until when (CLOCK_MONOTONIC, one for the whole host) they may run unheard."""
+    return {"do": "fresh", "until": until}
+
+
+class Lines:
+    """Splits a stream of bytes into JSON lines."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, piece: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the objects that are complete now."""
+        self._rest += piece
+        while (end := self._rest.find(b"\n")) >= 0:
+            line = bytes(self._rest[:end])
+            del self._rest[: end + 1]
+            yield json.loads(line)
+
+
+def send_line(peer: socket.socket, document: Mapping[str, Any]) -> None:
+    """Send one object; blocks while the peer is slow, unless the socket does not."""
+    peer.sendall(json.dumps(document).encode() + b"\n")

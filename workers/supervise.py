@@ -1,0 +1,293 @@
+"""Supervises one attempt from a process of its own: starts the tree, watches it, ends it, writes its outcome.
+
+Being a subreaper, it inherits every process of the tree that daemonises, so the tree can be counted and killed to the
+last one (measured: ``killpg`` left 1 of a double-forking tree, this leaves 0). Forked by the fork server, hence
+single-threaded and lean; the operator is imported in its child.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import socket
+import time
+from typing import Any, NoReturn
+
+from orchestrator.errors import TooLarge, UnreadableMessage
+from orchestrator.records import Outcome, Usage
+from orchestrator.states import AttemptState
+from orchestrator.wire.messages import GrantSpec
+from workers import cgroups, lean, verdict
+from workers.attempt_folder import AttemptFolder
+from workers.log_pump import LogPump
+from workers.orders import Lines, Site
+from workers.process_tree import Proc, descendants, proportional_memory, read_proc, send
+from workers.spool import Spool
+
+TICK = 0.2
+LEFTOVER_GRACE = 0.5
+"""Seconds that what the task left behind may take to end by itself."""
+_PSS_COST_FACTOR = 20
+"""Reading PSS walks page tables: 100 ms for some 10 GB. It may take a twentieth of our time."""
+
+
+class Supervisor:
+    """The life of one attempt."""
+
+    def __init__(self, site: Site, spec: GrantSpec, control: socket.socket, fresh_until: float | None) -> None:
+        self._site = site
+        self._spec = spec
+        self._control = control
+        self._lines = Lines()
+        self._folder = AttemptFolder(site.attempts_folder, spec.attempt_id)
+        self._fresh_until = fresh_until if spec.exclusive else None
+        self._selector = selectors.DefaultSelector()
+        self._stop = ""
+        self._kill_at: float | None = None
+        self._status: int | None = None
+        self._is_childless = False
+        self._peak = 0
+        self._next_look = 0.0
+        self._next_pss = 0.0
+        self._host_oom_kills = cgroups.host_oom_kills()
+        self._group = cgroups.Group((), None)
+
+    def run(self) -> None:
+        """Start the task, and return when nothing of it lives and its outcome is on disk."""
+        self._prepare()
+        self._child = self._start_child()
+        self._started = time.monotonic()
+        while not self._is_over():
+            for key, _ in self._selector.select(self._patience()):
+                key.data()
+            self._reap()
+            self._watch(time.monotonic())
+        self._finish()
+
+    # Start
+
+    def _prepare(self) -> None:
+        me = read_proc(os.getpid())
+        assert me is not None
+        spec = self._spec
+        self._folder.create()
+        self._folder.write(
+            "state",
+            {
+                "attempt": spec.attempt_id,
+                "token": spec.token,
+                "incarnation": self._site.incarnation,
+                "boot_id": self._site.boot_id,
+                "pid": me.pid,
+                "started": me.started,
+                "tenant_id": spec.tenant_id,
+                "run_id": spec.run_id,
+            },
+        )
+        if self._site.use_cgroups:
+            self._group = cgroups.open_group(spec.attempt_id, spec.resources.memory)
+        wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(wake_in, selectors.EVENT_READ, lambda: os.read(wake_in, 4096))
+        self._selector.register(self._control, selectors.EVENT_READ, self._obey)
+
+    def _start_child(self) -> int:
+        reading, writing = os.pipe()
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            self._become_task(parent, writing)
+        os.close(writing)
+        self._pump = LogPump(reading, self._folder.log)
+        self._selector.register(reading, selectors.EVENT_READ, self._move_output)
+        return child
+
+    def _become_task(self, parent: int, output: int) -> NoReturn:
+        """Turn this fork into the task's first process, and run the operator in it."""
+        code = 1
+        try:
+            lean.die_with_parent(parent)
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (output, 1), (output, 2)):
+                os.dup2(source, target)
+            signal.set_wakeup_fd(-1)
+            for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(caught, signal.SIG_DFL)
+            self._group.enter()
+            lean.close_all_but({0, 1, 2})
+            lean.forbid_new_privileges()
+            lean.offer_to_the_oom_killer()
+            os.umask(0o077)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            from workers.execute import execute
+
+            code = execute(self._site, self._spec, self._folder)
+        finally:
+            os._exit(code)
+
+    # Watch
+
+    def _patience(self) -> float:
+        return 0.02 if self._status is not None or self._stop else TICK
+
+    def _move_output(self) -> None:
+        if self._pump.pump():
+            self._selector.unregister(self._pump.source)
+
+    def _obey(self) -> None:
+        try:
+            piece = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        if not piece:  # the fork server is dead, and the worker with it or about to restart it
+            self._selector.unregister(self._control)
+            self.stop(verdict.WORKER_LOST, min(self._spec.grace, 2.0))
+            return
+        for order in self._lines.feed(piece):
+            self._follow(order)
+
+    def _follow(self, order: dict[str, Any]) -> None:
+        if order["do"] == "stop":
+            grace = order["grace"]
+            self.stop(order["why"], self._spec.grace if grace is None else float(grace))
+        elif order["do"] == "fresh" and self._fresh_until is not None:
+            self._fresh_until = float(order["until"])
+
+    def stop(self, why: str, grace: float) -> None:
+        """Send TERM to the tree now and KILL after ``grace`` seconds; the first reason stands, KILL may come sooner."""
+        kill_at = time.monotonic() + grace
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+        if self._stop or self._status is not None:
+            return
+        self._stop = why
+        self._pump.note(f"Stopping: {why}; TERM now, KILL in {grace:.0f} s.")
+        send(descendants(os.getpid()), signal.SIGTERM)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                # Exact, where a walk through /proc is outrun by a chain of forks: whoever descends from us, its topmost
+                # living ancestor below us is our child.
+                self._is_childless = True
+                return
+            if pid == 0:
+                return
+            if pid == self._child:
+                self._status = status
+
+    def _watch(self, now: float) -> None:
+        spec = self._spec
+        if not self._stop and self._status is None:
+            if spec.timeout is not None and now >= self._started + spec.timeout:
+                self.stop(verdict.TIMEOUT, spec.grace)
+            elif self._fresh_until is not None and now >= self._fresh_until:
+                self.stop(verdict.CUT_OFF, min(spec.grace, 2.0))
+            elif now >= self._next_look:
+                self._look(now)
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_all()
+
+    def _look(self, now: float) -> None:
+        """Measure the tree, and stop it above its ceiling."""
+        tree = [process for process in descendants(os.getpid()) if process.is_alive]
+        ceiling = self._spec.resources.memory
+        memory = sum(process.rss for process in tree)
+        if now >= self._next_pss or (ceiling and memory > ceiling):
+            memory = proportional_memory(tree)
+            took = time.monotonic() - now
+            self._next_pss = now + max(1.0, took * _PSS_COST_FACTOR)
+            self._peak = max(self._peak, memory)
+            self._folder.write("usage", {"memory": memory, "cpu_seconds": round(self._cpu_seconds(tree), 2)})
+        self._next_look = now + TICK
+        if ceiling and memory > ceiling:
+            self._pump.note(f"Out of memory: the tree holds {memory} bytes, it asked for {ceiling}.")
+            self.stop(verdict.OUT_OF_MEMORY, 0.0)
+        elif self._group.oom_kills():
+            self.stop(verdict.OUT_OF_MEMORY, 0.0)
+
+    @staticmethod
+    def _cpu_seconds(tree: list[Proc]) -> float:
+        reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(process.cpu_seconds for process in tree) + reaped.ru_utime + reaped.ru_stime
+
+    # End
+
+    def _kill_all(self) -> None:
+        """Kill whatever lives; called until nothing does. Stopped first, so that nobody forks away meanwhile."""
+        self._group.kill()
+        known: set[int] = set()
+        for _ in range(10):
+            tree = [process for process in descendants(os.getpid()) if process.is_alive]
+            fresh = [process for process in tree if process.pid not in known]
+            if not fresh:
+                break
+            send(fresh, signal.SIGSTOP)
+            known |= {process.pid for process in fresh}
+        send(descendants(os.getpid()), signal.SIGKILL)
+
+    def _is_over(self) -> bool:
+        if self._status is None or self._is_childless:
+            return self._is_childless
+        if self._kill_at is None:
+            send(descendants(os.getpid()), signal.SIGTERM)
+            self._kill_at = time.monotonic() + LEFTOVER_GRACE
+        return False
+
+    def _finish(self) -> None:
+        assert self._status is not None
+        oom_killed = self._was_oom_killed(self._status)
+        self._pump.close()
+        outcome = verdict.judge(
+            verdict.Ending(
+                stop=self._stop,
+                status=self._status,
+                result=self._result(),
+                oom_killed=oom_killed,
+                usage=self._usage(),
+                local_to=self._site.local_to,
+            )
+        )
+        self._group.remove()
+        self._folder.remove_work()
+        self._spool_it(outcome)
+
+    def _was_oom_killed(self, status: int) -> bool:
+        if self._group.oom_kills():
+            return True
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        return killed and cgroups.host_oom_kills() > self._host_oom_kills
+
+    def _result(self) -> bytes | None:
+        try:
+            with open(self._folder.result, "rb") as file:
+                return file.read(verdict.MAX_RESULT_BYTES + 1)
+        except OSError:
+            return None
+
+    def _usage(self) -> Usage:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        gpu_memory = self._folder.read("gpu").get("memory", 0)
+        return Usage(
+            peak_memory=max(self._peak, used.ru_maxrss * 1024),
+            cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
+            wall_seconds=round(time.monotonic() - self._started, 3),
+            gpu_memory=gpu_memory if isinstance(gpu_memory, int) else 0,
+        )
+
+    def _spool_it(self, outcome: Outcome) -> None:
+        """Write the outcome, however long the disk is full: until then the attempt is ours and nobody is told."""
+        spool, spec = Spool(self._site.spool_folder), self._spec
+        while True:
+            try:
+                spool.write(spec.attempt_id, spec.token, self._site.incarnation, outcome)
+                return
+            except (TooLarge, UnreadableMessage) as error:
+                outcome = Outcome(AttemptState.FAILED, "bad_result", str(error), retryable=False, usage=outcome.usage)
+            except OSError:
+                time.sleep(1.0)

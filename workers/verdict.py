@@ -1,0 +1,119 @@
+"""Says how an attempt ended, from what its supervisor saw: the one place where endings are classified."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.errors import UnreadableMessage
+from orchestrator.records import Outcome, Usage
+from orchestrator.states import AttemptState
+from orchestrator.wire.strict_json import Fields, decode
+
+MAX_RESULT_BYTES = 768 * 1024
+MAX_OUTPUT_BYTES = 256 * 1024
+MAX_MESSAGE = 2000
+
+CANCELLED, FENCED, PREEMPTED, TIMEOUT, OUT_OF_MEMORY, WORKER_LOST, CUT_OFF = (
+    "cancelled", "fenced", "preempted", "timeout", "oom", "worker_lost", "cut_off",
+)  # fmt: skip
+"""Why a tree was stopped before its end."""
+
+_STOPPED: Mapping[str, Outcome] = {
+    CANCELLED: Outcome(AttemptState.CANCELLED, CANCELLED, "Cancelled; nothing of it lives on.", retryable=False),
+    FENCED: Outcome(AttemptState.CANCELLED, FENCED, "Given to another attempt; stopped here.", retryable=False),
+    PREEMPTED: Outcome(AttemptState.PREEMPTED, PREEMPTED, "Its worker was told to stop at once.", infrastructure=True),
+    TIMEOUT: Outcome(AttemptState.TIMED_OUT, TIMEOUT, "It ran longer than its timeout and was stopped."),
+    OUT_OF_MEMORY: Outcome(
+        AttemptState.FAILED, OUT_OF_MEMORY, "It needed more memory than it asked for; raise memory_gb."
+    ),
+    WORKER_LOST: Outcome(AttemptState.LOST, WORKER_LOST, "Its worker died; the tree was killed.", infrastructure=True),
+    CUT_OFF: Outcome(
+        AttemptState.LOST,
+        CUT_OFF,
+        "It is exclusive and its worker heard nothing of the scheduler for too long; stopped.",
+        infrastructure=True,
+    ),
+}
+
+_MAY_STILL_SUCCEED = frozenset({PREEMPTED, WORKER_LOST})
+"""Stops under which a task that finished within its grace counts as finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the supervisor saw."""
+
+    stop: str
+    """Why it was stopped; empty when it ended by itself."""
+    status: int
+    """As ``waitpid`` gives it."""
+    result: bytes | None
+    """Content of the result file."""
+    oom_killed: bool
+    """The kernel killed it, or a process of its own cgroup, for memory."""
+    usage: Usage
+    local_to: str | None
+
+
+def judge(ending: Ending) -> Outcome:
+    """Return the outcome of an attempt nothing of which lives any more."""
+    exit_code = os.waitstatus_to_exitcode(ending.status)
+    outcome = replace(_judge(ending, exit_code), exit_code=exit_code, usage=ending.usage)
+    return replace(outcome, local_to=ending.local_to) if outcome.state is AttemptState.SUCCEEDED else outcome
+
+
+def _judge(ending: Ending, exit_code: int) -> Outcome:
+    finished = exit_code == 0 and ending.result is not None
+    if ending.stop and not (finished and ending.stop in _MAY_STILL_SUCCEED):
+        return _STOPPED[ending.stop]
+    if ending.oom_killed and not finished:
+        return _STOPPED[OUT_OF_MEMORY]
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return Outcome(AttemptState.FAILED, "signal", f"Its process was killed by {name}, not by us.")
+    if ending.result is None:
+        return Outcome(AttemptState.FAILED, "exit", f"Its process ended with status {exit_code} and left no result.")
+    try:
+        return _from_result(decode(ending.result, MAX_RESULT_BYTES, "result file"))
+    except UnreadableMessage as error:
+        return Outcome(AttemptState.FAILED, "bad_result", str(error), retryable=False)
+
+
+def _from_result(result: Fields) -> Outcome:
+    match result.text("end"):
+        case "ok":
+            return Outcome(
+                AttemptState.SUCCEEDED, outputs=result.mapping("outputs"), records=result.mappings("records")
+            )
+        case "skip":
+            return Outcome(
+                AttemptState.SUCCEEDED,
+                result.text("reason")[:200],
+                result.text("message", "")[:MAX_MESSAGE],
+                skipped=True,
+            )
+        case "failure":
+            return Outcome(
+                AttemptState.FAILED,
+                result.text("reason")[:200],
+                result.text("message", "")[:MAX_MESSAGE],
+                retryable=result.flag("retryable"),
+                retry_after=result.number_or_none("retry_after"),
+            )
+        case other:
+            raise UnreadableMessage(f"The result file says {other[:40]!r}, which is no ending we know.")
+
+
+def failure(reason: str, message: str, *, retryable: bool, retry_after: float | None = None) -> dict[str, Any]:
+    """Return a result document that says that the operator failed."""
+    return {
+        "end": "failure",
+        "reason": reason,
+        "message": message[:MAX_MESSAGE],
+        "retryable": retryable,
+        "retry_after": retry_after,
+    }
