@@ -16,10 +16,30 @@ ROOT = Path(__file__).resolve().parent
 
 def layout() -> Iterator[str]:
     """Every folder and file that DESIGN's layout names is there."""
-    for name in ("setup.cfg", "Makefile", "README.md", "CHANGELOG.md", "celeryconfig.py", "main.py", "requirements.txt",
-                 "orchestrator", "api", "scheduler", "workers", "operators", "compose", "examples", "benchmarks",
-                 "docs/states.md", "docs/adr", "tests/unit", "tests/contract", "tests/integration",
-                 "tests/acceptance", "tests/architecture"):
+    for name in (
+        "setup.cfg",
+        "Makefile",
+        "README.md",
+        "CHANGELOG.md",
+        "celeryconfig.py",
+        "main.py",
+        "requirements.txt",
+        "orchestrator",
+        "api",
+        "scheduler",
+        "workers",
+        "operators",
+        "compose",
+        "examples",
+        "benchmarks",
+        "docs/states.md",
+        "docs/adr",
+        "tests/unit",
+        "tests/contract",
+        "tests/integration",
+        "tests/acceptance",
+        "tests/architecture",
+    ):
         if not (ROOT / name).exists():
             yield f"{name} is missing"
 
@@ -51,9 +71,15 @@ def celery_settings() -> Iterator[str]:
     import celeryconfig
 
     required = {
-        "task_acks_late": False, "worker_disable_prefetch": True, "worker_prefetch_multiplier": 1,
-        "broker_connection_max_retries": None, "broker_channel_error_retry": True, "task_ignore_result": True,
-        "task_create_missing_queues": False, "accept_content": ["json"], "task_serializer": "json",
+        "task_acks_late": False,
+        "worker_disable_prefetch": True,
+        "worker_prefetch_multiplier": 1,
+        "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
+        "task_ignore_result": True,
+        "task_create_missing_queues": False,
+        "accept_content": ["json"],
+        "task_serializer": "json",
     }
     for name, value in required.items():
         if getattr(celeryconfig, name, "(missing)") != value:
@@ -83,8 +109,11 @@ def transitions() -> Iterator[str]:
     """No terminal state has a way out, and every state can be reached."""
     from orchestrator import states
 
-    terminal = {states.Entity.RUN: states.RUN_TERMINAL, states.Entity.TASK_RUN: states.TASK_TERMINAL,
-                states.Entity.ATTEMPT: states.ATTEMPT_TERMINAL}
+    terminal = {
+        states.Entity.RUN: states.RUN_TERMINAL,
+        states.Entity.TASK_RUN: states.TASK_TERMINAL,
+        states.Entity.ATTEMPT: states.ATTEMPT_TERMINAL,
+    }
     for entity, ends in terminal.items():
         for state in ends & set(states.TRANSITIONS[entity]):
             yield f"{entity} {state} is terminal but has transitions"

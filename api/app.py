@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flask import Flask
-from orchestrator.compile import Site
 
 from api import (
     access,
@@ -34,15 +33,27 @@ from api.sse import StreamSlots
 from api.throttle import Throttle
 from api.versions import VersionShelf
 from orchestrator.artifacts import open_artifacts
+from orchestrator.compile import Site
 from orchestrator.config import Settings
 from orchestrator.logs import configure_logs
 from orchestrator.registry import load_operators
 from orchestrator.store.engine import Limits, create_store_engine
 
 RESOURCES: list[Resource] = [
-    pipelines.blueprint, runs.blueprint, run_tasks.blueprint, task_logs.blueprint, run_events.blueprint,
-    operators.blueprint, workers.blueprint, models.blueprint, keys.blueprint, metrics.blueprint, health.blueprint,
-    statistics.blueprint, liveness.blueprint, docs.blueprint,
+    pipelines.blueprint,
+    runs.blueprint,
+    run_tasks.blueprint,
+    task_logs.blueprint,
+    run_events.blueprint,
+    operators.blueprint,
+    workers.blueprint,
+    models.blueprint,
+    keys.blueprint,
+    metrics.blueprint,
+    health.blueprint,
+    statistics.blueprint,
+    liveness.blueprint,
+    docs.blueprint,
 ]
 
 LIMITS = Limits(connect=2.0, pool=1.0)
@@ -74,8 +85,16 @@ def _services(settings: Settings) -> Services:
         settings.database_url, pool_size=settings.database_pool_size, application="orchestrator-api", limits=LIMITS
     )
     return Services(
-        settings=settings, engine=engine, live=LiveWire(settings.redis_url, settings.redis_task_queue),
-        artifacts=open_artifacts(settings), operators=operators, site=Site.of(settings), keyring=Keyring(engine),
-        throttle=Throttle(settings.rate_limit_per_second), cursors=CursorSeal(settings.secret_key),
-        versions=VersionShelf(), metrics=HttpMetrics(), streams=StreamSlots(_MOST_STREAMS),
+        settings=settings,
+        engine=engine,
+        live=LiveWire(settings.redis_url, settings.redis_task_queue),
+        artifacts=open_artifacts(settings),
+        operators=operators,
+        site=Site.of(settings),
+        keyring=Keyring(engine),
+        throttle=Throttle(settings.rate_limit_per_second),
+        cursors=CursorSeal(settings.secret_key),
+        versions=VersionShelf(),
+        metrics=HttpMetrics(),
+        streams=StreamSlots(_MOST_STREAMS),
     )

@@ -48,7 +48,11 @@ def _end(response: Response) -> Response:
     caller = g.get("caller")
     with ids_in_scope(request_id=g.get("request_id", "")):
         log.info(
-            "request", method=method, path=request.path[:500], status=response.status_code,
-            milliseconds=round(took * 1000, 1), caller=caller.name if caller is not None else None,
+            "request",
+            method=method,
+            path=request.path[:500],
+            status=response.status_code,
+            milliseconds=round(took * 1000, 1),
+            caller=caller.name if caller is not None else None,
         )
     return response

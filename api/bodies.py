@@ -10,7 +10,7 @@ import marshmallow
 from flask import Request, request
 from webargs import core
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 DEEPEST = 64
 _LARGEST_INTEGER = 2**63
@@ -20,7 +20,8 @@ class StrictParser(FlaskParser):
     """webargs' parser with our reading of JSON; unknown query parameters are refused like unknown fields."""
 
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {  # noqa: RUF012 - webargs declares it without ClassVar
-        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": marshmallow.RAISE,
+        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
+        "query": marshmallow.RAISE,
     }
 
     def _raw_load_json(self, req: Request) -> Any:
@@ -43,6 +44,7 @@ def read_json(req: Request) -> Any:
     """Return the body as JSON.
 
     :raises BadRequest: says what is wrong with it.
+    :raises RequestEntityTooLarge: more bytes than ``MAX_BODY_BYTES``.
     :raises UnsupportedMediaType: another content type, or compressed.
     """
     if not core.is_json(req.mimetype):
@@ -50,11 +52,17 @@ def read_json(req: Request) -> Any:
     if req.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("Send the body uncompressed.")
     raw = req.get_data(cache=True)
+    if req.content_length is None and len(raw) >= (req.max_content_length or math.inf):
+        # werkzeug cuts a chunked body off at the limit instead of refusing it.
+        raise RequestEntityTooLarge
     if not raw.strip():
         raise BadRequest("The body is empty; send a JSON object.")
     try:
         body = json.loads(
-            raw.decode(), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded,
+            raw.decode(),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
             object_pairs_hook=_without_doubles,
         )
     except UnicodeDecodeError as error:

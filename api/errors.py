@@ -12,6 +12,7 @@ from sqlalchemy.exc import DataError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
+from api.services import services
 from orchestrator.errors import (
     Conflict,
     ForbiddenAddress,
@@ -32,17 +33,33 @@ _MOST_PROBLEMS = 200
 _DRAINED_BYTES = 64 * 2**20
 
 STATUS_OF: Mapping[type[OrchestratorError], int] = {
-    InvalidDefinition: 422, ForbiddenAddress: 422, ForbiddenPath: 422, NotFound: 404, Conflict: 409, StaleVersion: 412,
-    TooLarge: 413, StoreUnavailable: 503,
+    InvalidDefinition: 422,
+    ForbiddenAddress: 422,
+    ForbiddenPath: 422,
+    NotFound: 404,
+    Conflict: 409,
+    StaleVersion: 412,
+    TooLarge: 413,
+    StoreUnavailable: 503,
 }
 
 
 class ProblemSchema(Schema):
-    pointer = fields.String(required=True, metadata={
-        "description": "RFC 6901 pointer to the place; empty for the whole.", "example": "/tasks/2/upstream_tasks/0"})
+    pointer = fields.String(
+        required=True,
+        metadata={
+            "description": "RFC 6901 pointer to the place; empty for the whole.",
+            "example": "/tasks/2/upstream_tasks/0",
+        },
+    )
     message = fields.String(required=True, metadata={"description": "What is wrong there and how to mend it."})
-    part = fields.String(data_key="in", metadata={
-        "description": "Which part of the request the pointer is into, unless it is the body.", "example": "query"})
+    part = fields.String(
+        data_key="in",
+        metadata={
+            "description": "Which part of the request the pointer is into, unless it is the body.",
+            "example": "query",
+        },
+    )
 
 
 class ErrorSchema(Schema):
@@ -51,8 +68,9 @@ class ErrorSchema(Schema):
     code = fields.Integer(required=True, metadata={"description": "The HTTP status.", "example": 422})
     status = fields.String(required=True, metadata={"description": "Its name.", "example": "Unprocessable Content"})
     message = fields.String(required=True, metadata={"description": "What happened and what to do, as a sentence."})
-    errors = fields.List(fields.Nested(ProblemSchema), required=True, metadata={
-        "description": "Every fault found, each with its place."})
+    errors = fields.List(
+        fields.Nested(ProblemSchema), required=True, metadata={"description": "Every fault found, each with its place."}
+    )
     request_id = fields.String(required=True, metadata={"description": "Also in X-Request-Id and in our logs."})
 
 
@@ -60,6 +78,8 @@ class RestApi(Api):  # type: ignore[misc]
     """flask-smorest's API with our error shape."""
 
     ERROR_SCHEMA = ErrorSchema
+    DEFAULT_ERROR_RESPONSE_NAME = None
+    """Each operation lists its errors; a default would hide one that is missing."""
 
     def _register_error_handlers(self) -> None:
         self._app.register_error_handler(HTTPException, answer_http_error)
@@ -72,10 +92,15 @@ def error_response(
     code: int, message: str, problems: Sequence[Mapping[str, str]] = (), headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return an error in the one shape."""
-    response = jsonify({
-        "code": code, "status": HTTP_STATUS_CODES.get(code, "Unknown"), "message": message,
-        "errors": list(problems[:_MOST_PROBLEMS]), "request_id": g.get("request_id", ""),
-    })
+    response = jsonify(
+        {
+            "code": code,
+            "status": HTTP_STATUS_CODES.get(code, "Unknown"),
+            "message": message,
+            "errors": list(problems[:_MOST_PROBLEMS]),
+            "request_id": g.get("request_id", ""),
+        }
+    )
     response.status_code = code
     if code in (429, 503):
         response.headers["Retry-After"] = str(RETRY_SECONDS)
@@ -89,6 +114,8 @@ def answer_http_error(error: HTTPException) -> Any:
         return error.get_response()
     if isinstance(error, RequestEntityTooLarge):
         _drain()
+        limit = services().settings.max_body_bytes
+        return error_response(413, f"The body has more than {limit} bytes (MAX_BODY_BYTES); split it or shorten it.")
     found: Mapping[str, Any] = getattr(error, "data", None) or {}
     problems = list(_problems(found.get("messages") or {}))
     message = "The request does not fit its schema." if problems else _sentence(error)
@@ -114,7 +141,7 @@ def answer_our_error(error: OrchestratorError) -> Response:
 
 
 def answer_unstorable(error: DataError) -> Response:
-    """Answer a value that passed its schema and that PostgreSQL does not take; the log says which, to mend the schema."""
+    """Answer a value that passed its schema and that PostgreSQL does not take; the log says which."""
     log.warning("unstorable_value", error=str(error.orig), request_id=g.get("request_id"), path=request.path)
     return error_response(422, "A value of the request is outside what can be stored.")
 

@@ -24,15 +24,24 @@ _SLOW_REPORTS = 5_000
 
 
 class HealthSchema(Schema):
-    status = fields.String(required=True, validate=validate.OneOf(_WORDS), metadata={
-        "description": "degraded: runs are accepted, but something that executes them is away. unhealthy: the API "
-                       "can't work."})
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf(_WORDS),
+        metadata={
+            "description": "degraded: runs are accepted, but something that executes them is away. unhealthy: the API "
+            "can't work."
+        },
+    )
 
 
 class DetailedHealthSchema(HealthSchema):
     version = fields.String(required=True)
-    components = fields.Dict(required=True, keys=fields.String(), values=fields.Dict(), metadata={
-        "description": "database, redis, leader, workers, stream: each with a status and what is known."})
+    components = fields.Dict(
+        required=True,
+        keys=fields.String(),
+        values=fields.Dict(),
+        metadata={"description": "database, redis, leader, workers, stream: each with a status and what is known."},
+    )
 
 
 @blueprint.route("/health")
@@ -78,12 +87,16 @@ def _stores() -> dict[str, dict[str, Any]]:
     online = workers.get("online", 0)
     return {
         "database": {
-            "status": "healthy", "version": version, "revision": revision, "milliseconds": round(took * 1000, 2),
+            "status": "healthy",
+            "version": version,
+            "revision": revision,
+            "milliseconds": round(took * 1000, 2),
         },
         "leader": {
             "status": "healthy" if leads else "degraded",
             "message": "" if leads else "No scheduler leads; start one with `python -m scheduler`.",
-            "holder": leader.holder if leader else None, "epoch": leader.epoch if leader else None,
+            "holder": leader.holder if leader else None,
+            "epoch": leader.epoch if leader else None,
             "renewed_seconds_ago": round(leader.age, 3) if leader else None,
         },
         "workers": {
@@ -106,7 +119,8 @@ def _wire() -> dict[str, dict[str, Any]]:
         "stream": {
             "status": "degraded" if slow else "healthy",
             "message": "The leader does not keep up with its reports." if slow else "",
-            "waiting_reports": facts.waiting_reports, "waiting_log_chunks": facts.waiting_log_chunks,
+            "waiting_reports": facts.waiting_reports,
+            "waiting_log_chunks": facts.waiting_log_chunks,
         },
     }
 

@@ -16,8 +16,11 @@ class HttpMetrics:
             "orchestrator_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(
-            "orchestrator_http_request_seconds", "Time to the first byte of an answer.", ["method", "route"],
-            buckets=_BUCKETS, registry=self.registry,
+            "orchestrator_http_request_seconds",
+            "Time to the first byte of an answer.",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:

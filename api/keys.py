@@ -37,10 +37,18 @@ class NewKeySchema(KeySchema):
 
 
 class KeyRequestSchema(Schema):
-    name = fields.String(required=True, validate=validate.Regexp(r"\A[A-Za-z0-9][A-Za-z0-9._@-]{0,127}\Z"), metadata={
-        "description": "Who uses it; shown as `triggered_by` and in the audit."})
-    role = fields.String(required=True, validate=validate.OneOf(_ROLES), metadata={
-        "description": "viewer reads; operator also starts and cancels runs; author also saves pipelines; admin all."})
+    name = fields.String(
+        required=True,
+        validate=validate.Regexp(r"\A[A-Za-z0-9][A-Za-z0-9._@-]{0,127}\Z"),
+        metadata={"description": "Who uses it; shown as `triggered_by` and in the audit."},
+    )
+    role = fields.String(
+        required=True,
+        validate=validate.OneOf(_ROLES),
+        metadata={
+            "description": "viewer reads; operator runs and cancels too; author saves pipelines too; admin does all."
+        },
+    )
     expires_at = Moment(load_default=None, allow_none=True)
 
 
@@ -62,9 +70,11 @@ class Keys(MethodView):
         """List API keys."""
         page = window(query, api_keys.KEY_ORDERS)
         with services().engine.connect() as connection:
-            return page_json(api_keys.list_keys(
-                connection, caller().tenant_id, page, role=query.get("role"), revoked=query["revoked"]
-            ))
+            return page_json(
+                api_keys.list_keys(
+                    connection, caller().tenant_id, page, role=query.get("role"), revoked=query["revoked"]
+                )
+            )
 
     @needs(Role.ADMIN)
     @blueprint.refuses(409)

@@ -21,27 +21,43 @@ Orders = Mapping[str, tuple[Any, ...]]
 class PageQuery(Schema):
     """What every list takes."""
 
-    limit = fields.Integer(load_default=USUAL_PAGE, validate=validate.Range(1, LARGEST_PAGE), metadata={
-        "description": "Most items of one page."})
-    cursor = fields.String(load_default=None, validate=validate.Length(1, 2048), metadata={
-        "description": "`next_cursor` of the page before."})
+    limit = fields.Integer(
+        load_default=USUAL_PAGE,
+        validate=validate.Range(1, LARGEST_PAGE),
+        metadata={"description": "Most items of one page."},
+    )
+    cursor = fields.String(
+        load_default=None,
+        validate=validate.Length(1, 2048),
+        metadata={"description": "`next_cursor` of the page before."},
+    )
 
 
 def sort_field(names: Sequence[str], usual: str) -> fields.String:
     """Return the ``sort`` parameter of a list: one of the names, ``-`` before it for descending."""
     allowed = [f"{sign}{name}" for name in names for sign in ("", "-")]
-    return fields.String(load_default=usual, validate=validate.OneOf(allowed), metadata={
-        "description": "What to sort by; `-` in front turns it round."})
+    return fields.String(
+        load_default=usual,
+        validate=validate.OneOf(allowed),
+        metadata={"description": "What to sort by; `-` in front turns it round."},
+    )
 
 
 def page_of(item: type[Schema]) -> type[Schema]:
     """Return the schema of a page of these items."""
     name = item.__name__.removesuffix("Schema") + "Page"
-    return type(name, (Schema,), {
-        "items": fields.List(fields.Nested(item), required=True),
-        "next_cursor": fields.String(required=True, allow_none=True, metadata={
-            "description": "Send it as `cursor` for the next page; null on the last one."}),
-    })
+    return type(
+        name,
+        (Schema,),
+        {
+            "items": fields.List(fields.Nested(item), required=True),
+            "next_cursor": fields.String(
+                required=True,
+                allow_none=True,
+                metadata={"description": "Send it as `cursor` for the next page; null on the last one."},
+            ),
+        },
+    )
 
 
 def window(query: Mapping[str, Any], orders: Orders) -> Window:

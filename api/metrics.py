@@ -63,31 +63,47 @@ def _work(gauges: Gauges) -> Iterator[Metric]:
     open_states = {state.value for state in TaskState if state not in TASK_TERMINAL}
     silent = open_states - {row["state"] for row in gauges.tasks}
     yield _gauge(
-        "orchestrator_open_tasks", "Task runs of active runs that have not ended.", ["state", "reason"],
+        "orchestrator_open_tasks",
+        "Task runs of active runs that have not ended.",
+        ["state", "reason"],
         [([row["state"], row["reason"]], row["count"]) for row in gauges.tasks]
         + [([state, ""], 0) for state in sorted(silent)],
     )
     yield _gauge(
-        "orchestrator_queue_attempts", "Attempts by queue: dispatched ones wait for a worker's claim.",
-        ["queue", "state"], [([row["queue"], row["state"]], row["count"]) for row in gauges.queues],
+        "orchestrator_queue_attempts",
+        "Attempts by queue: dispatched ones wait for a worker's claim.",
+        ["queue", "state"],
+        [([row["queue"], row["state"]], row["count"]) for row in gauges.queues],
     )
     yield _gauge(
-        "orchestrator_queue_oldest_seconds", "Age of the oldest attempt by queue.", ["queue", "state"],
+        "orchestrator_queue_oldest_seconds",
+        "Age of the oldest attempt by queue.",
+        ["queue", "state"],
         [([row["queue"], row["state"]], row["oldest_seconds"]) for row in gauges.queues],
     )
 
 
 def _hosts(gauges: Gauges) -> Iterator[Metric]:
-    yield _gauge("orchestrator_workers", "Live workers by state.", ["state"],
-                 [([row["state"]], row["count"]) for row in gauges.workers])
-    yield _gauge("orchestrator_worker_slots", "Slots of live workers by state.", ["state"],
-                 [([row["state"]], row["slots"]) for row in gauges.workers])
+    yield _gauge(
+        "orchestrator_workers",
+        "Live workers by state.",
+        ["state"],
+        [([row["state"]], row["count"]) for row in gauges.workers],
+    )
+    yield _gauge(
+        "orchestrator_worker_slots",
+        "Slots of live workers by state.",
+        ["state"],
+        [([row["state"]], row["slots"]) for row in gauges.workers],
+    )
     parts = [("cpu_cores", "cpu", 1000), ("memory_bytes", "memory", 1), ("gpus", "gpus", 1)]
     for what, prefix in (("capacity", ""), ("reserved", "reserved_")):
         for name, column, unit in parts:
             yield _gauge(
-                f"orchestrator_host_{what}_{name}", f"What a host has {what if what == 'reserved' else 'in all'}.",
-                ["host"], [([row["hostname"] + "/" + row["id"]], row[prefix + column] / unit) for row in gauges.hosts],
+                f"orchestrator_host_{what}_{name}",
+                f"What a host has {what if what == 'reserved' else 'in all'}.",
+                ["host"],
+                [([row["hostname"] + "/" + row["id"]], row[prefix + column] / unit) for row in gauges.hosts],
             )
 
 
@@ -105,8 +121,12 @@ def _control(gauges: Gauges, facts: RedisFacts | None) -> Iterator[Metric]:
     yield _gauge("orchestrator_open_commands", "Commands not yet applied.", [], [([], gauges.open_commands)])
     yield _gauge("orchestrator_redis_up", "Whether Redis answers the API.", [], [([], int(facts is not None))])
     if facts is not None:
-        yield _gauge("orchestrator_stream_waiting", "Entries not yet taken from a stream.", ["stream"],
-                     [(["reports"], facts.waiting_reports), (["logs"], facts.waiting_log_chunks)])
+        yield _gauge(
+            "orchestrator_stream_waiting",
+            "Entries not yet taken from a stream.",
+            ["stream"],
+            [(["reports"], facts.waiting_reports), (["logs"], facts.waiting_log_chunks)],
+        )
 
 
 def _gauge(

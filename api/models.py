@@ -56,9 +56,11 @@ class Models(MethodView):
         """List models, each with its latest version."""
         page = window(query, model_queries.MODEL_ORDERS)
         with services().engine.connect() as connection:
-            return page_json(model_queries.list_models(
-                connection, caller().tenant_id, page, stage=query.get("stage"), name_prefix=query.get("name_prefix")
-            ))
+            return page_json(
+                model_queries.list_models(
+                    connection, caller().tenant_id, page, stage=query.get("stage"), name_prefix=query.get("name_prefix")
+                )
+            )
 
 
 @blueprint.route("/<string:name>")
@@ -80,9 +82,9 @@ class ModelVersions(MethodView):
         """List the versions of a model, newest first."""
         page = window(query, model_queries.MODEL_ORDERS)
         with services().engine.connect() as connection:
-            return page_json(model_queries.list_model_versions(
-                connection, caller().tenant_id, name, page, stage=query.get("stage")
-            ))
+            return page_json(
+                model_queries.list_model_versions(connection, caller().tenant_id, name, page, stage=query.get("stage"))
+            )
 
 
 @blueprint.route("/<string:name>/versions/<string:version>")

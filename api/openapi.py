@@ -35,9 +35,15 @@ def config() -> dict[str, Any]:
             "info": {"description": DESCRIPTION, "license": {"name": "Apache-2.0"}, "x-release": __version__},
             "servers": [{"url": "/"}],
             "security": [{"bearer": []}],
-            "components": {"securitySchemes": {"bearer": {
-                "type": "http", "scheme": "bearer", "description": "An API key, from POST /api/v1/keys.",
-            }}},
+            "components": {
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "An API key, from POST /api/v1/keys.",
+                    }
+                }
+            },
         },
     }
 

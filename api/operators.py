@@ -65,7 +65,9 @@ class OneOperator(MethodView):
 
 def _shown(operator: type[Operator]) -> dict[str, Any]:
     return {
-        "name": operator.name, "summary": operator.summary, "parameters_schema": dict(operator.parameters_schema),
+        "name": operator.name,
+        "summary": operator.summary,
+        "parameters_schema": dict(operator.parameters_schema),
         "outputs_schema": dict(operator.outputs_schema),
         "inputs": [{"parameter": i.parameter, "kind": i.kind, "required": i.required} for i in operator.inputs],
     }

@@ -66,8 +66,12 @@ class PlannedTaskSchema(Schema):
     memory_gb = fields.Float(required=True, metadata={"description": "GiB."})
     gpu = fields.Integer(required=True)
     gpu_memory_gb = fields.Float(required=True, metadata={"description": "GiB that each GPU must have."})
-    inputs = fields.Dict(required=True, keys=fields.String(), values=fields.Dict(), metadata={
-        "description": "Which ancestor's output each input parameter takes."})
+    inputs = fields.Dict(
+        required=True,
+        keys=fields.String(),
+        values=fields.Dict(),
+        metadata={"description": "Which ancestor's output each input parameter takes."},
+    )
     retries = fields.Integer(required=True)
     timeout_seconds = fields.Float(required=True, allow_none=True)
 
@@ -82,18 +86,28 @@ class PlanSchema(Schema):
     order = fields.List(fields.String(), required=True, metadata={"description": "Each task after its upstreams."})
     depth = fields.Integer(required=True, metadata={"description": "Tasks on the longest path."})
     tasks = fields.List(fields.Nested(PlannedTaskSchema), required=True)
-    run_needs = fields.List(fields.Nested(RunNeedSchema), required=True, metadata={
-        "description": "Parameters that a run has to bring because no task makes what they take."})
+    run_needs = fields.List(
+        fields.Nested(RunNeedSchema),
+        required=True,
+        metadata={"description": "Parameters that a run has to bring because no task makes what they take."},
+    )
     connections = fields.List(fields.String(), required=True, metadata={"description": "Named connections it uses."})
     content_hash = fields.String(required=True)
 
 
 class ValidationSchema(Schema):
     valid = fields.Boolean(required=True)
-    errors = fields.List(fields.Nested(ValidationProblemSchema), required=True, metadata={
-        "description": "All problems, as RFC 6901 pointers into the definition."})
-    plan = fields.Nested(PlanSchema, required=True, allow_none=True, metadata={
-        "description": "What would run where; null when it is not valid."})
+    errors = fields.List(
+        fields.Nested(ValidationProblemSchema),
+        required=True,
+        metadata={"description": "All problems, as RFC 6901 pointers into the definition."},
+    )
+    plan = fields.Nested(
+        PlanSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "What would run where; null when it is not valid."},
+    )
 
 
 class PipelineListQuery(PageQuery):
@@ -110,8 +124,13 @@ class VersionListQuery(PageQuery):
 PipelinePage = page_of(PipelineSummarySchema)
 VersionPage = page_of(VersionSchema)
 ETAG = {"ETag": {"description": "The revision; save on top of it with If-Match.", "schema": {"type": "string"}}}
-IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}, "description":
-            "ETag of the revision the change was made to; 412 when another save came first. Without it the last wins."}
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "ETag of the revision that was changed; 412 when another save came first. Without it the last wins.",
+}
 
 
 @blueprint.route("")
@@ -123,10 +142,16 @@ class Pipelines(MethodView):
         """List pipelines."""
         page = window(query, definitions.PIPELINE_ORDERS)
         with services().engine.connect() as connection:
-            return page_json(definitions.list_pipelines(
-                connection, caller().tenant_id, page, name=query.get("name"), name_prefix=query.get("name_prefix"),
-                owner=query.get("owner"),
-            ))
+            return page_json(
+                definitions.list_pipelines(
+                    connection,
+                    caller().tenant_id,
+                    page,
+                    name=query.get("name"),
+                    name_prefix=query.get("name_prefix"),
+                    owner=query.get("owner"),
+                )
+            )
 
     @needs(Role.AUTHOR)
     @blueprint.refuses(409)
@@ -216,9 +241,7 @@ class Versions(MethodView):
         """List a pipeline's versions."""
         page = window(query, definitions.VERSION_ORDERS)
         with services().engine.connect() as connection:
-            return page_json(
-                definitions.list_versions(connection, caller().tenant_id, str(pipeline_id), page)
-            )
+            return page_json(definitions.list_versions(connection, caller().tenant_id, str(pipeline_id), page))
 
 
 def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
@@ -231,8 +254,12 @@ def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
         raise InvalidDefinition(addresses)
     normalised = compiled.definition
     definition = Definition(
-        name=normalised["name"], description=normalised.get("description", ""), owner=normalised.get("owner", ""),
-        content_hash=compiled.content_hash, document=normalised, plan=plan_to_json(compiled.plan),
+        name=normalised["name"],
+        description=normalised.get("description", ""),
+        owner=normalised.get("owner", ""),
+        content_hash=compiled.content_hash,
+        document=normalised,
+        plan=plan_to_json(compiled.plan),
     )
     return definition, compiled
 

@@ -27,8 +27,8 @@ ERRORS: Mapping[int, str] = {
     500: "A fault of ours.",
     503: "A store does not answer; wait for Retry-After seconds.",
 }
-EVERYWHERE = (401, 403, 404, 429, 500, 503)
-BODY_ERRORS = (400, 413, 415, 422)
+EVERYWHERE = (400, 401, 403, 404, 429, 500, 503)
+BODY_ERRORS = (413, 415, 422)
 
 
 def response_name(code: int) -> str:
@@ -78,8 +78,14 @@ class Resource(Blueprint):  # type: ignore[misc]
         return wrap
 
     def answers(
-        self, status: int, schema: type[Schema] | None = None, *, description: str | None = None,
-        headers: Mapping[str, Any] | None = None, content_type: str | None = None, example: Any = None,
+        self,
+        status: int,
+        schema: type[Schema] | None = None,
+        *,
+        description: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        content_type: str | None = None,
+        example: Any = None,
     ) -> Callable[[F], F]:
         """Answer with this status and what the schema shows of the view's result."""
         wrap: Callable[[F], F] = self.response(
@@ -88,7 +94,12 @@ class Resource(Blueprint):  # type: ignore[misc]
         return wrap
 
     def also(
-        self, status: int, schema: Any = None, *, description: str | None = None, content_type: str | None = None,
+        self,
+        status: int,
+        schema: Any = None,
+        *,
+        description: str | None = None,
+        content_type: str | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> Callable[[F], F]:
         """Document another answer that the view builds itself."""

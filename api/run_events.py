@@ -46,8 +46,12 @@ class EventListQuery(PageQuery):
     sort = sort_field(list(run_queries.EVENT_ORDERS), "id")
     task = fields.String()
     entity = fields.String(validate=validate.OneOf([entity.value for entity in Entity]))
-    follow = fields.Boolean(load_default=False, metadata={
-        "description": "Answer with server-sent events until the run has ended, as does `Accept: text/event-stream`."})
+    follow = fields.Boolean(
+        load_default=False,
+        metadata={
+            "description": "Answer with server-sent events until the run ends, as does `Accept: text/event-stream`."
+        },
+    )
 
 
 TransitionPage = page_of(TransitionSchema)
@@ -58,8 +62,13 @@ class RunEvents(MethodView):
     @needs(Role.VIEWER)
     @blueprint.query(EventListQuery)
     @blueprint.also(200, TransitionPage, content_type="application/json", description="A page of transitions.")
-    @blueprint.also(200, EVENT_SCHEMA, content_type=MEDIA_TYPE, description="Events `transition`, then `end` "
-                    "with the run's state; `Last-Event-ID` goes on after that one. Filters and sort do not apply.")
+    @blueprint.also(
+        200,
+        EVENT_SCHEMA,
+        content_type=MEDIA_TYPE,
+        description="Events `transition`, then `end` "
+        "with the run's state; `Last-Event-ID` goes on after that one. Filters and sort do not apply.",
+    )
     def get(self, query: Mapping[str, Any], run_id: UUID) -> Response:
         """List a run's transitions, oldest first."""
         tenant_id = caller().tenant_id
@@ -67,7 +76,10 @@ class RunEvents(MethodView):
             run_queries.run_state(connection, tenant_id, str(run_id))
             if not (query["follow"] or wants_stream()):
                 page = run_queries.list_events(
-                    connection, tenant_id, str(run_id), window(query, run_queries.EVENT_ORDERS),
+                    connection,
+                    tenant_id,
+                    str(run_id),
+                    window(query, run_queries.EVENT_ORDERS),
                     EventFilter(query.get("task"), query.get("entity")),
                 )
                 return jsonify(TransitionPage().dump(page_json(page)))

@@ -82,8 +82,10 @@ class AttemptSchema(Schema):
 
 class TaskListQuery(PageQuery):
     sort = sort_field(list(run_queries.TASK_ORDERS), "position")
-    state = DelimitedList(fields.String(validate=validate.OneOf([state.value for state in TaskState])), metadata={
-        "description": "One or more states, separated by commas."})
+    state = DelimitedList(
+        fields.String(validate=validate.OneOf([state.value for state in TaskState])),
+        metadata={"description": "One or more states, separated by commas."},
+    )
     operator = fields.String()
 
 
@@ -106,8 +108,12 @@ class Tasks(MethodView):
             run = run_queries.get_run(connection, caller().tenant_id, str(run_id))
             version = services().versions.get(connection, caller().tenant_id, run["version_id"])
             page = run_queries.list_tasks(
-                connection, caller().tenant_id, str(run_id), window(query, run_queries.TASK_ORDERS),
-                states=query.get("state"), operator=query.get("operator"),
+                connection,
+                caller().tenant_id,
+                str(run_id),
+                window(query, run_queries.TASK_ORDERS),
+                states=query.get("state"),
+                operator=query.get("operator"),
             )
         return page_json(Page(show_tasks(page.items, version), page.after))
 
@@ -186,5 +192,9 @@ def _usage(row: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
     if progress is not None:
         memory = memory if memory is not None else progress.memory
         cpu = cpu if cpu is not None else progress.cpu_seconds
-    return {"peak_memory_bytes": memory, "cpu_seconds": cpu, "wall_seconds": row["wall_seconds"],
-            "gpu_memory_bytes": row["gpu_memory_used"]}
+    return {
+        "peak_memory_bytes": memory,
+        "cpu_seconds": cpu,
+        "wall_seconds": row["wall_seconds"],
+        "gpu_memory_bytes": row["gpu_memory_used"],
+    }

@@ -40,12 +40,24 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 class RunRequestSchema(Schema):
     pipeline_id = fields.UUID(metadata={"description": "This or `pipeline_name`."})
     pipeline_name = fields.String(validate=validate.Length(1, 128))
-    version = fields.Integer(strict=True, load_default=None, allow_none=True, validate=validate.Range(1, 2**31 - 1),
-                             metadata={"description": "A version of the pipeline; the current one when left out."})
-    parameters = fields.Dict(keys=fields.String(), load_default=dict, metadata={
-        "description": "Put over the definition's `parameters`; tasks take inputs from them that no task produces."})
-    triggered_by = fields.String(validate=validate.Length(1, 128), metadata={
-        "description": "For whom the run is; only the role admin may set it, else it is the key's name."})
+    version = fields.Integer(
+        strict=True,
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, 2**31 - 1),
+        metadata={"description": "A version of the pipeline; the current one when left out."},
+    )
+    parameters = fields.Dict(
+        keys=fields.String(),
+        load_default=dict,
+        metadata={
+            "description": "Put over the definition's `parameters`; tasks take inputs from them that no task produces."
+        },
+    )
+    triggered_by = fields.String(
+        validate=validate.Length(1, 128),
+        metadata={"description": "For whom the run is; only the role admin may set it, else it is the key's name."},
+    )
 
     @validates_schema
     def _names_one_pipeline(self, data: Mapping[str, Any], **_: Any) -> None:
@@ -76,8 +88,10 @@ class RunSchema(RunSummarySchema):
 
 class RunListQuery(PageQuery):
     sort = sort_field(list(run_queries.RUN_ORDERS), "-created_at")
-    state = DelimitedList(fields.String(validate=validate.OneOf([state.value for state in RunState])), metadata={
-        "description": "One or more states, separated by commas."})
+    state = DelimitedList(
+        fields.String(validate=validate.OneOf([state.value for state in RunState])),
+        metadata={"description": "One or more states, separated by commas."},
+    )
     pipeline_id = fields.UUID()
     pipeline_name = fields.String()
     triggered_by = fields.String()
@@ -87,7 +101,9 @@ class RunListQuery(PageQuery):
 
 RunPage = page_of(RunSummarySchema)
 IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key", "in": "header", "required": False,
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "description": "One key makes one run: the same request again answers with the run it made; with another body 409.",
 }
@@ -102,9 +118,12 @@ class Runs(MethodView):
     def get(self, query: Mapping[str, Any]) -> dict[str, Any]:
         """List runs, newest first."""
         wanted = RunFilter(
-            states=query.get("state"), pipeline_id=str(query["pipeline_id"]) if "pipeline_id" in query else None,
-            pipeline_name=query.get("pipeline_name"), triggered_by=query.get("triggered_by"),
-            created_after=query.get("created_after"), created_before=query.get("created_before"),
+            states=query.get("state"),
+            pipeline_id=str(query["pipeline_id"]) if "pipeline_id" in query else None,
+            pipeline_name=query.get("pipeline_name"),
+            triggered_by=query.get("triggered_by"),
+            created_after=query.get("created_after"),
+            created_before=query.get("created_before"),
         )
         page = window(query, run_queries.RUN_ORDERS)
         with services().engine.connect() as connection:
@@ -174,17 +193,26 @@ def _shown(run_id: str, status: int) -> Response:
 
 def _new_run(connection: Connection, run_id: str, body: Mapping[str, Any], triggered_by: str) -> NewRun:
     target = find_run_target(
-        connection, caller().tenant_id, pipeline_id=str(body["pipeline_id"]) if "pipeline_id" in body else None,
-        name=body.get("pipeline_name"), version=body["version"],
+        connection,
+        caller().tenant_id,
+        pipeline_id=str(body["pipeline_id"]) if "pipeline_id" in body else None,
+        name=body.get("pipeline_name"),
+        version=body["version"],
     )
     version = services().versions.get(connection, caller().tenant_id, target.version_id)
     problems = run_problems(version.plan, body["parameters"], services().site, version.parameters)
     if problems:
         raise InvalidDefinition(problems)
     return NewRun(
-        id=run_id, tenant_id=caller().tenant_id, pipeline_id=target.pipeline_id, version_id=target.version_id,
-        tasks=version.tasks, parameters={**version.parameters, **body["parameters"]}, triggered_by=triggered_by,
-        actor=caller().name, priority=version.priority,
+        id=run_id,
+        tenant_id=caller().tenant_id,
+        pipeline_id=target.pipeline_id,
+        version_id=target.version_id,
+        tasks=version.tasks,
+        parameters={**version.parameters, **body["parameters"]},
+        triggered_by=triggered_by,
+        actor=caller().name,
+        priority=version.priority,
     )
 
 

@@ -24,8 +24,11 @@ class SpreadSchema(Schema):
 
 
 class RateSchema(Schema):
-    success_rate = fields.Float(required=True, allow_none=True, metadata={
-        "description": "Of those that ended as success or failed; null when none did."})
+    success_rate = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Of those that ended as success or failed; null when none did."},
+    )
     duration_seconds = fields.Nested(SpreadSchema, required=True)
 
 
@@ -63,8 +66,9 @@ class StatisticsSchema(Schema):
     since = fields.DateTime(required=True)
     runs = fields.Nested(RunTotalsSchema, required=True)
     tasks = fields.Nested(TaskTotalsSchema, required=True)
-    pipelines = fields.List(fields.Nested(PipelineTotalsSchema), required=True, metadata={
-        "description": "The hundred with most runs."})
+    pipelines = fields.List(
+        fields.Nested(PipelineTotalsSchema), required=True, metadata={"description": "The hundred with most runs."}
+    )
     operators = fields.List(fields.Nested(OperatorTotalsSchema), required=True)
 
 

@@ -6,6 +6,7 @@ import bisect
 import codecs
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -28,20 +29,32 @@ blueprint = Resource("logs", __name__, url_prefix="/api/v1/runs", description="W
 
 _MOST_BYTES = 2**20
 _CHUNK_LIMIT = 16 * 2**20
+_SETTLING = timedelta(seconds=2)
 _QUIET_LOOKS = 6
 """Looks without anything new after the attempt's end: its last chunks may still be on their way through Redis."""
 
 
 class LogQuery(Schema):
-    attempt = fields.Integer(load_default=None, validate=validate.Range(1, 2**31 - 1), metadata={
-        "description": "Number of the attempt; the latest when left out."})
-    offset = fields.Integer(load_default=0, validate=validate.Range(0, 2**53), metadata={
-        "description": "Byte to begin at."})
-    limit = fields.Integer(load_default=_MOST_BYTES, validate=validate.Range(1, _MOST_BYTES), metadata={
-        "description": "Most bytes to return."})
-    follow = fields.Boolean(load_default=False, metadata={
-        "description": "Answer with server-sent events until the attempt has ended, as does `Accept: "
-                       "text/event-stream`."})
+    attempt = fields.Integer(
+        load_default=None,
+        validate=validate.Range(1, 2**31 - 1),
+        metadata={"description": "Number of the attempt; the latest when left out."},
+    )
+    offset = fields.Integer(
+        load_default=0, validate=validate.Range(0, 2**53), metadata={"description": "Byte to begin at."}
+    )
+    limit = fields.Integer(
+        load_default=_MOST_BYTES,
+        validate=validate.Range(1, _MOST_BYTES),
+        metadata={"description": "Most bytes to return."},
+    )
+    follow = fields.Boolean(
+        load_default=False,
+        metadata={
+            "description": "Answer with server-sent events until the attempt has ended, as does `Accept: "
+            "text/event-stream`."
+        },
+    )
 
 
 class LogSchema(Schema):
@@ -51,8 +64,10 @@ class LogSchema(Schema):
     attempt = fields.Integer(required=True, allow_none=True)
     offset = fields.Integer(required=True)
     next_offset = fields.Integer(required=True)
-    complete = fields.Boolean(required=True, metadata={
-        "description": "The attempt has ended and nothing follows this part, as far as has arrived."})
+    complete = fields.Boolean(
+        required=True,
+        metadata={"description": "The attempt has ended and nothing follows this part, as far as has arrived."},
+    )
 
 
 NEXT_OFFSET = {"X-Next-Offset": {"description": "Offset of the part that follows.", "schema": {"type": "integer"}}}
@@ -62,20 +77,31 @@ NEXT_OFFSET = {"X-Next-Offset": {"description": "Offset of the part that follows
 class Logs(MethodView):
     @needs(Role.VIEWER)
     @blueprint.query(LogQuery)
-    @blueprint.also(200, {"type": "string"}, content_type="text/plain", description="Part of the log.",
-                    headers=NEXT_OFFSET)
-    @blueprint.also(200, LogSchema, content_type="application/json", description="The same for `Accept: "
-                    "application/json`.", headers=NEXT_OFFSET)
-    @blueprint.also(200, EVENT_SCHEMA, content_type=MEDIA_TYPE, description="Events `log` with "
-                    "`{offset, next_offset, text}`, then `end`; `Last-Event-ID` goes on at that offset.")
+    @blueprint.also(
+        200, {"type": "string"}, content_type="text/plain", description="Part of the log.", headers=NEXT_OFFSET
+    )
+    @blueprint.also(
+        200,
+        LogSchema,
+        content_type="application/json",
+        description="The same for `Accept: application/json`.",
+        headers=NEXT_OFFSET,
+    )
+    @blueprint.also(
+        200,
+        EVENT_SCHEMA,
+        content_type=MEDIA_TYPE,
+        description="Events `log` with "
+        "`{offset, next_offset, text}`, then `end`; `Last-Event-ID` goes on at that offset.",
+    )
     def get(self, query: Mapping[str, Any], run_id: UUID, task: str) -> Response:
         """Read what a task printed."""
         with services().engine.connect() as connection:
-            attempt = run_queries.find_attempt(
-                connection, caller().tenant_id, str(run_id), task, query["attempt"]
-            )
-        log = None if attempt is None else AttemptLog(
-            services().artifacts, f"logs/{caller().tenant_id}/{run_id}/{attempt['id']}"
+            attempt = run_queries.find_attempt(connection, caller().tenant_id, str(run_id), task, query["attempt"])
+        log = (
+            None
+            if attempt is None
+            else AttemptLog(services().artifacts, f"logs/{caller().tenant_id}/{run_id}/{attempt['id']}")
         )
         if query["follow"] or wants_stream():
             if log is None or attempt is None:
@@ -85,8 +111,7 @@ class Logs(MethodView):
                 follow(log, services().engine, caller().tenant_id, str(attempt["id"]), offset)
             )
         found = b"" if log is None else log.read(query["offset"], query["limit"])
-        ended = attempt is not None and AttemptState(attempt["state"]) in ATTEMPT_TERMINAL
-        return _part(query["offset"], found, attempt, complete=ended and len(found) < query["limit"])
+        return _part(query["offset"], found, attempt, complete=_has_settled(attempt) and len(found) < query["limit"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +133,7 @@ class AttemptLog:
                 break
             chunk = self.artifacts.get_bytes(uri_of(key), _CHUNK_LIMIT)
             # Chunks may overlap when a worker sent one again after a lost answer.
-            found += chunk[here - start:]
+            found += chunk[here - start :]
         return bytes(found[:limit])
 
 
@@ -137,15 +162,30 @@ def follow(log: AttemptLog, engine: Engine, tenant_id: str, attempt_id: str, off
         yield from pace.rest()
 
 
+def _has_settled(attempt: Mapping[str, Any] | None) -> bool:
+    """Say whether the attempt ended long enough ago for its last chunks to have come through Redis."""
+    if attempt is None or AttemptState(attempt["state"]) not in ATTEMPT_TERMINAL or attempt["ended_at"] is None:
+        return False
+    ended: datetime = attempt["ended_at"]
+    return datetime.now(UTC) - ended >= _SETTLING
+
+
 def _part(offset: int, found: bytes, attempt: Mapping[str, Any] | None, *, complete: bool) -> Response:
     if not complete:
         found = _whole_characters(found)
     following = offset + len(found)
     if request.accept_mimetypes.best_match(["text/plain", "application/json"], "text/plain") == "application/json":
-        response = jsonify(LogSchema().dump({
-            "text": found.decode("utf-8", "replace"), "attempt": None if attempt is None else attempt["number"],
-            "offset": offset, "next_offset": following, "complete": complete,
-        }))
+        response = jsonify(
+            LogSchema().dump(
+                {
+                    "text": found.decode("utf-8", "replace"),
+                    "attempt": None if attempt is None else attempt["number"],
+                    "offset": offset,
+                    "next_offset": following,
+                    "complete": complete,
+                }
+            )
+        )
     else:
         response = Response(found, mimetype="text/plain")
     response.headers["X-Next-Offset"] = str(following)

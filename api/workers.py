@@ -61,12 +61,17 @@ class WorkerSchema(Schema):
     version = fields.String(required=True)
     store_scope = fields.String(required=True)
     draining = fields.Boolean(required=True)
-    capacity = fields.Nested(CapacitySchema, required=True, metadata={
-        "description": "Of its host, for all workers on it."})
-    reserved = fields.Nested(ReservedSchema, required=True, metadata={
-        "description": "Of its host, by all workers on it."})
-    running = fields.List(fields.Nested(HeldAttemptSchema), required=True, metadata={
-        "description": "Attempts of your tenant that it was given."})
+    capacity = fields.Nested(
+        CapacitySchema, required=True, metadata={"description": "Of its host, for all workers on it."}
+    )
+    reserved = fields.Nested(
+        ReservedSchema, required=True, metadata={"description": "Of its host, by all workers on it."}
+    )
+    running = fields.List(
+        fields.Nested(HeldAttemptSchema),
+        required=True,
+        metadata={"description": "Attempts of your tenant that it was given."},
+    )
     started_at = fields.DateTime(required=True)
     seen_at = fields.DateTime(required=True, allow_none=True)
     ended_at = fields.DateTime(required=True, allow_none=True)
@@ -104,7 +109,11 @@ class Workers(MethodView):
         page = window(query, worker_queries.WORKER_ORDERS)
         with services().engine.connect() as connection:
             found = worker_queries.list_workers(
-                connection, caller().tenant_id, page, states=query["state"], queue=query.get("queue"),
+                connection,
+                caller().tenant_id,
+                page,
+                states=query["state"],
+                queue=query.get("queue"),
                 host_id=query.get("host_id"),
             )
         return page_json(Page([_shown(worker) for worker in found.items], found.after))
@@ -139,9 +148,7 @@ class Drain(MethodView):
 
 def _command(worker_id: str, *, drain: bool) -> dict[str, Any]:
     with services().engine.begin() as connection:
-        command = run_requests.request_drain(
-            connection, caller().tenant_id, worker_id, caller().name, drain=drain
-        )
+        command = run_requests.request_drain(connection, caller().tenant_id, worker_id, caller().name, drain=drain)
     services().live.wake()
     return command
 

@@ -50,9 +50,11 @@ def main() -> None:
     workloads = standard(arguments.chain, arguments.fan)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     calibration: list[float] = []
-    with _stores() as (folder, database_url, redis_url), \
-            celery_canvas(folder, redis_url, arguments.slots) as celery, \
-            our_system(folder, database_url, redis_url, arguments.slots) as ours:
+    with (
+        _stores() as (folder, database_url, redis_url),
+        celery_canvas(folder, redis_url, arguments.slots) as celery,
+        our_system(folder, database_url, redis_url, arguments.slots) as ours,
+    ):
         sides: tuple[Side, ...] = (ours, celery)
         for repeat in range(arguments.repeats + 1):  # the first warms up and is not counted
             for workload in workloads:
@@ -61,8 +63,9 @@ def main() -> None:
                     if repeat:
                         seconds[side.system, workload.name].append(elapsed)
             calibration.append(_calibrate())
-    rows = [_row(side.system, workload, seconds[side.system, workload.name])
-            for workload in workloads for side in sides]
+    rows = [
+        _row(side.system, workload, seconds[side.system, workload.name]) for workload in workloads for side in sides
+    ]
     if arguments.json:
         for row in rows:
             print(json.dumps(row))
@@ -118,14 +121,21 @@ def _print_table(rows: list[dict[str, object]], repeats: int, slots: int, calibr
         table.add_column(heading, justify="left" if heading in ("system", "workload") else "right")
     for row in rows:
         hop = row["ms_per_hop"]
-        table.add_row(str(row["system"]), str(row["workload"]), str(row["tasks"]), f"{row['seconds']:.3f}",
-                      f"{row['tasks_per_s']:.0f}", "" if hop is None else f"{hop:.1f}")
+        table.add_row(
+            str(row["system"]),
+            str(row["workload"]),
+            str(row["tasks"]),
+            f"{row['seconds']:.3f}",
+            f"{row['tasks_per_s']:.0f}",
+            "" if hop is None else f"{hop:.1f}",
+        )
     console = Console()
     console.print(table)
     for workload in dict.fromkeys(str(row["workload"]) for row in rows):
-        ours, celery = (next(float(str(row["seconds"])) for row in rows
-                             if row["system"] == system and row["workload"] == workload)
-                        for system in ("ours", "celery-canvas"))
+        ours, celery = (
+            next(float(str(row["seconds"])) for row in rows if row["system"] == system and row["workload"] == workload)
+            for system in ("ours", "celery-canvas")
+        )
         console.print(f"{workload}: ours takes {ours / celery:.2f} × the time of Celery's own")
     console.print(f"calibration loop: {min(calibration):.0f}–{max(calibration):.0f} ms")
 

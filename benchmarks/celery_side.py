@@ -44,8 +44,20 @@ def celery_canvas(folder: Path, redis_url: str, slots: int) -> Iterator[CeleryCa
     os.environ["BENCHMARK_REDIS_URL"] = redis_url
     spec = ProcessSpec(
         name="celery-worker",
-        command=(sys.executable, "-m", "celery", "-A", "benchmarks.celery_app", "worker", "--pool", "prefork",
-                 "-c", str(slots), "--without-gossip", "--without-mingle"),
+        command=(
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "benchmarks.celery_app",
+            "worker",
+            "--pool",
+            "prefork",
+            "-c",
+            str(slots),
+            "--without-gossip",
+            "--without-mingle",
+        ),
         folder=Path(__file__).resolve().parents[1],
         environment=dict(os.environ),
     )

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -39,14 +40,20 @@ def main() -> None:
     print(f"bare fork, setsid, wait   {lean:6.2f} ms   from this process, {_rss(os.getpid()):.0f} MiB, lean")
     with tempfile.TemporaryDirectory() as folder, _fork_server(Path(folder)) as (client, ended, spec):
         times = [_attempt(client, ended, spec) for _ in range(ATTEMPTS)]
-        print(f"one attempt, order to end {statistics.median(times):6.2f} ms   median of {ATTEMPTS}, one after another; "
-              f"slowest {max(times):.0f} ms")
-        print(f"the fork server           {_rss(client.process.pid):6.1f} MiB resident, "
-              f"{_private(client.process.pid):.1f} MiB its own")
+        print(
+            f"one attempt, order to end {statistics.median(times):6.2f} ms   median of {ATTEMPTS}, one after another; "
+            f"slowest {max(times):.0f} ms"
+        )
+        print(
+            f"the fork server           {_rss(client.process.pid):6.1f} MiB resident, "
+            f"{_private(client.process.pid):.1f} MiB its own"
+        )
     import sklearn.ensemble  # noqa: F401 - its pages are what makes the next fork dear
 
-    print(f"bare fork, setsid, wait   {_bare_fork():6.2f} ms   from this process, {_rss(os.getpid()):.0f} MiB, "
-          "with scikit-learn")
+    print(
+        f"bare fork, setsid, wait   {_bare_fork():6.2f} ms   from this process, {_rss(os.getpid()):.0f} MiB, "
+        "with scikit-learn"
+    )
 
 
 def _bare_fork() -> float:
@@ -79,7 +86,7 @@ def _fork_server(folder: Path) -> Iterator[tuple[ForkClient, queue.Queue[str], G
     died = threading.Event()
     client = ForkClient(
         site, environment.fork_server_environment(variables, incarnation), lock.fd,
-        Listener(lambda attempt: None, ended.put, died.set),
+        Listener(lambda _: None, ended.put, died.set),
     )  # fmt: skip
     spec = GrantSpec(
         attempt_id="", token="token", run_id="run", tenant_id="tenant", task="task", number=1, operator="noop",
@@ -94,8 +101,6 @@ def _fork_server(folder: Path) -> Iterator[tuple[ForkClient, queue.Queue[str], G
 
 def _attempt(client: ForkClient, ended: queue.Queue[str], spec: GrantSpec) -> float:
     attempt_id = uuid.uuid4().hex
-    from dataclasses import replace
-
     body = grant_body(replace(spec, attempt_id=attempt_id))
     began = time.perf_counter()
     client.start(attempt_id, body, None)

@@ -49,14 +49,29 @@ def our_system(folder: Path, database_url: str, redis_url: str, slots: int) -> I
     ensure_first_rows(database_url, ADMIN_KEY)
     environment = {
         **os.environ,
-        "DATABASE_URL": database_url, "REDIS_URL": redis_url, "REDIS_TASK_QUEUE": "bench", "DATA_DIR": str(folder),
-        "SECRET_KEY": "benchmark-secret-key-0123456789abcdef", "ADMIN_KEY": ADMIN_KEY,
-        "WORKER_KEY": "benchmark-worker-key-0123456789abcdef", "LOG_LEVEL": "WARNING",
-        "ARTIFACT_URL": (folder / "artifacts").as_uri(), "OPERATORS_PATH": str(ROOT / "benchmarks" / "operators"),
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "REDIS_TASK_QUEUE": "bench",
+        "DATA_DIR": str(folder),
+        "SECRET_KEY": "benchmark-secret-key-0123456789abcdef",
+        "ADMIN_KEY": ADMIN_KEY,
+        "WORKER_KEY": "benchmark-worker-key-0123456789abcdef",
+        "LOG_LEVEL": "WARNING",
+        "ARTIFACT_URL": (folder / "artifacts").as_uri(),
+        "OPERATORS_PATH": str(ROOT / "benchmarks" / "operators"),
     }
     commands = {
-        "api": ("gunicorn", "api.wsgi:app", "--bind", f"127.0.0.1:{port}", "--worker-class", "gthread",
-                "--threads", "16", "--no-control-socket"),
+        "api": (
+            "gunicorn",
+            "api.wsgi:app",
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--worker-class",
+            "gthread",
+            "--threads",
+            "16",
+            "--no-control-socket",
+        ),
         "scheduler": ("scheduler",),
         "worker": ("celery", "-A", "workers", "worker", "-Q", "cpu,highmem", "-c", str(slots)),
     }
@@ -64,8 +79,9 @@ def our_system(folder: Path, database_url: str, redis_url: str, slots: int) -> I
     client = Client(f"http://127.0.0.1:{port}", ADMIN_KEY)
     try:
         for name, command in commands.items():
-            spec = ProcessSpec(name=name, command=(sys.executable, "-m", *command), folder=ROOT,
-                               environment=environment)
+            spec = ProcessSpec(
+                name=name, command=(sys.executable, "-m", *command), folder=ROOT, environment=environment
+            )
             children.append(ChildProcess(spec, folder / "logs" / f"{name}.log", folder / "run" / f"{name}.json"))
         _wait_until_up(client)
         yield Ours(client)

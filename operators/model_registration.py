@@ -45,7 +45,7 @@ class ModelRegistration(Operator):
         "properties": {
             "model_name": {
                 "type": "string", "pattern": _NAME,
-                "description": "Default: the run's parameter model_name, else the name of this task.",
+                "description": "Default: the run's parameter model_name, else `<pipeline>.<task>`.",
             },
             "model_version": {
                 "type": "string", "pattern": _VERSION,
@@ -149,7 +149,7 @@ def _record(context: TaskContext, parameters: Mapping[str, Json]) -> dict[str, J
     metrics = made.get("metrics")
     return {
         "kind": "model",
-        "name": _word(context, parameters, "model_name", _NAME, context.task),
+        "name": _word(context, parameters, "model_name", _NAME, f"{context.pipeline}.{context.task}"[:128]),
         "version": _word(context, parameters, "model_version", _VERSION, ""),
         "stage": parameters.get("stage", "none"),
         "description": parameters.get("description", ""),

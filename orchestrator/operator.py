@@ -45,9 +45,7 @@ class OperatorFailure(Exception):
     :param retry_after: seconds the other side asked us to wait, if it did.
     """
 
-    def __init__(
-        self, reason: str, message: str, *, retryable: bool = False, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, reason: str, message: str, *, retryable: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -92,6 +90,8 @@ class TaskContext:
     run_parameters: Mapping[str, Json]
     upstream_outputs: Mapping[str, Mapping[str, Json]]
     """Outputs of every finished ancestor, by task name."""
+    pipeline: str = ""
+    """Name of the pipeline that the run is of."""
     cpu: float = 1.0
     """Cores reserved; thread pools are to be sized by it."""
     memory_bytes: int = 0

@@ -28,7 +28,7 @@ def load_operators(folders: Sequence[Path] = ()) -> Mapping[str, type[Operator]]
     :raises ConfigurationError: two classes claim one name, or a file can't be imported.
     """
     found: dict[str, type[Operator]] = {}
-    for operator in [*_built_in(), *_from_entry_points(), *_from_folders(folders)]:
+    for operator in [*built_in_operators(), *_from_entry_points(), *_from_folders(folders)]:
         known = found.setdefault(operator.name, operator)
         if known is not operator:
             raise ConfigurationError(
@@ -37,7 +37,8 @@ def load_operators(folders: Sequence[Path] = ()) -> Mapping[str, type[Operator]]
     return dict(sorted(found.items()))
 
 
-def _built_in() -> Iterator[type[Operator]]:
+def built_in_operators() -> Iterator[type[Operator]]:
+    """Yield the operators of the built-in package."""
     package = importlib.import_module(BUILT_IN_PACKAGE)
     for module in pkgutil.iter_modules(package.__path__):
         if not module.ispkg and not module.name.startswith("_"):

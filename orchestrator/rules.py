@@ -118,8 +118,15 @@ HANDLING_RULES = frozenset({"one_failed", "all_failed"})
 
 
 def verdict(
-    rule: str, success: int, failed: int, upstream_failed: int, skipped: int, cancelled: int, total: int,
-    *, cancelling: bool = False,
+    rule: str,
+    success: int,
+    failed: int,
+    upstream_failed: int,
+    skipped: int,
+    cancelled: int,
+    total: int,
+    *,
+    cancelling: bool = False,
 ) -> Verdict:
     """Say what the rule makes of these counts of upstream states.
 

@@ -103,9 +103,7 @@ TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
     },
     Entity.ATTEMPT: {
         _A.DISPATCHED: frozenset({_A.RUNNING, _A.EXPIRED}),
-        _A.RUNNING: frozenset(
-            {_A.SUCCEEDED, _A.FAILED, _A.TIMED_OUT, _A.CANCELLED, _A.PREEMPTED, _A.LOST}
-        ),
+        _A.RUNNING: frozenset({_A.SUCCEEDED, _A.FAILED, _A.TIMED_OUT, _A.CANCELLED, _A.PREEMPTED, _A.LOST}),
     },
     Entity.WORKER: {
         _W.ONLINE: frozenset({_W.SUSPECT, _W.LOST, _W.DRAINING, _W.DRAINED}),

@@ -28,6 +28,7 @@ def make_context(tmp_path: Path, **overrides: Any) -> TaskContext:
     fields: dict[str, Any] = {
         "tenant_id": "tenant",
         "run_id": "run",
+        "pipeline": "pipeline",
         "task": "task",
         "attempt_id": secrets.token_hex(8),
         "attempt_number": 1,

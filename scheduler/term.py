@@ -220,8 +220,10 @@ class Term:
         urgent = done.commanded or any(
             isinstance(effect, Annotate) and effect.entity in (Entity.ATTEMPT, Entity.WORKER) for effect in done.effects
         )
-        addressed = [id_ for id_ in kernel.workers if id_ in self._heard] if urgent else list(
-            dict.fromkeys(heartbeat.worker_id for heartbeat in found.heartbeats)
+        addressed = (
+            [id_ for id_ in kernel.workers if id_ in self._heard]
+            if urgent
+            else list(dict.fromkeys(heartbeat.worker_id for heartbeat in found.heartbeats))
         )
         return [(id_, self._desired_of(kernel, id_)) for id_ in addressed]
 
@@ -232,6 +234,7 @@ class Term:
             hb_seq=self._heard[worker_id],
             cancel=wanted.cancel,
             fence=wanted.fence,
+            confirm=wanted.confirm,
             drain=wanted.drain,
             gen=self._inbox.generation,
         )

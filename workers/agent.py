@@ -37,7 +37,7 @@ DESIRED_SECONDS = 1.0
 COURIER_SECONDS = 0.5
 HOUSEKEEPING_SECONDS = 10.0
 BEAT_GAP = 0.1
-"""Changes that come together go out in one heartbeat."""
+"""Changes that come together go out in one heartbeat; outcomes do not wait for it."""
 GPU_FREE_SECONDS = 15.0
 """How long the driver may take to let go of the last task's memory."""
 GOODBYE_SECONDS = 10.0
@@ -149,14 +149,15 @@ class Agent:
     # The pulse
 
     def _pulse(self) -> None:
-        next_beat = 0.0
+        last_beat, next_beat = 0.0, 0.0
         while not self._stopping.is_set():
             self._wake.clear()
             now = time.monotonic()
             if self._changed:
-                next_beat = min(next_beat, now)
+                next_beat = min(next_beat, last_beat + BEAT_GAP)
             if now >= next_beat:
                 self._changed = False
+                last_beat = now
                 self._guard("heartbeat", lambda: self._beat.publish(draining=self.is_draining))
                 next_beat = now + self._host.settings.heartbeat_interval_seconds
             if now >= self._last_desired + DESIRED_SECONDS:
@@ -167,11 +168,10 @@ class Agent:
             self._guard("outcomes", self._outcomes.send_due)
             self._trees.settle_orphans()
             self._wake.wait(self._patience(next_beat))
-            self._stopping.wait(BEAT_GAP if self._wake.is_set() else 0)
 
     def _patience(self, next_beat: float) -> float:
         times = [next_beat, self._last_desired + DESIRED_SECONDS, self._outcomes.next_at() or next_beat]
-        return max(0.05, min(times) - time.monotonic())
+        return max(0.01, min(times) - time.monotonic())
 
     def _guard(self, doing: str, step: Callable[[], None]) -> None:
         """Do one step; Redis being away is noted once, and open matters are sent again when it is back."""

@@ -53,6 +53,7 @@ def build_context(
     return RunnerContext(
         tenant_id=spec.tenant_id,
         run_id=spec.run_id,
+        pipeline=spec.pipeline,
         task=spec.task,
         attempt_id=spec.attempt_id,
         attempt_number=spec.number,

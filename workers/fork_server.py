@@ -24,6 +24,7 @@ from orchestrator.records import Outcome
 from orchestrator.states import AttemptState
 from orchestrator.wire.messages import GrantSpec, grant_from_body
 from workers import cgroups, lean, verdict
+from workers.execute import preload
 from workers.orders import Lines, Site, send_line, stop_order
 from workers.process_tree import descendants, send
 from workers.spool import Spool
@@ -72,6 +73,7 @@ class ForkServer:
             signal.signal(ignored, signal.SIG_IGN)  # a service manager signals all of us; only the worker decides
         self._selector.register(wake_in, selectors.EVENT_READ, lambda: os.read(wake_in, 4096))
         self._selector.register(self._worker, selectors.EVENT_READ, self._hear)
+        preload()
         gc.collect()
         gc.freeze()  # or the first collection in a fork would copy every page
         while self._worker_lives or self._supervised or self._broken:

@@ -70,7 +70,7 @@ class Host:
         return ForkClient(site, variables, self._lock.fd, listener)
 
     def is_settled(self, incarnation: str) -> bool:
-        """Say whether nothing of that incarnation lives here: it never was here, or somebody has cleared up after it."""
+        """Say whether nothing of that incarnation lives here: it never did, or somebody has cleared up after it."""
         return incarnation not in identity.incarnations(self.folders)
 
     def has_ended(self, incarnation: str) -> bool:

@@ -14,7 +14,9 @@ class Noop(Operator):
     name = "noop"
     summary = "Does nothing, for benchmarks."
     parameters_schema: ClassVar[Mapping[str, Any]] = {
-        "type": "object", "additionalProperties": False, "properties": {},
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {},
     }
     outputs_schema: ClassVar[Mapping[str, Any]] = {"type": "object", "additionalProperties": False, "properties": {}}
 

@@ -22,6 +22,8 @@ _PASSED = frozenset(
         "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
         "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
         "FEATURE_STORE_URL",
+        # By this the worker finds what a script left behind.
+        "ORCHESTRATOR_INCARNATION",
     }
 )  # fmt: skip
 """A list of what may pass, not of what may not: the next secret will have a name that no list knows."""
@@ -79,7 +81,7 @@ def environment(context: TaskContext, values: Mapping[str, Json], files: Mapping
     if context.registry_url:
         passed["MODEL_REGISTRY_URL"] = context.registry_url
     own = {
-        "RUN_ID": context.run_id, "TASK": context.task, "TENANT_ID": context.tenant_id,
+        "PIPELINE": context.pipeline, "RUN_ID": context.run_id, "TASK": context.task, "TENANT_ID": context.tenant_id,
         "ATTEMPT_ID": context.attempt_id, "ATTEMPT_NUMBER": str(context.attempt_number), "FENCE": context.fence,
         "CPU": f"{context.cpu:g}", "MEMORY_BYTES": str(context.memory_bytes), **_parameters(values), **files,
     }  # fmt: skip

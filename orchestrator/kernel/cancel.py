@@ -17,7 +17,11 @@ OPEN_WITHOUT_ATTEMPT = frozenset({TaskState.PENDING, TaskState.READY, TaskState.
 def apply_command(changes: Changes, command: Command) -> None:
     """Apply one command and close it with a sentence."""
     kinds = {
-        "cancel": _cancel, "pause": _pause, "resume": _resume, "drain": _drain, "undrain": _undrain,
+        "cancel": _cancel,
+        "pause": _pause,
+        "resume": _resume,
+        "drain": _drain,
+        "undrain": _undrain,
     }
     act = kinds.get(command.kind)
     result = act(changes, command) if act else f"Refused: there is no command {command.kind!r}."
@@ -64,9 +68,7 @@ def cancel_task(changes: Changes, node: TaskNode, command: Command, reason: str)
         changes.task(node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True)
     elif attempt is not None and attempt.state is AttemptState.DISPATCHED:
         if expire(changes, attempt, "cancel", reason, actor):
-            changes.task(
-                node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True, attempt_id=None
-            )
+            changes.task(node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True, attempt_id=None)
     elif attempt is not None:
         if node.state is TaskState.RUNNING:
             changes.task(node, TaskState.CANCELLING, "cancel", reason=reason, actor=actor, durable=True)

@@ -49,7 +49,13 @@ class Changes:
         self.effects.append(Count(what, detail))
 
     def run(
-        self, run: RunNode, after: RunState, cause: str, *, reason: str = "", message: str = "",
+        self,
+        run: RunNode,
+        after: RunState,
+        cause: str,
+        *,
+        reason: str = "",
+        message: str = "",
         actor: str = "scheduler",
     ) -> bool:
         """Change the run's state; one that is over leaves the index."""
@@ -62,8 +68,17 @@ class Changes:
         return True
 
     def task(
-        self, node: TaskNode, after: TaskState, cause: str, *, reason: str = "", message: str = "",
-        actor: str = "scheduler", durable: bool = False, retry_in: float | None = None, **columns: Any,
+        self,
+        node: TaskNode,
+        after: TaskState,
+        cause: str,
+        *,
+        reason: str = "",
+        message: str = "",
+        actor: str = "scheduler",
+        durable: bool = False,
+        retry_in: float | None = None,
+        **columns: Any,
     ) -> bool:
         """Change the task run's state with further columns (``attempts``, ``failures``, ``losses``, ``attempt_id``,
         ``local_to``), count it at its downstreams when it ends, and queue it up when it is ready."""
@@ -76,10 +91,23 @@ class Changes:
             setattr(node, name, value)
         if retry_in is not None:
             columns["retry_at"] = ("in", retry_in)
-        self.emit(Transition(
-            Entity.TASK_RUN, node.id, before, after, cause, reason, message, actor, node.run.id, node.name,
-            None, columns, durable,
-        ))
+        self.emit(
+            Transition(
+                Entity.TASK_RUN,
+                node.id,
+                before,
+                after,
+                cause,
+                reason,
+                message,
+                actor,
+                node.run.id,
+                node.name,
+                None,
+                columns,
+                durable,
+            )
+        )
         node.state, node.reason = after, reason
         if before is TaskState.READY and node.ask is not None:
             if self.kernel.ledger.drop_hold(node.ask):
@@ -94,17 +122,39 @@ class Changes:
         return True
 
     def attempt(
-        self, attempt: AttemptRecord, after: AttemptState, cause: str, *, reason: str = "", message: str = "",
-        actor: str = "scheduler", durable: bool = False, columns: Mapping[str, Any] = NONE, **fields: Any,
+        self,
+        attempt: AttemptRecord,
+        after: AttemptState,
+        cause: str,
+        *,
+        reason: str = "",
+        message: str = "",
+        actor: str = "scheduler",
+        durable: bool = False,
+        columns: Mapping[str, Any] = NONE,
+        **fields: Any,
     ) -> AttemptRecord | None:
         """Change the attempt's state; ``fields`` are the record's, ``columns`` the row's. ``None`` when refused."""
         if self._is_refused(Entity.ATTEMPT, attempt.id, attempt.state, after):
             return None
         node = self.kernel.tasks[attempt.task_run_id]
-        self.emit(Transition(
-            Entity.ATTEMPT, attempt.id, attempt.state, after, cause, reason, message, actor, node.run.id, node.name,
-            attempt.token, columns, durable,
-        ))
+        self.emit(
+            Transition(
+                Entity.ATTEMPT,
+                attempt.id,
+                attempt.state,
+                after,
+                cause,
+                reason,
+                message,
+                actor,
+                node.run.id,
+                node.name,
+                attempt.token,
+                columns,
+                durable,
+            )
+        )
         changed = replace(attempt, state=after, **fields)
         self.kernel.keep_attempt(changed)
         return changed

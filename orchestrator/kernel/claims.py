@@ -71,9 +71,7 @@ def _refuse(changes: Changes, event: ClaimReceived, attempt: AttemptRecord, reas
         hint_again(changes, attempt, direct=True)
 
 
-def grant(
-    changes: Changes, attempt: AttemptRecord, worker_id: str, nonce: str, cause: str
-) -> AttemptRecord | None:
+def grant(changes: Changes, attempt: AttemptRecord, worker_id: str, nonce: str, cause: str) -> AttemptRecord | None:
     """Give the attempt to the worker: from now on only its token counts."""
     kernel = changes.kernel
     node = kernel.tasks[attempt.task_run_id]
@@ -85,8 +83,16 @@ def grant(
         deadline = changes.now + allowed
         columns["deadline_at"] = ("in", allowed)
     granted = changes.attempt(
-        attempt, AttemptState.RUNNING, cause, durable=planned.exclusive, columns=columns,
-        worker_id=worker_id, nonce=nonce, granted_at=changes.now, deadline=deadline, missed_by=0,
+        attempt,
+        AttemptState.RUNNING,
+        cause,
+        durable=planned.exclusive,
+        columns=columns,
+        worker_id=worker_id,
+        nonce=nonce,
+        granted_at=changes.now,
+        deadline=deadline,
+        missed_by=0,
     )
     if granted is not None:
         changes.task(node, TaskState.RUNNING, cause)

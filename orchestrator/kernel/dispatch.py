@@ -13,7 +13,6 @@ from orchestrator.placement import Ask, Choice, Wait, choose, could_ever_fit, su
 from orchestrator.records import AttemptRecord, Reservation
 from orchestrator.states import TaskState, WorkerState
 
-
 NO_REDIS = Wait("waiting_for_redis", "Redis does not answer, so no worker can be told of it.")
 
 
@@ -23,30 +22,18 @@ def dispatch(changes: Changes) -> None:
     A line that is blocked stays so until something is freed, so a pass costs what it places.
     """
     waiting = changes.kernel.waiting_lines
+    _hold_for_the_aged(changes)
     if not waiting.stirred:
         return
     if changes.kernel.redis_away:
-        for line in waiting.lines.values():
-            line.blocked = line.told = NO_REDIS
-            _explain_line(changes, line)
-            line.blocked = None
+        _tell_redis_is_away(changes)
         return
     waiting.stirred = False
-    heads: list[tuple[Rank, Line]] = []
-    for ask, line in list(waiting.lines.items()):
-        head = line.head()
-        if head is None:
-            del waiting.lines[ask]
-            changes.kernel.ledger.drop_hold(ask)
-        elif line.blocked is None:
-            heads.append((head[0], line))
-    heapq.heapify(heads)
+    heads = _open_heads(changes)
     while heads:
         _, line = heapq.heappop(heads)
         head = line.head()
-        if head is None:
-            continue
-        if _place(changes, head[1], line):
+        if head is not None and _place(changes, head[1], line):
             following = line.head()
             if following is not None:
                 heapq.heappush(heads, (following[0], line))
@@ -54,12 +41,32 @@ def dispatch(changes: Changes) -> None:
         _explain_line(changes, line)
 
 
+def _open_heads(changes: Changes) -> list[tuple[Rank, Line]]:
+    """Return the heads of all lines that may move, as a heap; lines nobody stands in are closed."""
+    lines = changes.kernel.waiting_lines.lines
+    heads: list[tuple[Rank, Line]] = []
+    for ask, line in list(lines.items()):
+        head = line.head()
+        if head is None:
+            del lines[ask]
+            changes.kernel.ledger.drop_hold(ask)
+        elif line.blocked is None:
+            heads.append((head[0], line))
+    heapq.heapify(heads)
+    return heads
+
+
+def _tell_redis_is_away(changes: Changes) -> None:
+    for line in changes.kernel.waiting_lines.lines.values():
+        line.blocked = line.told = NO_REDIS
+        _explain_line(changes, line)
+        line.blocked = None
+
+
 def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
-    """Dispatch the task if a worker can take it now, else block its line and hold room for it when it has aged."""
+    """Dispatch the task if a worker can take it now, else block its line."""
     kernel = changes.kernel
-    answer = choose(
-        line.ask, kernel.listeners_of(line.ask.queue), kernel.ledger, prefer_host=node.run.home
-    )
+    answer = choose(line.ask, kernel.listeners_of(line.ask.queue), kernel.ledger, prefer_host=node.run.home)
     if isinstance(answer, Choice):
         send_out(changes, node, answer)
         return True
@@ -68,8 +75,6 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
         line.unexplained = list(line.members())
     line.blocked = line.told = answer
     changes.explain(node, answer.reason, answer.message)
-    if answer.for_capacity and changes.now - node.ready_at >= kernel.settings.hold_after:
-        _hold_room(changes, line.ask)
     return False
 
 
@@ -86,6 +91,18 @@ def _explain_line(changes: Changes, line: Line) -> None:
     line.unexplained = []
 
 
+def _hold_for_the_aged(changes: Changes) -> None:
+    """Hold room for the lines whose head has waited long for capacity, before others of higher rank take what is
+    freed."""
+    kernel = changes.kernel
+    for line in kernel.waiting_lines.lines.values():
+        if line.told is None or not line.told.for_capacity or line.ask in kernel.ledger.held:
+            continue
+        head = line.head()
+        if head is not None and changes.now - head[1].ready_at >= kernel.settings.hold_after:
+            _hold_room(changes, line.ask)
+
+
 def _hold_room(changes: Changes, ask: Ask) -> None:
     """Keep what gets free on one host for an ask that has waited long, so that small ones can't starve it.
 
@@ -95,12 +112,12 @@ def _hold_room(changes: Changes, ask: Ask) -> None:
     if any(held.queue == ask.queue for held in ledger.held):
         return
     hosts = {
-        worker.host_id for worker in kernel.listeners_of(ask.queue)
+        worker.host_id
+        for worker in kernel.listeners_of(ask.queue)
         if worker.state is WorkerState.ONLINE and suits(ask, worker)
     }
     candidates = [
-        host for host in map(ledger.hosts.__getitem__, sorted(hosts))
-        if host.hold is None and could_ever_fit(ask, host)
+        host for host in map(ledger.hosts.__getitem__, sorted(hosts)) if host.hold is None and could_ever_fit(ask, host)
     ]
     if candidates:
         nearest = max(candidates, key=lambda host: (host.cpu_free / max(1, host.capacity.cpu), host.id))
@@ -112,9 +129,18 @@ def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
     kernel, planned = changes.kernel, node.planned
     new_id = kernel.settings.new_id
     attempt = AttemptRecord(
-        id=new_id(), run_id=node.run.id, task_run_id=node.id, number=node.attempts + 1, queue=planned.queue,
-        resources=planned.resources, host_id=choice.host_id, worker_id=choice.worker_id, token=new_id(),
-        devices=choice.devices, direct=choice.direct, hinted_at=changes.now,
+        id=new_id(),
+        run_id=node.run.id,
+        task_run_id=node.id,
+        number=node.attempts + 1,
+        queue=planned.queue,
+        resources=planned.resources,
+        host_id=choice.host_id,
+        worker_id=choice.worker_id,
+        token=new_id(),
+        devices=choice.devices,
+        direct=choice.direct,
+        hinted_at=changes.now,
     )
     if not changes.task(node, TaskState.QUEUED, "dispatch", attempts=attempt.number, attempt_id=attempt.id):
         return
@@ -136,8 +162,11 @@ def hint_again(changes: Changes, attempt: AttemptRecord, *, direct: bool | None 
     direct = attempt.direct if direct is None else direct
     seq = attempt.seq + 1
     changed = changes.note_attempt(
-        attempt, {"seq": seq, "direct": direct, "hinted_at": ("in", 0.0)},
-        seq=seq, direct=direct, hinted_at=changes.now,
+        attempt,
+        {"seq": seq, "direct": direct, "hinted_at": ("in", 0.0)},
+        seq=seq,
+        direct=direct,
+        hinted_at=changes.now,
     )
     changes.emit(SendHint(changed.id, seq, hint_queue(changed)))
 
@@ -174,11 +203,12 @@ def move(changes: Changes, attempt: AttemptRecord, choice: Choice) -> AttemptRec
     """Move an unclaimed attempt and its reservation to another worker."""
     reservation = changes.kernel.ledger.reservations[attempt.id]
     changed = changes.note_attempt(
-        attempt, {"worker_id": choice.worker_id, "host_id": choice.host_id, "devices": choice.devices},
-        worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices,
+        attempt,
+        {"worker_id": choice.worker_id, "host_id": choice.host_id, "devices": choice.devices},
+        worker_id=choice.worker_id,
+        host_id=choice.host_id,
+        devices=choice.devices,
     )
-    changes.reserve(replace(
-        reservation, worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices
-    ))
+    changes.reserve(replace(reservation, worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices))
     changes.kernel.waiting_lines.unblock()
     return changed

@@ -42,8 +42,13 @@ def _end_earlier_boots(changes: Changes, heartbeat: Heartbeat) -> None:
     for worker in list(kernel.workers.values()):
         if worker.host_id == heartbeat.host_id and worker.boot_id != heartbeat.boot_id and worker.state not in ENDED:
             end_worker(
-                changes, worker, WorkerState.LOST, "boot", "host_rebooted",
-                f"Host {worker.hostname or worker.host_id} was started anew.", is_dead=True,
+                changes,
+                worker,
+                WorkerState.LOST,
+                "boot",
+                "host_rebooted",
+                f"Host {worker.hostname or worker.host_id} was started anew.",
+                is_dead=True,
             )
     for zombie in kernel.ledger.zombies_on(heartbeat.host_id):
         changes.release(zombie.attempt_id)
@@ -54,14 +59,26 @@ def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -
     kernel = changes.kernel
     before = known.state if known else (WorkerState.DRAINING if heartbeat.draining else WorkerState.ONLINE)
     worker = WorkerRecord(
-        id=heartbeat.worker_id, host_id=heartbeat.host_id, boot_id=heartbeat.boot_id, state=before,
-        queues=frozenset(heartbeat.queues), slots=heartbeat.slots, labels=heartbeat.labels,
-        store_scope=heartbeat.store_scope, seen_at=changes.now, seq=heartbeat.seq, hostname=heartbeat.hostname,
-        name=heartbeat.name, version=heartbeat.version, draining=known.draining if known else False,
+        id=heartbeat.worker_id,
+        host_id=heartbeat.host_id,
+        boot_id=heartbeat.boot_id,
+        state=before,
+        queues=frozenset(heartbeat.queues),
+        slots=heartbeat.slots,
+        labels=heartbeat.labels,
+        store_scope=heartbeat.store_scope,
+        seen_at=changes.now,
+        seq=heartbeat.seq,
+        hostname=heartbeat.hostname,
+        name=heartbeat.name,
+        version=heartbeat.version,
+        draining=known.draining if known else False,
     )
     host = kernel.ledger.hosts.get(heartbeat.host_id)
     offers_other = (
-        known is None or host is None or host.capacity != heartbeat.capacity
+        known is None
+        or host is None
+        or host.capacity != heartbeat.capacity
         or (known.slots, known.queues, known.labels) != (worker.slots, worker.queues, worker.labels)
     )
     kernel.ledger.register(HostRecord(heartbeat.host_id, heartbeat.boot_id, heartbeat.capacity))
@@ -103,8 +120,11 @@ def _charge_to(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord) -
         return False
     changes.reserve(Reservation(attempt.id, worker.host_id, worker.id, attempt.resources, devices))
     changes.note_attempt(
-        attempt, {"worker_id": worker.id, "host_id": worker.host_id, "devices": devices},
-        worker_id=worker.id, host_id=worker.host_id, devices=devices,
+        attempt,
+        {"worker_id": worker.id, "host_id": worker.host_id, "devices": devices},
+        worker_id=worker.id,
+        host_id=worker.host_id,
+        devices=devices,
     )
     kernel.waiting_lines.unblock()
     return True
@@ -119,8 +139,13 @@ def _give_up_missing(changes: Changes, heartbeat: Heartbeat) -> None:
             if attempt.missed_by:
                 kernel.keep_attempt(replace(attempt, missed_by=0))
         elif attempt.missed_by + 1 >= MISSES:
-            lose(changes, attempt, "heartbeat", "never_started",
-                 f"Worker {heartbeat.name or heartbeat.worker_id} was granted it and does not show it.")
+            lose(
+                changes,
+                attempt,
+                "heartbeat",
+                "never_started",
+                f"Worker {heartbeat.name or heartbeat.worker_id} was granted it and does not show it.",
+            )
         else:
             kernel.keep_attempt(replace(attempt, missed_by=attempt.missed_by + 1))
 
@@ -136,8 +161,14 @@ def _bury_the_dead(changes: Changes, heartbeat: Heartbeat) -> None:
         if reservation.zombie:
             changes.release(attempt_id)
         elif attempt is not None and attempt.state is AttemptState.RUNNING and _is_silent(changes, attempt, heartbeat):
-            lose(changes, attempt, "heartbeat", "worker_died",
-                 "Its worker died; the host has confirmed that nothing of it lives on.", is_dead=True)
+            lose(
+                changes,
+                attempt,
+                "heartbeat",
+                "worker_died",
+                "Its worker died; the host has confirmed that nothing of it lives on.",
+                is_dead=True,
+            )
     for zombie in ledger.zombies_on(heartbeat.host_id):
         if zombie.worker_id == heartbeat.worker_id and zombie.attempt_id not in heartbeat.running:
             # Its own incarnation does not show it. A grant still on its way could start it, so not before that is old.
@@ -159,7 +190,13 @@ def _release_when_grant_is_old(changes: Changes, zombie: Reservation) -> None:
 
 
 def end_worker(
-    changes: Changes, worker: WorkerRecord, after: WorkerState, cause: str, reason: str, message: str, *,
+    changes: Changes,
+    worker: WorkerRecord,
+    after: WorkerState,
+    cause: str,
+    reason: str,
+    message: str,
+    *,
     is_dead: bool,
 ) -> None:
     """End an incarnation: what it was granted is lost, what it had not claimed is planned anew."""
@@ -183,8 +220,15 @@ def leave(changes: Changes, worker_id: str) -> None:
     worker = changes.kernel.workers.get(worker_id)
     if worker is None or worker.state is WorkerState.DRAINED:
         return
-    end_worker(changes, worker, WorkerState.DRAINED, "goodbye", "worker_left",
-               f"Worker {worker.name or worker.id} ended without an outcome of it.", is_dead=True)
+    end_worker(
+        changes,
+        worker,
+        WorkerState.DRAINED,
+        "goodbye",
+        "worker_left",
+        f"Worker {worker.name or worker.id} ended without an outcome of it.",
+        is_dead=True,
+    )
     for zombie in changes.kernel.ledger.zombies_on(worker.host_id):
         if zombie.worker_id == worker_id:
             changes.release(zombie.attempt_id)

@@ -87,9 +87,7 @@ class Kernel:
         for attempt in sorted(snapshot.attempts, key=lambda attempt: attempt.hinted_at):
             self.keep_attempt(attempt)
 
-    def adopt_run(
-        self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float
-    ) -> RunNode:
+    def adopt_run(self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float) -> RunNode:
         """Index one run and its task runs, with all counters worked out from their states."""
         shape = self._shape_of(plan)
         run = RunNode(record, shape)
@@ -186,8 +184,7 @@ class Kernel:
         """Return what the task asks of placement: its own words, and the hosts that alone hold its inputs."""
         planned = node.planned
         hosts = dict.fromkeys(
-            host for at in node.run.shape.sources[node.position]
-            if (host := node.run.tasks[at].local_to) is not None
+            host for at in node.run.shape.sources[node.position] if (host := node.run.tasks[at].local_to) is not None
         )
         return Ask(planned.queue, planned.resources, planned.labels, tuple(hosts))
 
@@ -221,7 +218,9 @@ class Kernel:
         attempt, or wants it cancelled."""
         present = self.attempts.get(attempt.id)
         return (
-            present is not None and present.state is AttemptState.RUNNING and not present.cancel
+            present is not None
+            and present.state is AttemptState.RUNNING
+            and not present.cancel
             and (present.worker_id, present.nonce) == (attempt.worker_id, attempt.nonce)
         )
 
@@ -250,13 +249,15 @@ class Kernel:
                 grace = self.cancel_grace.get(attempt_id)
                 cancel.append((attempt_id, self.planned(attempt).grace if grace is None else grace))
         fence = tuple(
-            attempt_id for attempt_id, token in self.shown.get(worker_id, {}).items()
+            attempt_id
+            for attempt_id, token in self.shown.get(worker_id, {}).items()
             if not self._is_owner(worker_id, attempt_id, token)
         )
         if worker is None:
             return Desired(tuple(cancel), fence)
         confirm = tuple(
-            (zombie.attempt_id, zombie.worker_id) for zombie in self.ledger.zombies_on(worker.host_id)
+            (zombie.attempt_id, zombie.worker_id)
+            for zombie in self.ledger.zombies_on(worker.host_id)
             if zombie.worker_id != worker_id
         )
         return Desired(tuple(cancel), fence, confirm, worker.draining)
@@ -264,8 +265,10 @@ class Kernel:
     def _is_owner(self, worker_id: str, attempt_id: str, token: str) -> bool:
         attempt = self.attempts.get(attempt_id)
         return (
-            attempt is not None and attempt.state is AttemptState.RUNNING
-            and attempt.worker_id == worker_id and attempt.token == token
+            attempt is not None
+            and attempt.state is AttemptState.RUNNING
+            and attempt.worker_id == worker_id
+            and attempt.token == token
         )
 
     def next_due(self, now: float) -> float | None:

@@ -39,8 +39,15 @@ def watch_leases(changes: Changes) -> None:
         elif silence > lease / 2 and worker.state is WorkerState.ONLINE:
             changes.worker(worker, WorkerState.SUSPECT, "lease", reason="silent")
     for worker in _admitted_by_breaker(changes, expired, live):
-        end_worker(changes, worker, WorkerState.LOST, "lease", "worker_lost",
-                   f"Worker {worker.name or worker.id} has been silent for {lease:g} s.", is_dead=False)
+        end_worker(
+            changes,
+            worker,
+            WorkerState.LOST,
+            "lease",
+            "worker_lost",
+            f"Worker {worker.name or worker.id} has been silent for {lease:g} s.",
+            is_dead=False,
+        )
 
 
 def _admitted_by_breaker(changes: Changes, expired: list[WorkerRecord], live: int) -> list[WorkerRecord]:
@@ -78,8 +85,13 @@ def fire_timers(changes: Changes) -> None:
         due, attempt_id = heapq.heappop(kernel.deadlines)
         attempt = kernel.attempts.get(attempt_id)
         if attempt is not None and attempt.state is AttemptState.RUNNING and attempt.deadline == due:
-            lose(changes, attempt, "timer", "overdue",
-                 "It outlived its time limit and its grace, and its worker has not reported its end.")
+            lose(
+                changes,
+                attempt,
+                "timer",
+                "overdue",
+                "It outlived its time limit and its grace, and its worker has not reported its end.",
+            )
 
 
 def redis_back(changes: Changes, event: RedisBack) -> None:

@@ -11,13 +11,24 @@ from orchestrator.states import RunState, TaskState
 class RunNode:
     """One active run."""
 
-    __slots__ = ("generation", "home", "id", "message", "open", "order", "priority", "reason", "shape", "state", "tasks", "tenant_id")
+    __slots__ = (
+        "generation",
+        "home",
+        "id",
+        "open",
+        "order",
+        "priority",
+        "reason",
+        "shape",
+        "state",
+        "tasks",
+        "tenant_id",
+    )
 
     def __init__(self, record: RunRecord, shape: Shape) -> None:
         self.id = record.id
         self.tenant_id = record.tenant_id
-        self.state = record.state
-        self.reason = record.reason
+        self.state, self.reason = record.state, record.reason
         self.generation = record.generation
         self.priority = record.priority
         self.order = record.order
@@ -42,16 +53,32 @@ class TaskNode:
     """One task run, with the counters of its upstream states."""
 
     __slots__ = (
-        "ask", "attempt_id", "attempts", "cancelled", "failed", "failures", "id", "local_to", "losses", "position",
-        "ready_at", "reason", "retry_at", "run", "skipped", "state", "success", "ticket", "upstream_failed",
+        "ask",
+        "attempt_id",
+        "attempts",
+        "cancelled",
+        "failed",
+        "failures",
+        "id",
+        "local_to",
+        "losses",
+        "position",
+        "ready_at",
+        "reason",
+        "retry_at",
+        "run",
+        "skipped",
+        "state",
+        "success",
+        "ticket",
+        "upstream_failed",
     )
 
     def __init__(self, record: TaskRunRecord, run: RunNode, position: int) -> None:
         self.id = record.id
         self.run = run
         self.position = position
-        self.state = record.state
-        self.reason = record.reason
+        self.state, self.reason = record.state, record.reason
         self.attempts = record.attempts
         self.failures = record.failures
         self.losses = record.losses

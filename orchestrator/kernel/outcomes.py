@@ -11,10 +11,16 @@ from orchestrator.records import AttemptRecord, EndedAttempt, Outcome
 from orchestrator.retry import NextTry, after_failure, after_loss
 from orchestrator.states import AttemptState, TaskState
 
-REPORTED = frozenset({
-    AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.CANCELLED,
-    AttemptState.PREEMPTED, AttemptState.LOST,
-})
+REPORTED = frozenset(
+    {
+        AttemptState.SUCCEEDED,
+        AttemptState.FAILED,
+        AttemptState.TIMED_OUT,
+        AttemptState.CANCELLED,
+        AttemptState.PREEMPTED,
+        AttemptState.LOST,
+    }
+)
 
 
 def ingest(changes: Changes, event: OutcomeReceived) -> None:
@@ -77,7 +83,12 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     node = kernel.tasks[attempt.task_run_id]
     is_cancelled = node.state is TaskState.CANCELLING
     ended = changes.attempt(
-        attempt, outcome.state, "outcome", reason=outcome.reason, message=outcome.message, durable=True,
+        attempt,
+        outcome.state,
+        "outcome",
+        reason=outcome.reason,
+        message=outcome.message,
+        durable=True,
         columns={"exit_code": outcome.exit_code},
     )
     if ended is None:
@@ -91,9 +102,14 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     elif succeeded:
         _succeed(changes, node, outcome)
     else:
-        follow(changes, node, "outcome", after_failure(
-            node.planned.retry, node.failures, node.losses, outcome, attempt.id, kernel.settings.max_losses
-        ))
+        follow(
+            changes,
+            node,
+            "outcome",
+            after_failure(
+                node.planned.retry, node.failures, node.losses, outcome, attempt.id, kernel.settings.max_losses
+            ),
+        )
 
 
 def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
@@ -101,8 +117,14 @@ def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     if outcome.local_to and not node.run.home:
         node.run.home = outcome.local_to
     changes.task(
-        node, after, "outcome", reason=outcome.reason, message=outcome.message, durable=True,
-        attempt_id=None, local_to=outcome.local_to,
+        node,
+        after,
+        "outcome",
+        reason=outcome.reason,
+        message=outcome.message,
+        durable=True,
+        attempt_id=None,
+        local_to=outcome.local_to,
     )
 
 
@@ -115,8 +137,16 @@ def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry) -> None:
     else:
         after, retry_in = TaskState.READY, None
     changes.task(
-        node, after, cause, reason=then.reason, message=then.message, durable=True, retry_in=retry_in,
-        attempt_id=None, failures=then.failures, losses=then.losses,
+        node,
+        after,
+        cause,
+        reason=then.reason,
+        message=then.message,
+        durable=True,
+        retry_in=retry_in,
+        attempt_id=None,
+        failures=then.failures,
+        losses=then.losses,
     )
 
 
@@ -136,9 +166,12 @@ def lose(
     if node.state is TaskState.CANCELLING:
         changes.task(node, TaskState.CANCELLED, cause, reason=node.reason, durable=True, attempt_id=None)
     else:
-        follow(changes, node, cause, after_loss(
-            node.failures, node.losses, changes.kernel.settings.max_losses, reason, message
-        ))
+        follow(
+            changes,
+            node,
+            cause,
+            after_loss(node.failures, node.losses, changes.kernel.settings.max_losses, reason, message),
+        )
 
 
 def expire(changes: Changes, attempt: AttemptRecord, cause: str, reason: str, actor: str = "scheduler") -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from orchestrator.config import Settings
 from orchestrator.records import (
     AttemptRecord,
     HostRecord,
@@ -15,6 +15,10 @@ from orchestrator.records import (
     TaskRunRecord,
     WorkerRecord,
 )
+
+if TYPE_CHECKING:
+    # Not at run time: reading the environment is no business of the rules.
+    from orchestrator.config import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,4 +85,4 @@ class Desired:
     """Attempt and ended incarnation: say in ``Heartbeat.dead`` once that incarnation and every tree of the attempt on
     this host are dead (also when the attempt never started there)."""
     drain: bool = False
-    """Take no new work, end when nothing is left."""
+    """Take no new work until told otherwise; what runs goes on."""

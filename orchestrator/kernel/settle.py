@@ -23,7 +23,9 @@ def apply_rule(changes: Changes, node: TaskNode) -> None:
     """Make a pending task ready, or settle it without running, if its rule says so."""
     run = node.run
     said = verdict(
-        run.shape.rules[node.position], *node.counts(), len(run.shape.upstream[node.position]),
+        run.shape.rules[node.position],
+        *node.counts(),
+        len(run.shape.upstream[node.position]),
         cancelling=run.is_cancelling,
     )
     if said is Verdict.WAIT or (run.is_cancelling and said is Verdict.RUN):

@@ -44,7 +44,8 @@ class HostAccount:
     def free_devices(self, gpu_memory: int) -> list[str]:
         """Return the devices nobody holds that are large enough, the smallest first."""
         fitting = [
-            device for device in self.capacity.gpus
+            device
+            for device in self.capacity.gpus
             if not device.busy_with and device.uuid not in self.devices_used and device.memory >= gpu_memory
         ]
         fitting.sort(key=lambda device: (device.memory, device.uuid))

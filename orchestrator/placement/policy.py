@@ -17,7 +17,12 @@ Score = tuple[int, int, float, int, str]
 
 
 def choose(
-    ask: Ask, listeners: Iterable[WorkerRecord], ledger: Ledger, *, prefer_host: str = "", exclude: str = "",
+    ask: Ask,
+    listeners: Iterable[WorkerRecord],
+    ledger: Ledger,
+    *,
+    prefer_host: str = "",
+    exclude: str = "",
 ) -> Choice | Wait:
     """Choose a worker for the task among the live listeners of its queue.
 

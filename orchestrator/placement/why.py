@@ -25,13 +25,19 @@ def explain(ask: Ask, listeners: Iterable[WorkerRecord], ledger: Ledger) -> Wait
     if not live:
         return Wait("waiting_for_worker", f"No live worker listens to queue {ask.queue}; start one for it.")
     if len(ask.hosts) > 1:
-        return Wait("infeasible", f"Its inputs lie on the hosts {_names(ask.hosts)} and on no shared store, so no host "
-                    "has all of them; set ARTIFACT_URL to a store that all hosts reach.")
+        return Wait(
+            "infeasible",
+            f"Its inputs lie on the hosts {_names(ask.hosts)} and on no shared store, so no host "
+            "has all of them; set ARTIFACT_URL to a store that all hosts reach.",
+        )
     if ask.hosts:
         live = [w for w in live if w.host_id == ask.hosts[0]]
         if not live:
-            return Wait("waiting_for_host", f"Its inputs lie on host {ask.hosts[0]} only, and no live worker there "
-                        f"listens to queue {ask.queue}; start one, or set ARTIFACT_URL to a store all hosts reach.")
+            return Wait(
+                "waiting_for_host",
+                f"Its inputs lie on host {ask.hosts[0]} only, and no live worker there "
+                f"listens to queue {ask.queue}; start one, or set ARTIFACT_URL to a store all hosts reach.",
+            )
     labelled = [w for w in live if all(w.labels.get(name) == value for name, value in ask.labels)]
     if not labelled:
         wanted = ", ".join(f"{name}={value}" for name, value in ask.labels)
@@ -98,21 +104,38 @@ def _blocker(ask: Ask, worker: WorkerRecord, ledger: Ledger) -> tuple[tuple[int,
     if ledger.slots_used(worker.id) >= worker.slots:
         lacks.append(Wait("waiting_for_slot", f"All {worker.slots} slots of the worker on host {where} are taken."))
     if asked.cpu > host.cpu_free:
-        lacks.append(Wait("waiting_for_cpu", f"Asks {_number('cpu', asked.cpu)} cpu; host {where} has "
-                          f"{_number('cpu', max(0, host.cpu_free))} of {_number('cpu', host.capacity.cpu)} free."))
+        lacks.append(
+            Wait(
+                "waiting_for_cpu",
+                f"Asks {_number('cpu', asked.cpu)} cpu; host {where} has "
+                f"{_number('cpu', max(0, host.cpu_free))} of {_number('cpu', host.capacity.cpu)} free.",
+            )
+        )
     if asked.memory > host.memory_free:
-        lacks.append(Wait("waiting_for_memory", f"Asks {_number('memory', asked.memory)}; host {where} has "
-                          f"{_number('memory', max(0, host.memory_free))} of "
-                          f"{_number('memory', host.capacity.memory)} free."))
+        lacks.append(
+            Wait(
+                "waiting_for_memory",
+                f"Asks {_number('memory', asked.memory)}; host {where} has "
+                f"{_number('memory', max(0, host.memory_free))} of "
+                f"{_number('memory', host.capacity.memory)} free.",
+            )
+        )
     free = host.free_devices(asked.gpu_memory) if asked.gpus else []
     if asked.gpus > len(free):
-        lacks.append(Wait("waiting_for_gpu", f"Asks {asked.gpus} gpu; host {where} has {len(free)} of "
-                          f"{len(host.capacity.gpus)} free."))
+        lacks.append(
+            Wait(
+                "waiting_for_gpu",
+                f"Asks {asked.gpus} gpu; host {where} has {len(free)} of {len(host.capacity.gpus)} free.",
+            )
+        )
     if not lacks:
         # Everything is free, so room is held for an older task, or the worker has stopped answering.
         quiet = worker.state is not WorkerState.ONLINE
         reason = "waiting_for_slot" if quiet else "waiting_for_cpu"
-        sentence = (f"The worker on host {where} is silent." if quiet
-                    else f"The room on host {where} is held for a task that has waited longer.")
+        sentence = (
+            f"The worker on host {where} is silent."
+            if quiet
+            else f"The room on host {where} is held for a task that has waited longer."
+        )
         lacks.append(Wait(reason, sentence))
     return (len(lacks), worker.state is not WorkerState.ONLINE, worker.id), lacks[0]

@@ -74,7 +74,12 @@ def create_key(
     key_id = str(uuid.uuid4())
     connection.execute(
         insert(k).values(
-            id=key_id, tenant_id=tenant_id, name=name, role=role.word, prefix=key_prefix(key), digest=key_digest(key),
+            id=key_id,
+            tenant_id=tenant_id,
+            name=name,
+            role=role.word,
+            prefix=key_prefix(key),
+            digest=key_digest(key),
             expires_at=expires_at,
         )
     )
@@ -98,10 +103,16 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> None:
     :raises Conflict: it is the last administrator's key.
     """
     # All administrators' keys are locked, so that two requests can't each revoke "the other one".
-    admins = connection.execute(
-        select(k.c.id).where(k.c.tenant_id == tenant_id, k.c.role == "admin", k.c.revoked_at.is_(None))
-        .order_by(k.c.id).with_for_update()
-    ).scalars().all()
+    admins = (
+        connection.execute(
+            select(k.c.id)
+            .where(k.c.tenant_id == tenant_id, k.c.role == "admin", k.c.revoked_at.is_(None))
+            .order_by(k.c.id)
+            .with_for_update()
+        )
+        .scalars()
+        .all()
+    )
     _get(connection, tenant_id, key_id)
     if list(admins) == [key_id]:
         raise Conflict("This is the last administrator's key; create another one before revoking it.")

@@ -59,8 +59,13 @@ def create_pipeline(connection: Connection, tenant_id: str, definition: Definiti
     made = connection.execute(
         pg_insert(p)
         .values(
-            id=pipeline_id, tenant_id=tenant_id, name=definition.name, description=definition.description,
-            owner=definition.owner, version_id=version_id, version=1,
+            id=pipeline_id,
+            tenant_id=tenant_id,
+            name=definition.name,
+            description=definition.description,
+            owner=definition.owner,
+            version_id=version_id,
+            version=1,
         )
         .on_conflict_do_nothing(index_elements=[p.c.tenant_id, p.c.name], index_where=p.c.deleted_at.is_(None))
         .returning(p.c.id)
@@ -78,7 +83,11 @@ def create_pipeline(connection: Connection, tenant_id: str, definition: Definiti
 
 
 def save_pipeline(
-    connection: Connection, tenant_id: str, pipeline_id: str, definition: Definition, actor: str,
+    connection: Connection,
+    tenant_id: str,
+    pipeline_id: str,
+    definition: Definition,
+    actor: str,
     expected: frozenset[str] | None,
 ) -> Row:
     """Make this content the pipeline's current version; content it once had gets its old version back.
@@ -98,7 +107,7 @@ def save_pipeline(
         raise _no_pipeline(pipeline_id)
     if expected is not None and revision(present.version, present.content_hash) not in expected:
         raise StaleVersion(
-            f"The pipeline is at revision \"{revision(present.version, present.content_hash)}\" by now; "
+            f'The pipeline is at revision "{revision(present.version, present.content_hash)}" by now; '
             "read it again, put your change on top of it and send its ETag in If-Match."
         )
     version_id, version = _version_for(connection, tenant_id, pipeline_id, definition, actor)
@@ -108,8 +117,12 @@ def save_pipeline(
                 update(p)
                 .where(p.c.tenant_id == tenant_id, p.c.id == pipeline_id)
                 .values(
-                    name=definition.name, description=definition.description, owner=definition.owner,
-                    version_id=version_id, version=version, updated_at=func.clock_timestamp(),
+                    name=definition.name,
+                    description=definition.description,
+                    owner=definition.owner,
+                    version_id=version_id,
+                    version=version,
+                    updated_at=func.clock_timestamp(),
                 )
             )
     except IntegrityError as error:
@@ -132,8 +145,11 @@ def delete_pipeline(connection: Connection, tenant_id: str, pipeline_id: str) ->
     if held is None:
         raise _no_pipeline(pipeline_id)
     active = connection.execute(
-        select(func.count()).select_from(runs).where(
-            runs.c.tenant_id == tenant_id, runs.c.pipeline_id == pipeline_id,
+        select(func.count())
+        .select_from(runs)
+        .where(
+            runs.c.tenant_id == tenant_id,
+            runs.c.pipeline_id == pipeline_id,
             runs.c.state.not_in([state.value for state in RUN_TERMINAL]),
         )
     ).scalar_one()
@@ -162,7 +178,12 @@ def get_pipeline(
 
 
 def list_pipelines(
-    connection: Connection, tenant_id: str, window: Window, *, name: str | None = None, name_prefix: str | None = None,
+    connection: Connection,
+    tenant_id: str,
+    window: Window,
+    *,
+    name: str | None = None,
+    name_prefix: str | None = None,
     owner: str | None = None,
 ) -> Page:
     """Return one page of the tenant's live pipelines, without their definitions."""
@@ -182,9 +203,9 @@ def list_versions(connection: Connection, tenant_id: str, pipeline_id: str, wind
     :raises NotFound: no such pipeline of this tenant.
     """
     _require_pipeline(connection, tenant_id, pipeline_id)
-    query = select(
-        v.c.version, v.c.content_hash, v.c.definition, v.c.created_by, v.c.created_at
-    ).where(v.c.tenant_id == tenant_id, v.c.pipeline_id == pipeline_id)
+    query = select(v.c.version, v.c.content_hash, v.c.definition, v.c.created_by, v.c.created_at).where(
+        v.c.tenant_id == tenant_id, v.c.pipeline_id == pipeline_id
+    )
     return read_page(connection, query, window)
 
 
@@ -193,16 +214,26 @@ def read_version(connection: Connection, tenant_id: str, version_id: str) -> Row
 
     :raises NotFound: no such version of this tenant.
     """
-    row = connection.execute(
-        select(v.c.id, v.c.version, v.c.definition, v.c.plan).where(v.c.tenant_id == tenant_id, v.c.id == version_id)
-    ).mappings().first()
+    row = (
+        connection.execute(
+            select(v.c.id, v.c.version, v.c.definition, v.c.plan).where(
+                v.c.tenant_id == tenant_id, v.c.id == version_id
+            )
+        )
+        .mappings()
+        .first()
+    )
     if row is None:
         raise NotFound(f"There is no version {version_id!r}.")
     return dict(row)
 
 
 def find_run_target(
-    connection: Connection, tenant_id: str, *, pipeline_id: str | None = None, name: str | None = None,
+    connection: Connection,
+    tenant_id: str,
+    *,
+    pipeline_id: str | None = None,
+    name: str | None = None,
     version: int | None = None,
 ) -> RunTarget:
     """Return the version that a new run pins, holding the pipeline against deletion until the transaction ends.
@@ -235,8 +266,15 @@ def orders(names: Mapping[str, tuple[Any, ...]], key: str) -> Order:
 def _pipelines(tenant_id: str) -> Select[Any]:
     return (
         select(
-            p.c.id, p.c.name, p.c.description, p.c.owner, p.c.version, v.c.content_hash,
-            v.c.created_by, p.c.created_at, p.c.updated_at,
+            p.c.id,
+            p.c.name,
+            p.c.description,
+            p.c.owner,
+            p.c.version,
+            v.c.content_hash,
+            v.c.created_by,
+            p.c.created_at,
+            p.c.updated_at,
         )
         .join(v, v.c.id == p.c.version_id)
         .where(p.c.tenant_id == tenant_id, v.c.tenant_id == tenant_id, p.c.deleted_at.is_(None))
@@ -268,13 +306,23 @@ def _version_for(
 
 
 def _insert_version(
-    connection: Connection, tenant_id: str, pipeline_id: str, version_id: str, version: int, definition: Definition,
+    connection: Connection,
+    tenant_id: str,
+    pipeline_id: str,
+    version_id: str,
+    version: int,
+    definition: Definition,
     actor: str,
 ) -> None:
     connection.execute(
         insert(v).values(
-            id=version_id, tenant_id=tenant_id, pipeline_id=pipeline_id, version=version,
-            content_hash=definition.content_hash, definition=dict(definition.document), plan=dict(definition.plan),
+            id=version_id,
+            tenant_id=tenant_id,
+            pipeline_id=pipeline_id,
+            version=version,
+            content_hash=definition.content_hash,
+            definition=dict(definition.document),
+            plan=dict(definition.plan),
             created_by=actor,
         )
     )

@@ -22,7 +22,10 @@ FROM jsonb_to_recordset(%s::jsonb) AS v(run_id uuid, name text)
 JOIN task_runs k ON k.run_id = v.run_id AND k.name = v.name
 WHERE k.state = 'success' AND k.outputs IS NOT NULL
 """
-_PARAMETERS = "SELECT id::text, parameters FROM runs WHERE id = ANY(%s::uuid[])"
+_RUNS = """
+SELECT r.id::text, r.parameters, p.name FROM runs r JOIN pipelines p ON p.id = r.pipeline_id
+WHERE r.id = ANY(%s::uuid[])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +53,17 @@ def build_specs(
     ancestors = {item.attempt.id: _ancestors(item.plan, item.task) for item in granted}
     wanted = {(item.attempt.run_id, name) for item in granted for name in ancestors[item.attempt.id]}
     outputs = _read_outputs(connection, wanted)
-    runs = _read_parameters(connection, {item.attempt.run_id for item in granted})
+    runs = _read_runs(connection, {item.attempt.run_id for item in granted})
     specs: dict[str, GrantSpec | ConfigurationError] = {}
     for item in granted:
         run_id = item.attempt.run_id
-        upstream = {
-            name: outputs[run_id, name] for name in ancestors[item.attempt.id] if (run_id, name) in outputs
-        }
+        upstream = {name: outputs[run_id, name] for name in ancestors[item.attempt.id] if (run_id, name) in outputs}
         try:
             secrets = _connections(item.task, connections)
         except ConfigurationError as error:
             specs[item.attempt.id] = error
             continue
-        specs[item.attempt.id] = _spec(item, upstream, runs.get(run_id, {}), secrets, registry_url)
+        specs[item.attempt.id] = _spec(item, upstream, runs[run_id], secrets, registry_url)
     return specs
 
 
@@ -74,9 +75,6 @@ def resolve_parameters(
     An input whose source left nothing (it was skipped, say) falls through to the run's parameter of that name.
     """
     resolved = dict(task.parameters)
-    for wanted in task.run_inputs:
-        if wanted.parameter in run_parameters:
-            resolved.setdefault(wanted.parameter, run_parameters[wanted.parameter])
     for link in task.links:
         if link.parameter in resolved:
             continue
@@ -95,11 +93,12 @@ def resolve_parameters(
 def _spec(
     item: GrantedTask,
     upstream: Mapping[str, Mapping[str, Any]],
-    run_parameters: Mapping[str, Any],
+    run: tuple[Mapping[str, Any], str],
     connections: Mapping[str, Mapping[str, Any]],
     registry_url: str | None,
 ) -> GrantSpec:
     attempt, task = item.attempt, item.task
+    run_parameters, pipeline = run
     return GrantSpec(
         attempt_id=attempt.id,
         token=attempt.token,
@@ -118,6 +117,7 @@ def _spec(
         grace=task.grace,
         exclusive=task.exclusive,
         registry_url=registry_url,
+        pipeline=pipeline,
     )
 
 
@@ -151,6 +151,7 @@ def _read_outputs(connection: Connection, wanted: set[tuple[str, str]]) -> dict[
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-def _read_parameters(connection: Connection, run_ids: set[str]) -> dict[str, Mapping[str, Any]]:
-    rows = connection.exec_driver_sql(_PARAMETERS, (sorted(run_ids),)).all()
-    return {row[0]: row[1] for row in rows}
+def _read_runs(connection: Connection, run_ids: set[str]) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """Return each run's parameters and the name of its pipeline."""
+    rows = connection.exec_driver_sql(_RUNS, (sorted(run_ids),)).all()
+    return {row[0]: (row[1], row[2]) for row in rows}

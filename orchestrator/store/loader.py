@@ -87,9 +87,7 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
     )
 
 
-def load_queued_runs(
-    connection: Connection, plans: PlanCache, now: float, *, limit: int
-) -> list[RunSubmitted]:
+def load_queued_runs(connection: Connection, plans: PlanCache, now: float, *, limit: int) -> list[RunSubmitted]:
     """Read the runs that are next in line: by priority, then in the order of their creation.
 
     A run whose plan only a newer release can read is left to a scheduler of that release.
@@ -235,9 +233,7 @@ def _host(row: RowMapping) -> HostRecord:
 
 
 def _gpu(device: Mapping[str, Any]) -> GpuDevice:
-    return GpuDevice(
-        device["uuid"], device.get("model", ""), int(device.get("memory", 0)), device.get("busy_with", "")
-    )
+    return GpuDevice(device["uuid"], device.get("model", ""), int(device.get("memory", 0)), device.get("busy_with", ""))
 
 
 def _worker(row: RowMapping, now: float) -> WorkerRecord:

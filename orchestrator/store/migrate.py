@@ -34,9 +34,7 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     :raises StoreUnavailable: PostgreSQL does not answer.
     :raises ConfigurationError: PostgreSQL is too old, or the URL is not one.
     """
-    engine = create_store_engine(
-        database_url, pool_size=1, application="orchestrator-migrate", limits=MIGRATION_LIMITS
-    )
+    engine = create_store_engine(database_url, pool_size=1, application="orchestrator-migrate", limits=MIGRATION_LIMITS)
     try:
         with engine.begin() as connection:
             check_version(connection)

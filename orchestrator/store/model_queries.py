@@ -56,6 +56,16 @@ def get_model(connection: Connection, tenant_id: str, name: str, version: str | 
 
 def _models(tenant_id: str) -> Select[Any]:
     return select(
-        m.c.name, m.c.version, m.c.stage, m.c.description, m.c.tags, m.c.metrics, m.c.lineage, m.c.digest, m.c.uri,
-        m.c.run_id, m.c.task, m.c.created_at,
+        m.c.name,
+        m.c.version,
+        m.c.stage,
+        m.c.description,
+        m.c.tags,
+        m.c.metrics,
+        m.c.lineage,
+        m.c.digest,
+        m.c.uri,
+        m.c.run_id,
+        m.c.task,
+        m.c.created_at,
     ).where(m.c.tenant_id == tenant_id)

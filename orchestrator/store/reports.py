@@ -38,10 +38,12 @@ class Gauges:
 
 def read_leader(connection: Connection) -> Leader | None:
     """Return who leads, by the database's clock; ``None`` when nobody ever did."""
-    row = connection.execute(text(
-        "SELECT holder, epoch, extract(epoch FROM clock_timestamp() - renewed_at)::float AS age, "
-        "expires_at > clock_timestamp() AS held FROM leases WHERE role = 'scheduler' AND holder <> ''"
-    )).first()
+    row = connection.execute(
+        text(
+            "SELECT holder, epoch, extract(epoch FROM clock_timestamp() - renewed_at)::float AS age, "
+            "expires_at > clock_timestamp() AS held FROM leases WHERE role = 'scheduler' AND holder <> ''"
+        )
+    ).first()
     return None if row is None else Leader(row.holder, int(row.epoch), max(0.0, float(row.age)), bool(row.held))
 
 
@@ -49,25 +51,33 @@ def read_gauges(connection: Connection, tenant_id: str) -> Gauges:
     """Count what is in the tables now; ended runs are counted too, open tasks only."""
     tenant = {"tenant": tenant_id}
     return Gauges(
-        runs=_rows(connection, "SELECT state, count(*) AS count FROM runs WHERE tenant_id = :tenant GROUP BY state",
-                   tenant),
+        runs=_rows(
+            connection, "SELECT state, count(*) AS count FROM runs WHERE tenant_id = :tenant GROUP BY state", tenant
+        ),
         tasks=_rows(connection, _OPEN_TASKS, tenant),
         queues=_rows(connection, _QUEUES, tenant),
-        workers=_rows(connection, "SELECT state, count(*) AS count, sum(slots) AS slots FROM workers "
-                      "WHERE state IN ('online', 'suspect', 'draining') GROUP BY state"),
+        workers=_rows(
+            connection,
+            "SELECT state, count(*) AS count, sum(slots) AS slots FROM workers "
+            "WHERE state IN ('online', 'suspect', 'draining') GROUP BY state",
+        ),
         hosts=_rows(connection, _HOSTS),
         refusals=_rows(connection, "SELECT what, count FROM refusals"),
-        open_commands=int(connection.execute(
-            text("SELECT count(*) FROM commands WHERE applied_at IS NULL AND tenant_id = :tenant"), tenant
-        ).scalar_one()),
+        open_commands=int(
+            connection.execute(
+                text("SELECT count(*) FROM commands WHERE applied_at IS NULL AND tenant_id = :tenant"), tenant
+            ).scalar_one()
+        ),
         leader=read_leader(connection),
     )
 
 
 def count_live_workers(connection: Connection) -> dict[str, int]:
     """Return how many workers are in each live state."""
-    found = _rows(connection, "SELECT state, count(*) AS count FROM workers "
-                  "WHERE state IN ('online', 'suspect', 'draining') GROUP BY state")
+    found = _rows(
+        connection,
+        "SELECT state, count(*) AS count FROM workers WHERE state IN ('online', 'suspect', 'draining') GROUP BY state",
+    )
     return {row["state"]: int(row["count"]) for row in found}
 
 
@@ -92,17 +102,28 @@ def read_statistics(connection: Connection, tenant_id: str, days: int) -> dict[s
     return {
         "days": days,
         "since": since,
-        "runs": {"total": sum(int(row["count"]) for row in states),
-                 "by_state": {row["state"]: int(row["count"]) for row in states},
-                 **_rate(totals), **_spread(totals, "duration"), **_spread(totals, "wait")},
+        "runs": {
+            "total": sum(int(row["count"]) for row in states),
+            "by_state": {row["state"]: int(row["count"]) for row in states},
+            **_rate(totals),
+            **_spread(totals, "duration"),
+            **_spread(totals, "wait"),
+        },
         "tasks": dict(connection.execute(text(_TASK_TOTALS), bounds).mappings().one()),
         "pipelines": [
             {"pipeline_name": row["pipeline_name"], "runs": int(row["runs"]), **_rate(row), **_spread(row, "duration")}
             for row in _rows(connection, _BY_PIPELINE, bounds)
         ],
         "operators": [
-            {"operator": row["operator"], "tasks": int(row["tasks"]), **_rate(row), "retries": int(row["retries"] or 0),
-             **_spread(row, "duration"), "peak_memory_bytes": row["peak_memory"], "cpu_seconds": row["cpu_seconds"]}
+            {
+                "operator": row["operator"],
+                "tasks": int(row["tasks"]),
+                **_rate(row),
+                "retries": int(row["retries"] or 0),
+                **_spread(row, "duration"),
+                "peak_memory_bytes": row["peak_memory"],
+                "cpu_seconds": row["cpu_seconds"],
+            }
             for row in _rows(connection, _BY_OPERATOR, bounds)
         ],
     }

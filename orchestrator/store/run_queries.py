@@ -92,7 +92,12 @@ def all_tasks(connection: Connection, tenant_id: str, run_id: str) -> list[Row]:
 
 
 def list_tasks(
-    connection: Connection, tenant_id: str, run_id: str, window: Window, *, states: Sequence[str] | None = None,
+    connection: Connection,
+    tenant_id: str,
+    run_id: str,
+    window: Window,
+    *,
+    states: Sequence[str] | None = None,
     operator: str | None = None,
 ) -> Page:
     """Return one page of the run's task runs, each with its latest attempt."""
@@ -170,9 +175,21 @@ def events_after(connection: Connection, tenant_id: str, run_id: str, after: int
 def _runs(tenant_id: str) -> Select[Any]:
     return (
         select(
-            r.c.id, r.c.pipeline_id, p.c.name.label("pipeline_name"), r.c.version_id, v.c.version, r.c.state,
-            r.c.reason, r.c.message, r.c.parameters, r.c.triggered_by, r.c.trigger, r.c.priority, r.c.created_at,
-            r.c.started_at, r.c.ended_at,
+            r.c.id,
+            r.c.pipeline_id,
+            p.c.name.label("pipeline_name"),
+            r.c.version_id,
+            v.c.version,
+            r.c.state,
+            r.c.reason,
+            r.c.message,
+            r.c.parameters,
+            r.c.triggered_by,
+            r.c.trigger,
+            r.c.priority,
+            r.c.created_at,
+            r.c.started_at,
+            r.c.ended_at,
         )
         .join(p, and_(p.c.tenant_id == r.c.tenant_id, p.c.id == r.c.pipeline_id))
         .join(v, and_(v.c.tenant_id == r.c.tenant_id, v.c.id == r.c.version_id))
@@ -183,10 +200,30 @@ def _runs(tenant_id: str) -> Select[Any]:
 def _tasks(tenant_id: str, run_id: str) -> Select[Any]:
     return (
         select(
-            t.c.id, t.c.name, t.c.operator, t.c.state, t.c.reason, t.c.message, t.c.position, t.c.outputs,
-            t.c.attempts.label("attempt_number"), t.c.failures, t.c.losses, t.c.retry_at, t.c.ready_at, t.c.queued_at,
-            t.c.started_at, t.c.ended_at, a.c.id.label("attempt_id"), a.c.queue, a.c.worker_id,
-            w.c.name.label("worker"), a.c.peak_memory, a.c.cpu_seconds, a.c.wall_seconds, a.c.gpu_memory_used,
+            t.c.id,
+            t.c.name,
+            t.c.operator,
+            t.c.state,
+            t.c.reason,
+            t.c.message,
+            t.c.position,
+            t.c.outputs,
+            t.c.attempts.label("attempt_number"),
+            t.c.failures,
+            t.c.losses,
+            t.c.retry_at,
+            t.c.ready_at,
+            t.c.queued_at,
+            t.c.started_at,
+            t.c.ended_at,
+            a.c.id.label("attempt_id"),
+            a.c.queue,
+            a.c.worker_id,
+            w.c.name.label("worker"),
+            a.c.peak_memory,
+            a.c.cpu_seconds,
+            a.c.wall_seconds,
+            a.c.gpu_memory_used,
         )
         # A task run that waits has no attempt yet; its latest one is that with the highest number.
         .outerjoin(a, and_(a.c.tenant_id == t.c.tenant_id, a.c.task_run_id == t.c.id, a.c.number == t.c.attempts))
@@ -199,10 +236,29 @@ def _attempts(tenant_id: str) -> Select[Any]:
     # Neither the token nor the nonce leaves the store: who knows them could report in the worker's place.
     return (
         select(
-            a.c.id, a.c.number, a.c.state, a.c.reason, a.c.message, a.c.queue, a.c.seq.label("hints"), a.c.host_id,
-            a.c.worker_id, w.c.name.label("worker"), a.c.cpu, a.c.memory, a.c.gpus, a.c.devices, a.c.exit_code,
-            a.c.peak_memory, a.c.cpu_seconds, a.c.wall_seconds, a.c.gpu_memory_used, a.c.created_at, a.c.granted_at,
-            a.c.deadline_at, a.c.ended_at,
+            a.c.id,
+            a.c.number,
+            a.c.state,
+            a.c.reason,
+            a.c.message,
+            a.c.queue,
+            a.c.seq.label("hints"),
+            a.c.host_id,
+            a.c.worker_id,
+            w.c.name.label("worker"),
+            a.c.cpu,
+            a.c.memory,
+            a.c.gpus,
+            a.c.devices,
+            a.c.exit_code,
+            a.c.peak_memory,
+            a.c.cpu_seconds,
+            a.c.wall_seconds,
+            a.c.gpu_memory_used,
+            a.c.created_at,
+            a.c.granted_at,
+            a.c.deadline_at,
+            a.c.ended_at,
         )
         .outerjoin(w, w.c.id == a.c.worker_id)
         .where(a.c.tenant_id == tenant_id)
@@ -211,6 +267,16 @@ def _attempts(tenant_id: str) -> Select[Any]:
 
 def _events(tenant_id: str, run_id: str) -> Select[Any]:
     return select(
-        e.c.id, e.c.at, e.c.entity, e.c.entity_id, e.c.task, e.c.before, e.c.after, e.c.reason, e.c.message, e.c.cause,
-        e.c.actor, e.c.epoch,
+        e.c.id,
+        e.c.at,
+        e.c.entity,
+        e.c.entity_id,
+        e.c.task,
+        e.c.before,
+        e.c.after,
+        e.c.reason,
+        e.c.message,
+        e.c.cause,
+        e.c.actor,
+        e.c.epoch,
     ).where(e.c.tenant_id == tenant_id, e.c.run_id == run_id)

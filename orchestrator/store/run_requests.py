@@ -44,30 +44,47 @@ def insert_run(connection: Connection, run: NewRun) -> None:
     """Insert the run as ``queued``, its task runs as ``pending`` and the first row of its audit."""
     connection.execute(
         insert(runs).values(
-            id=run.id, tenant_id=run.tenant_id, pipeline_id=run.pipeline_id, version_id=run.version_id,
-            state=RunState.QUEUED.value, parameters=dict(run.parameters), triggered_by=run.triggered_by,
-            trigger=run.trigger, priority=run.priority,
+            id=run.id,
+            tenant_id=run.tenant_id,
+            pipeline_id=run.pipeline_id,
+            version_id=run.version_id,
+            state=RunState.QUEUED.value,
+            parameters=dict(run.parameters),
+            triggered_by=run.triggered_by,
+            trigger=run.trigger,
+            priority=run.priority,
         )
     )
     connection.execute(
         insert(task_runs),
         [
-            {"id": str(uuid.uuid4()), "tenant_id": run.tenant_id, "run_id": run.id, "name": task.name,
-             "position": position, "operator": task.operator, "state": TaskState.PENDING.value}
+            {
+                "id": str(uuid.uuid4()),
+                "tenant_id": run.tenant_id,
+                "run_id": run.id,
+                "name": task.name,
+                "position": position,
+                "operator": task.operator,
+                "state": TaskState.PENDING.value,
+            }
             for position, task in enumerate(run.tasks)
         ],
     )
     connection.execute(
         insert(events).values(
-            tenant_id=run.tenant_id, run_id=run.id, entity=Entity.RUN.value, entity_id=run.id,
-            after=RunState.QUEUED.value, cause="request", actor=run.actor, epoch=0,
+            tenant_id=run.tenant_id,
+            run_id=run.id,
+            entity=Entity.RUN.value,
+            entity_id=run.id,
+            after=RunState.QUEUED.value,
+            cause="request",
+            actor=run.actor,
+            epoch=0,
         )
     )
 
 
-def claim_idempotency_key(
-    connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str
-) -> str:
+def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str) -> str:
     """Bind the key to the run of this transaction, or return the run that it was bound to before.
 
     A second request with the key waits here until the first one's transaction ends, so one key makes one run (I5).
@@ -102,9 +119,7 @@ def request_cancel(
     :raises NotFound: no such run or task of this tenant.
     :raises Conflict: it has ended already.
     """
-    state = connection.execute(
-        select(runs.c.state).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id)
-    ).scalar()
+    state = connection.execute(select(runs.c.state).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id)).scalar()
     if state is None:
         raise NotFound(f"There is no run {run_id!r}.")
     if RunState(state) in RUN_TERMINAL:
@@ -122,9 +137,7 @@ def request_drain(connection: Connection, tenant_id: str, worker_id: str, actor:
     :raises NotFound: no such worker.
     :raises Conflict: it has ended.
     """
-    worker = connection.execute(
-        select(workers.c.state, workers.c.ended_at).where(workers.c.id == worker_id)
-    ).first()
+    worker = connection.execute(select(workers.c.state, workers.c.ended_at).where(workers.c.id == worker_id)).first()
     if worker is None:
         raise NotFound(f"There is no worker {worker_id!r}.")
     if worker.ended_at is not None or worker.state in {"lost", "drained"}:
@@ -145,14 +158,32 @@ def _require_open_task(connection: Connection, tenant_id: str, run_id: str, task
 
 
 def _insert_command(
-    connection: Connection, tenant_id: str, kind: str, actor: str, *, run_id: str | None = None,
-    task: str | None = None, worker_id: str | None = None, payload: Mapping[str, Any] | None = None,
+    connection: Connection,
+    tenant_id: str,
+    kind: str,
+    actor: str,
+    *,
+    run_id: str | None = None,
+    task: str | None = None,
+    worker_id: str | None = None,
+    payload: Mapping[str, Any] | None = None,
 ) -> Row:
     c = commands.c
-    row = connection.execute(
-        insert(commands)
-        .values(tenant_id=tenant_id, kind=kind, actor=actor, run_id=run_id, task=task, worker_id=worker_id,
-                payload=dict(payload or {}))
-        .returning(c.id, c.kind, c.actor, c.run_id, c.task, c.worker_id, c.created_at, c.applied_at, c.result)
-    ).mappings().one()
+    row = (
+        connection.execute(
+            insert(commands)
+            .values(
+                tenant_id=tenant_id,
+                kind=kind,
+                actor=actor,
+                run_id=run_id,
+                task=task,
+                worker_id=worker_id,
+                payload=dict(payload or {}),
+            )
+            .returning(c.id, c.kind, c.actor, c.run_id, c.task, c.worker_id, c.created_at, c.applied_at, c.result)
+        )
+        .mappings()
+        .one()
+    )
     return dict(row)

@@ -60,37 +60,50 @@ def _int(name: str, default: int = 0) -> Column[int]:
     return Column(name, Integer, nullable=False, server_default=str(default))
 
 
-tenants = Table("tenants", metadata, _id(primary_key=True), Column("name", Text, nullable=False, unique=True),
-                _at("created_at", now=True))
+tenants = Table(
+    "tenants",
+    metadata,
+    _id(primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    _at("created_at", now=True),
+)
 
 api_keys = Table(
-    "api_keys", metadata,
+    "api_keys",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("role", Text, nullable=False),
     Column("prefix", Text, nullable=False, unique=True),
     Column("digest", LargeBinary, nullable=False),
-    _at("created_at", now=True), _at("expires_at"), _at("revoked_at"),
+    _at("created_at", now=True),
+    _at("expires_at"),
+    _at("revoked_at"),
     CheckConstraint("role IN ('viewer', 'operator', 'author', 'admin')", name="role"),
 )
 
 pipelines = Table(
-    "pipelines", metadata,
+    "pipelines",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
     Column("name", Text, nullable=False),
-    _text("description"), _text("owner"),
+    _text("description"),
+    _text("owner"),
     _id("version_id", nullable=True),
     _int("version", 1),
-    _at("created_at", now=True), _at("updated_at", now=True), _at("deleted_at"),
+    _at("created_at", now=True),
+    _at("updated_at", now=True),
+    _at("deleted_at"),
     UniqueConstraint("tenant_id", "id"),
     Index("uq_pipelines_live_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
 )
 
 pipeline_versions = Table(
-    "pipeline_versions", metadata,
+    "pipeline_versions",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     _id("pipeline_id", nullable=False),
@@ -98,7 +111,8 @@ pipeline_versions = Table(
     Column("content_hash", Text, nullable=False),
     _json("definition"),
     _json("plan"),
-    _text("created_by"), _at("created_at", now=True),
+    _text("created_by"),
+    _at("created_at", now=True),
     UniqueConstraint("pipeline_id", "version"),
     UniqueConstraint("pipeline_id", "content_hash"),
     UniqueConstraint("tenant_id", "id"),
@@ -107,18 +121,24 @@ pipeline_versions = Table(
 """Immutable: a save of the same content finds its row by hash."""
 
 runs = Table(
-    "runs", metadata,
+    "runs",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
     _id("pipeline_id", nullable=False),
     _id("version_id", nullable=False),
     Column("state", Text, nullable=False),
-    _text("reason"), _text("message"),
+    _text("reason"),
+    _text("message"),
     _json("parameters"),
-    _text("triggered_by"), Column("trigger", Text, nullable=False, server_default="api"),
-    _int("priority"), _int("generation", 1),
-    _at("created_at", now=True), _at("started_at"), _at("ended_at"),
+    _text("triggered_by"),
+    Column("trigger", Text, nullable=False, server_default="api"),
+    _int("priority"),
+    _int("generation", 1),
+    _at("created_at", now=True),
+    _at("started_at"),
+    _at("ended_at"),
     UniqueConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "pipeline_id"], ["pipelines.tenant_id", "pipelines.id"]),
     ForeignKeyConstraint(["tenant_id", "version_id"], ["pipeline_versions.tenant_id", "pipeline_versions.id"]),
@@ -129,7 +149,8 @@ runs = Table(
 )
 
 task_runs = Table(
-    "task_runs", metadata,
+    "task_runs",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     _id("run_id", nullable=False),
@@ -137,13 +158,20 @@ task_runs = Table(
     Column("position", Integer, nullable=False),
     Column("operator", Text, nullable=False),
     Column("state", Text, nullable=False, server_default="pending"),
-    _text("reason"), _text("message"),
-    _int("generation", 1), _int("attempts"), _int("failures"), _int("losses"),
+    _text("reason"),
+    _text("message"),
+    _int("generation", 1),
+    _int("attempts"),
+    _int("failures"),
+    _int("losses"),
     _id("attempt_id", nullable=True),
     _at("retry_at"),
     Column("outputs", JSONB),
     Column("local_to", Text),
-    _at("ready_at"), _at("queued_at"), _at("started_at"), _at("ended_at"),
+    _at("ready_at"),
+    _at("queued_at"),
+    _at("started_at"),
+    _at("ended_at"),
     UniqueConstraint("run_id", "name"),
     UniqueConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
@@ -152,14 +180,16 @@ task_runs = Table(
 publishes."""
 
 attempts = Table(
-    "attempts", metadata,
+    "attempts",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     _id("run_id", nullable=False),
     _id("task_run_id", nullable=False),
     Column("number", Integer, nullable=False),
     Column("state", Text, nullable=False),
-    _text("reason"), _text("message"),
+    _text("reason"),
+    _text("message"),
     Column("token", Text, nullable=False, unique=True),
     _text("nonce"),
     Column("queue", Text, nullable=False),
@@ -174,21 +204,29 @@ attempts = Table(
     Column("devices", ARRAY(Text), nullable=False, server_default="{}"),
     Column("cancel", Boolean, nullable=False, server_default="false"),
     Column("exit_code", Integer),
-    Column("peak_memory", BigInteger), Column("cpu_seconds", Float), Column("wall_seconds", Float),
+    Column("peak_memory", BigInteger),
+    Column("cpu_seconds", Float),
+    Column("wall_seconds", Float),
     Column("gpu_memory_used", BigInteger),
-    _at("created_at", now=True), _at("hinted_at"), _at("granted_at"), _at("deadline_at"), _at("ended_at"),
+    _at("created_at", now=True),
+    _at("hinted_at"),
+    _at("granted_at"),
+    _at("deadline_at"),
+    _at("ended_at"),
     ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
     ForeignKeyConstraint(["tenant_id", "task_run_id"], ["task_runs.tenant_id", "task_runs.id"], ondelete="CASCADE"),
     UniqueConstraint("task_run_id", "number"),
-    Index("uq_attempts_one_live", "task_run_id", unique=True,
-          postgresql_where=text("state IN ('dispatched', 'running')")),
+    Index(
+        "uq_attempts_one_live", "task_run_id", unique=True, postgresql_where=text("state IN ('dispatched', 'running')")
+    ),
     Index("ix_attempts_live", "state", postgresql_where=text("state IN ('dispatched', 'running')")),
     Index("ix_attempts_run", "run_id"),
 )
 """``uq_attempts_one_live`` is I2 as a constraint: a task run never has two attempts that may still report."""
 
 reservations = Table(
-    "reservations", metadata,
+    "reservations",
+    metadata,
     _id("attempt_id", primary_key=True),
     Column("host_id", Text, nullable=False),
     Column("worker_id", Text, nullable=False),
@@ -203,18 +241,21 @@ reservations = Table(
 """What is held on every host; outlives its attempt while the host has not confirmed that the tree is dead."""
 
 hosts = Table(
-    "hosts", metadata,
+    "hosts",
+    metadata,
     Column("id", Text, primary_key=True),
     Column("hostname", Text, nullable=False),
     Column("boot_id", Text, nullable=False),
     Column("cpu", Integer, nullable=False),
     Column("memory", BigInteger, nullable=False),
-    _json("gpus", "[]"), _json("labels"),
+    _json("gpus", "[]"),
+    _json("labels"),
     _at("updated_at", now=True),
 )
 
 workers = Table(
-    "workers", metadata,
+    "workers",
+    metadata,
     Column("id", Text, primary_key=True),
     Column("host_id", ForeignKey("hosts.id"), nullable=False),
     Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
@@ -223,39 +264,51 @@ workers = Table(
     _text("reason"),
     Column("queues", ARRAY(Text), nullable=False),
     Column("slots", Integer, nullable=False),
-    _text("boot_id"), _json("labels"),
-    _text("version"), _text("store_scope"),
+    _text("boot_id"),
+    _json("labels"),
+    _text("version"),
+    _text("store_scope"),
     Column("draining", Boolean, nullable=False, server_default="false"),
     Column("heartbeat_seq", BigInteger, nullable=False, server_default="0"),
-    _at("started_at", now=True), _at("seen_at"), _at("ended_at"),
+    _at("started_at", now=True),
+    _at("seen_at"),
+    _at("ended_at"),
 )
 """One row per incarnation; never reused."""
 
 commands = Table(
-    "commands", metadata,
+    "commands",
+    metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("kind", Text, nullable=False),
     Column("actor", Text, nullable=False),
     _id("run_id", nullable=True),
-    Column("task", Text), Column("worker_id", Text),
+    Column("task", Text),
+    Column("worker_id", Text),
     _json("payload"),
-    _at("created_at", now=True), _at("applied_at"), Column("result", Text),
+    _at("created_at", now=True),
+    _at("applied_at"),
+    Column("result", Text),
     Index("ix_commands_open", "id", postgresql_where=text("applied_at IS NULL")),
 )
 """Append-only requests of the API, applied by the leader in its own transactions."""
 
 events = Table(
-    "events", metadata,
+    "events",
+    metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     _id("tenant_id", nullable=True),
     _id("run_id", nullable=True),
     Column("task", Text),
     Column("entity", Text, nullable=False),
     Column("entity_id", Text, nullable=False),
-    Column("before", Text), Column("after", Text, nullable=False),
-    _text("reason"), _text("message"),
-    Column("cause", Text, nullable=False), Column("actor", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text, nullable=False),
+    _text("reason"),
+    _text("message"),
+    Column("cause", Text, nullable=False),
+    Column("actor", Text, nullable=False),
     Column("token", Text),
     Column("epoch", BigInteger, nullable=False),
     _at("at", now=True),
@@ -264,15 +317,18 @@ events = Table(
 """The audit of transitions; a trigger refuses UPDATE and DELETE."""
 
 refusals = Table(
-    "refusals", metadata,
+    "refusals",
+    metadata,
     Column("what", Text, primary_key=True),
     Column("count", BigInteger, nullable=False, server_default="0"),
-    _at("last_at", now=True), _text("last_detail"),
+    _at("last_at", now=True),
+    _text("last_detail"),
 )
 """Counters of what was refused: denied, fenced, unknown, refused transitions, forged messages (I19)."""
 
 idempotency_keys = Table(
-    "idempotency_keys", metadata,
+    "idempotency_keys",
+    metadata,
     Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_hash", Text, nullable=False),
@@ -281,26 +337,35 @@ idempotency_keys = Table(
 )
 
 leases = Table(
-    "leases", metadata,
+    "leases",
+    metadata,
     Column("role", Text, primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("holder", Text, nullable=False),
-    _at("expires_at", now=True), _at("acquired_at", now=True), _at("renewed_at", now=True),
+    _at("expires_at", now=True),
+    _at("acquired_at", now=True),
+    _at("renewed_at", now=True),
     UniqueConstraint("role", "epoch"),
 )
 """The epoch is part of a unique key, so changing it conflicts with ``FOR KEY SHARE`` while renewing does not."""
 
 models = Table(
-    "models", metadata,
+    "models",
+    metadata,
     _id(primary_key=True),
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
     Column("name", Text, nullable=False),
     Column("version", Text, nullable=False),
     Column("stage", Text, nullable=False, server_default="none"),
-    _text("description"), _json("tags", "[]"), _json("metrics"), _json("lineage"),
-    Column("digest", Text, nullable=False), Column("uri", Text, nullable=False),
-    _id("run_id", nullable=True), Column("task", Text),
+    _text("description"),
+    _json("tags", "[]"),
+    _json("metrics"),
+    _json("lineage"),
+    Column("digest", Text, nullable=False),
+    Column("uri", Text, nullable=False),
+    _id("run_id", nullable=True),
+    Column("task", Text),
     _at("created_at", now=True),
     UniqueConstraint("tenant_id", "name", "version"),
 )

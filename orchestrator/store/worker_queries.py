@@ -17,13 +17,20 @@ from orchestrator.store.tables import task_runs as t
 from orchestrator.store.tables import workers as w
 
 WORKER_ORDERS = {
-    "started_at": (w.c.seq,), "name": (w.c.name, w.c.seq), "state": (w.c.state, w.c.seq),
+    "started_at": (w.c.seq,),
+    "name": (w.c.name, w.c.seq),
+    "state": (w.c.state, w.c.seq),
 }
 LIVE_STATES = ("online", "suspect", "draining")
 
 
 def list_workers(
-    connection: Connection, tenant_id: str, window: Window, *, states: Sequence[str] | None, queue: str | None = None,
+    connection: Connection,
+    tenant_id: str,
+    window: Window,
+    *,
+    states: Sequence[str] | None,
+    queue: str | None = None,
     host_id: str | None = None,
 ) -> Page:
     """Return one page of workers; workers serve all tenants, their running attempts are shown to their own."""
@@ -51,26 +58,59 @@ def get_worker(connection: Connection, tenant_id: str, worker_id: str) -> Row:
 
 def _workers() -> Select[Any]:
     return select(
-        w.c.id, w.c.name, w.c.host_id, h.c.hostname, w.c.state, w.c.reason, w.c.queues, w.c.slots, w.c.version,
-        w.c.store_scope, w.c.draining, w.c.labels, h.c.cpu, h.c.memory, h.c.gpus, w.c.started_at, w.c.seen_at,
+        w.c.id,
+        w.c.name,
+        w.c.host_id,
+        h.c.hostname,
+        w.c.state,
+        w.c.reason,
+        w.c.queues,
+        w.c.slots,
+        w.c.version,
+        w.c.store_scope,
+        w.c.draining,
+        w.c.labels,
+        h.c.cpu,
+        h.c.memory,
+        h.c.gpus,
+        w.c.started_at,
+        w.c.seen_at,
         w.c.ended_at,
     ).join(h, h.c.id == w.c.host_id)
 
 
 def _with_work(connection: Connection, tenant_id: str, workers: list[Row]) -> list[Row]:
     """Add what is reserved on each worker's host and the attempts it holds: two queries, however many workers."""
-    held = {row["host_id"]: dict(row) for row in connection.execute(
-        select(
-            s.c.host_id, func.sum(s.c.cpu).label("cpu"), func.sum(s.c.memory).label("memory"),
-            func.sum(s.c.gpus).label("gpus"), func.count().label("attempts"),
-        ).where(s.c.host_id.in_({worker["host_id"] for worker in workers})).group_by(s.c.host_id)
-    ).mappings()}
+    held = {
+        row["host_id"]: dict(row)
+        for row in connection.execute(
+            select(
+                s.c.host_id,
+                func.sum(s.c.cpu).label("cpu"),
+                func.sum(s.c.memory).label("memory"),
+                func.sum(s.c.gpus).label("gpus"),
+                func.count().label("attempts"),
+            )
+            .where(s.c.host_id.in_({worker["host_id"] for worker in workers}))
+            .group_by(s.c.host_id)
+        ).mappings()
+    }
     running: dict[str, list[Row]] = {worker["id"]: [] for worker in workers}
     slots: dict[str, int] = dict.fromkeys(running, 0)
     for attempt in connection.execute(
         select(
-            a.c.id, a.c.tenant_id, a.c.run_id, t.c.name.label("task"), a.c.number, a.c.state, a.c.worker_id, a.c.cpu,
-            a.c.memory, a.c.gpus, a.c.devices, a.c.granted_at,
+            a.c.id,
+            a.c.tenant_id,
+            a.c.run_id,
+            t.c.name.label("task"),
+            a.c.number,
+            a.c.state,
+            a.c.worker_id,
+            a.c.cpu,
+            a.c.memory,
+            a.c.gpus,
+            a.c.devices,
+            a.c.granted_at,
         )
         .join(t, and_(t.c.tenant_id == a.c.tenant_id, t.c.id == a.c.task_run_id))
         .where(a.c.state.in_(["dispatched", "running"]), a.c.worker_id.in_(list(running)))
@@ -81,7 +121,11 @@ def _with_work(connection: Connection, tenant_id: str, workers: list[Row]) -> li
             running[attempt["worker_id"]].append(dict(attempt))
     nothing: Row = {"cpu": 0, "memory": 0, "gpus": 0, "attempts": 0}
     return [
-        {**worker, "reserved": held.get(worker["host_id"], nothing), "running": running[worker["id"]],
-         "slots_used": slots[worker["id"]]}
+        {
+            **worker,
+            "reserved": held.get(worker["host_id"], nothing),
+            "running": running[worker["id"]],
+            "slots_used": slots[worker["id"]],
+        }
         for worker in workers
     ]

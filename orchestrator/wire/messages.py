@@ -64,6 +64,7 @@ class GrantSpec:
     grace: float = 10.0
     exclusive: bool = False
     registry_url: str | None = None
+    pipeline: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,7 @@ def grant_body(spec: GrantSpec) -> bytes:
         "grace": spec.grace,
         "exclusive": spec.exclusive,
         "registry_url": spec.registry_url,
+        "pipeline": spec.pipeline,
     }
     return encode(values, MAX_GRANT_BYTES, f"grant of task {spec.task!r}")
 
@@ -232,6 +234,7 @@ def grant_from_body(body: bytes) -> GrantSpec:
         grace=fields.number("grace", 10.0),
         exclusive=fields.flag("exclusive", False),
         registry_url=fields.text_or_none("registry_url"),
+        pipeline=fields.text("pipeline", ""),
     )
 
 

@@ -79,8 +79,19 @@ class System:
 
     def start_api(self) -> ChildProcess:
         """Start the API as the one-host command does."""
-        command = ("gunicorn", "api.wsgi:app", "--bind", f"127.0.0.1:{self.port}", "--worker-class", "gthread",
-                   "--threads", "32", "--no-control-socket", "--graceful-timeout", "3")
+        command = (
+            "gunicorn",
+            "api.wsgi:app",
+            "--bind",
+            f"127.0.0.1:{self.port}",
+            "--worker-class",
+            "gthread",
+            "--threads",
+            "32",
+            "--no-control-socket",
+            "--graceful-timeout",
+            "3",
+        )
         return self._start("api", command, self._control_plane)
 
     def start_scheduler(self, name: str = "scheduler") -> ChildProcess:
@@ -140,7 +151,7 @@ class System:
 
         def is_up() -> bool:
             parts = self.client.health()["components"]
-            return parts["leader"]["status"] == "healthy" and parts["workers"].get("online", 0) >= workers
+            return bool(parts["leader"]["status"] == "healthy" and parts["workers"].get("online", 0) >= workers)
 
         self.wait_until(is_up, f"a leader and {workers} workers")
 
@@ -153,18 +164,25 @@ class System:
         """Wait for the end of a run and return it."""
         return self.client.wait(run_id, seconds=seconds, pause=0.1)
 
+    def succeed(self, run_id: str, seconds: float = 60.0) -> dict[str, Any]:
+        """Wait for the end of a run that must succeed and return it."""
+        run = self.finish(run_id, seconds)
+        told = [(task["name"], task["state"], task["reason"], task["message"]) for task in run["tasks"]]
+        assert run["state"] == "success", told
+        return run
+
     def task(self, run_id: str, name: str) -> dict[str, Any]:
         """Return one task run of a run."""
         return next(task for task in self.client.get_run(run_id)["tasks"] if task["name"] == name)
 
-    def wait_for_task(self, run_id: str, name: str, state: str, seconds: float = 30.0) -> dict[str, Any]:
-        """Wait until a task run is in a state and return it."""
+    def wait_for_task(self, run_id: str, name: str, *states: str, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait until a task run is in one of these states and return it."""
 
         def reached() -> dict[str, Any] | None:
             task = self.task(run_id, name)
-            return task if task["state"] == state else None
+            return task if task["state"] in states else None
 
-        found: dict[str, Any] = self.wait_until(reached, f"task {name} {state}", seconds)
+        found: dict[str, Any] = self.wait_until(reached, f"task {name} {' or '.join(states)}", seconds)
         return found
 
     def attempts(self, run_id: str, name: str) -> list[dict[str, Any]]:

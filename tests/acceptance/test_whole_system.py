@@ -49,8 +49,7 @@ def _ledger(system: System, name: str) -> list[dict[str, Any]]:
 
 
 def test_the_training_example_trains_gates_and_registers_a_model(system: System) -> None:
-    run = system.finish(system.start_run(_example("ml-training-pipeline")))
-    assert run["state"] == "success", run
+    run = system.succeed(system.start_run(_example("ml-training-pipeline")))
     assert {task["state"] for task in run["tasks"]} == {"success"}
     model = next(t["outputs"]["model"] for t in run["tasks"] if "model" in (t["outputs"] or {}))
     assert model["metrics"]["accuracy"] > 0.9
@@ -61,8 +60,7 @@ def test_the_training_example_trains_gates_and_registers_a_model(system: System)
 
 
 def test_the_ab_example_registers_the_better_model(system: System) -> None:
-    run = system.finish(system.start_run(_example("ab-testing")))
-    assert run["state"] == "success", run
+    run = system.succeed(system.start_run(_example("ab-testing")))
     tasks = {task["name"]: task for task in run["tasks"]}
     scores = sorted(
         task["outputs"]["model"]["metrics"]["accuracy"] for task in run["tasks"] if task["operator"] == "model_training"
@@ -82,8 +80,7 @@ def test_a_worker_killed_while_it_trains_costs_one_attempt_and_the_run_succeeds_
     running = system.wait_for_task(run_id, training["name"], "running")
     first = next(child for name, child in system.children.items() if name == f"worker-{_host(running)}-1")
     system.kill(first)
-    run = system.finish(run_id, seconds=90)
-    assert run["state"] == "success", run
+    run = system.succeed(run_id, seconds=90)
     attempts = system.attempts(run_id, training["name"])
     assert [attempt["state"] for attempt in attempts] == ["lost", "succeeded"]
     assert attempts[0]["worker_id"] != attempts[1]["worker_id"]
@@ -97,8 +94,7 @@ def test_the_standby_goes_on_when_the_leader_is_killed(system: System) -> None:
     holder = system.client.health()["components"]["leader"]
     leader = next(child for child in system.children.values() if str(child.pid) in str(holder))
     system.kill(leader)
-    run = system.finish(run_id)
-    assert run["state"] == "success", run
+    system.succeed(run_id)
     starts = [line["task"] for line in _ledger(system, "failover") if line["what"] == "start"]
     assert starts == [f"t{i}" for i in range(8)], "every task ran once, in order"
 
@@ -107,12 +103,9 @@ def test_a_flush_of_redis_in_the_middle_loses_nothing(system: System, redis_url:
     runs = [system.start_run(_chain(f"flush-{i}", 5, 0.3)) for i in range(4)]
     system.wait_for_task(runs[0], "t1", "running")
     with redis.Redis.from_url(redis_url) as client:
-        for _ in range(3):
+        for name in ("t2", "t3", "t4"):
             client.flushall()
-            name = f"t{2 + _}"
-            system.wait_until(
-                lambda name=name: system.task(runs[0], name)["state"] in {"running", "success"}, f"{name} runs"
-            )
+            system.wait_for_task(runs[0], name, "running", "success")
     for i, run_id in enumerate(runs):
         assert system.finish(run_id)["state"] == "success"
         starts = [line["task"] for line in _ledger(system, f"flush-{i}") if line["what"] == "start"]

@@ -21,8 +21,17 @@ def compose() -> dict[str, Any]:
 
 
 def test_every_process_of_the_system_is_there(compose: dict[str, Any]) -> None:
-    assert {"api", "scheduler", "worker-cpu", "worker-highmem", "worker-gpu", "flower", "postgres", "redis", "migrate"} \
-        == set(compose["services"])
+    assert {
+        "api",
+        "scheduler",
+        "worker-cpu",
+        "worker-highmem",
+        "worker-gpu",
+        "flower",
+        "postgres",
+        "redis",
+        "migrate",
+    } == set(compose["services"])
 
 
 def test_only_the_api_and_flower_are_published_and_on_loopback_unless_said_otherwise(compose: dict[str, Any]) -> None:
@@ -46,7 +55,8 @@ def test_every_built_target_exists_in_the_dockerfile(compose: dict[str, Any]) ->
 def test_every_variable_that_compose_needs_is_in_the_example() -> None:
     text = (COMPOSE / "compose.yaml").read_text()
     needed = set(re.findall(r"\$\{([A-Z_]+):\?", text))
-    assert needed and needed <= {line.split("=")[0] for line in (COMPOSE / "example.env").read_text().splitlines()}
+    assert needed
+    assert needed <= {line.split("=")[0] for line in (COMPOSE / "example.env").read_text().splitlines()}
 
 
 def test_a_compose_implementation_accepts_the_file() -> None:
@@ -56,7 +66,11 @@ def test_a_compose_implementation_accepts_the_file() -> None:
     environment = {"PATH": "/usr/bin:/usr/local/bin:/bin", "HOME": "/nonexistent", **dict.fromkeys(SECRETS, "x")}
     result = subprocess.run(
         [*command, "-f", str(COMPOSE / "compose.yaml"), "--profile", "gpu", "--profile", "flower", "config"],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
 

@@ -122,7 +122,7 @@ def test_the_record_for_our_registry_tells_metrics_and_lineage(tmp_path: Path) -
 
 def test_without_name_and_version_the_run_decides_then_the_task_and_the_next_number(tmp_path: Path) -> None:
     context, parameters = make_trained(tmp_path)
-    assert (register(context, parameters)["name"], context.records[0]["version"]) == ("register-model", "")
+    assert (register(context, parameters)["name"], context.records[0]["version"]) == ("pipeline.register-model", "")
     context, parameters = make_trained(tmp_path, run_parameters={"model_name": "churn", "model_version": "7"})
     assert (register(context, parameters)["name"], context.records[0]["version"]) == ("churn", "7")
     context, parameters = make_trained(tmp_path, run_parameters={"model_name": "../churn"})

@@ -27,8 +27,12 @@ DEFINITION: dict[str, Any] = {
     "owner": "tests",
     "tasks": [
         {"name": "first", "operator": "custom_script", "parameters": {"script_content": "print(1)"}},
-        {"name": "second", "operator": "custom_script", "upstream_tasks": ["first"],
-         "parameters": {"script_content": "print(2)"}},
+        {
+            "name": "second",
+            "operator": "custom_script",
+            "upstream_tasks": ["first"],
+            "parameters": {"script_content": "print(2)"},
+        },
     ],
 }
 
@@ -51,8 +55,16 @@ class ApiSite:
         return self.services.engine
 
     def call(
-        self, method: str, path: str, body: Any = None, *, role: str = "admin", key: str | None = None,
-        headers: Mapping[str, str] | None = None, raw: bytes | None = None, **options: Any,
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        role: str = "admin",
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        raw: bytes | None = None,
+        **options: Any,
     ) -> TestResponse:
         """Send one request; ``body`` goes as JSON, ``raw`` as it is."""
         sent = {"Authorization": f"Bearer {self.keys[role] if key is None else key}", **(headers or {})}
@@ -85,20 +97,36 @@ class ApiSite:
     def add_attempt(self, run_id: str, task: str, state: str = "running") -> str:
         """Insert a host, a worker and the first attempt of a task, as dispatch would."""
         attempt_id = str(uuid.uuid4())
-        self.sql("INSERT INTO hosts (id, hostname, boot_id, cpu, memory) "
-                 "VALUES ('h1', 'host-1', 'b', 4000, 8000000000) ON CONFLICT DO NOTHING")
-        self.sql("INSERT INTO workers (id, host_id, name, state, queues, slots, boot_id) VALUES "
-                 "('w1', 'h1', 'cpu@host-1', 'online', '{cpu}', 2, 'b') ON CONFLICT DO NOTHING")
+        self.sql(
+            "INSERT INTO hosts (id, hostname, boot_id, cpu, memory) "
+            "VALUES ('h1', 'host-1', 'b', 4000, 8000000000) ON CONFLICT DO NOTHING"
+        )
+        self.sql(
+            "INSERT INTO workers (id, host_id, name, state, queues, slots, boot_id) VALUES "
+            "('w1', 'h1', 'cpu@host-1', 'online', '{cpu}', 2, 'b') ON CONFLICT DO NOTHING"
+        )
         self.sql(
             "INSERT INTO attempts (id, tenant_id, run_id, task_run_id, number, state, token, queue, host_id, "
             "worker_id, cpu, memory, gpus) SELECT :id, tenant_id, run_id, id, 1, :state, :token, 'cpu', 'h1', 'w1', "
             "500, 1000000, 0 FROM task_runs WHERE run_id = :run AND name = :task",
-            id=attempt_id, state=state, token=secrets.token_hex(), run=run_id, task=task,
+            id=attempt_id,
+            state=state,
+            token=secrets.token_hex(),
+            run=run_id,
+            task=task,
         )
-        self.sql("UPDATE task_runs SET attempts = 1, attempt_id = :id, state = 'running' WHERE run_id = :run "
-                 "AND name = :task", id=attempt_id, run=run_id, task=task)
-        self.sql("INSERT INTO reservations (attempt_id, host_id, worker_id, cpu, memory, gpus) "
-                 "VALUES (:id, 'h1', 'w1', 500, 1000000, 0)", id=attempt_id)
+        self.sql(
+            "UPDATE task_runs SET attempts = 1, attempt_id = :id, state = 'running' WHERE run_id = :run "
+            "AND name = :task",
+            id=attempt_id,
+            run=run_id,
+            task=task,
+        )
+        self.sql(
+            "INSERT INTO reservations (attempt_id, host_id, worker_id, cpu, memory, gpus) "
+            "VALUES (:id, 'h1', 'w1', 500, 1000000, 0)",
+            id=attempt_id,
+        )
         return attempt_id
 
 
@@ -107,9 +135,16 @@ def open_site(database_url: str, redis_url: str, folder: Path, **changes: Any) -
     admin = secrets.token_urlsafe(32)
     settings = replace(
         Settings(
-            database_url=database_url, redis_url=redis_url, redis_task_queue=f"t{secrets.token_hex(4)}",
-            secret_key=secrets.token_hex(32), admin_key=admin, worker_key=secrets.token_hex(32), data_dir=folder,
-            database_pool_size=4, log_level="ERROR", rate_limit_per_second=100_000.0,
+            database_url=database_url,
+            redis_url=redis_url,
+            redis_task_queue=f"t{secrets.token_hex(4)}",
+            secret_key=secrets.token_hex(32),
+            admin_key=admin,
+            worker_key=secrets.token_hex(32),
+            data_dir=folder,
+            database_pool_size=4,
+            log_level="ERROR",
+            rate_limit_per_second=100_000.0,
         ),
         **changes,
     )

@@ -29,12 +29,14 @@ class SeededRun:
     """Task → id of its task run."""
 
 
-_DIAMOND = Plan((
-    PlannedTask("a", "custom_script"),
-    PlannedTask("b", "custom_script", upstream=("a",)),
-    PlannedTask("c", "custom_script", upstream=("a",)),
-    PlannedTask("d", "custom_script", upstream=("b", "c")),
-))
+_DIAMOND = Plan(
+    (
+        PlannedTask("a", "custom_script"),
+        PlannedTask("b", "custom_script", upstream=("a",)),
+        PlannedTask("c", "custom_script", upstream=("a",)),
+        PlannedTask("d", "custom_script", upstream=("b", "c")),
+    )
+)
 
 
 @pytest.fixture
@@ -51,19 +53,45 @@ def _seed_run(engine: Engine, *, priority: int = 0) -> SeededRun:
         if tenant_id is None:
             tenant_id = str(uuid.uuid4())
             connection.execute(insert(tenants).values(id=tenant_id, name="seeded"))
-        connection.execute(insert(pipelines).values(
-            id=pipeline_id, tenant_id=tenant_id, name=f"p-{pipeline_id}", version_id=version_id))
-        connection.execute(insert(pipeline_versions).values(
-            id=version_id, tenant_id=tenant_id, pipeline_id=pipeline_id, version=1, content_hash=version_id,
-            plan=plan_to_json(_DIAMOND)))
-        connection.execute(insert(runs).values(
-            id=run_id, tenant_id=tenant_id, pipeline_id=pipeline_id, version_id=version_id, state="queued",
-            priority=priority))
-        connection.execute(insert(task_runs), [
-            {"id": tasks[task.name], "tenant_id": tenant_id, "run_id": run_id, "name": task.name,
-             "position": position, "operator": task.operator}
-            for position, task in enumerate(_DIAMOND.tasks)
-        ])
+        connection.execute(
+            insert(pipelines).values(
+                id=pipeline_id, tenant_id=tenant_id, name=f"p-{pipeline_id}", version_id=version_id
+            )
+        )
+        connection.execute(
+            insert(pipeline_versions).values(
+                id=version_id,
+                tenant_id=tenant_id,
+                pipeline_id=pipeline_id,
+                version=1,
+                content_hash=version_id,
+                plan=plan_to_json(_DIAMOND),
+            )
+        )
+        connection.execute(
+            insert(runs).values(
+                id=run_id,
+                tenant_id=tenant_id,
+                pipeline_id=pipeline_id,
+                version_id=version_id,
+                state="queued",
+                priority=priority,
+            )
+        )
+        connection.execute(
+            insert(task_runs),
+            [
+                {
+                    "id": tasks[task.name],
+                    "tenant_id": tenant_id,
+                    "run_id": run_id,
+                    "name": task.name,
+                    "position": position,
+                    "operator": task.operator,
+                }
+                for position, task in enumerate(_DIAMOND.tasks)
+            ],
+        )
     return SeededRun(run_id, tenant_id, tasks)
 
 

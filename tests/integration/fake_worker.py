@@ -51,10 +51,13 @@ class FakeWorker:
     repeats: int = 1
     """How often each outcome is sent."""
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    host: str = ""
     granted: list[GrantSpec] = field(default_factory=list)
     denied: list[Denial] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     running: dict[str, GrantSpec] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+    """Attempts it confirms to be dead on its host."""
     stopped: list[str] = field(default_factory=list)
     reported_at: dict[str, float] = field(default_factory=dict)
     granted_at: dict[str, float] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class FakeWorker:
         self._seq += 1
         beat = Heartbeat(
             worker_id=self.id,
-            host_id=f"host-{self.id[:8]}",
+            host_id=self.host or f"host-{self.id[:8]}",
             boot_id="boot",
             hostname="fake",
             name=f"celery@{self.id[:8]}",
@@ -124,6 +127,7 @@ class FakeWorker:
             capacity=Capacity(8000, 2**34),
             running={id_: spec.token for id_, spec in list(self.running.items())},
             started=frozenset(self.running),
+            dead=tuple(self.dead),
         )
         self._publisher.publish(beat)
         if time.monotonic() - self._said_at > SAY_AGAIN:
@@ -131,6 +135,7 @@ class FakeWorker:
         state = self._box.desired()
         if state is None:
             return
+        self.dead += [attempt_id for attempt_id, _ in state.confirm if attempt_id not in self.dead]
         for attempt_id, _ in state.cancel:
             if attempt_id in self.running and attempt_id not in self.stopped:
                 self.stopped.append(attempt_id)

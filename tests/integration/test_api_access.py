@@ -50,7 +50,8 @@ def test_only_liveness_is_public(api: ApiSite) -> None:
 
 def test_every_route_declares_the_role_it_needs(api: ApiSite) -> None:
     undeclared = [
-        (method, path) for endpoint, method, path, role in operations(api)
+        (method, path)
+        for endpoint, method, path, role in operations(api)
         if role is None and endpoint not in PUBLIC_ENDPOINTS
     ]
     assert undeclared == []
@@ -94,19 +95,31 @@ def test_another_tenants_things_do_not_exist(api: ApiSite) -> None:
     attempt_id = api.add_attempt(run["id"], "first")
     api.sql(
         "INSERT INTO models (id, tenant_id, name, version, digest, uri) VALUES (:id, :tenant, 'm', '1', 'd', 'u')",
-        id=str(uuid.uuid4()), tenant=api.tenant_id,
+        id=str(uuid.uuid4()),
+        tenant=api.tenant_id,
     )
     keys = api.call("GET", "/api/v1/keys").json
     assert keys is not None
     pipeline, this_run = f"/api/v1/pipelines/{made['id']}", f"/api/v1/runs/{run['id']}"
     for method, path in [
-        ("GET", pipeline), ("DELETE", pipeline), ("GET", f"{pipeline}/versions"),
-        ("GET", "/api/v1/pipelines/by-name/two-scripts"), ("GET", this_run), ("POST", f"{this_run}/cancel"),
-        ("GET", f"{this_run}/tasks"), ("GET", f"{this_run}/tasks/first"), ("POST", f"{this_run}/tasks/first/cancel"),
-        ("GET", f"{this_run}/tasks/first/logs"), ("GET", f"{this_run}/tasks/first/logs?follow=true"),
-        ("GET", f"{this_run}/tasks/first/attempts"), ("GET", f"{this_run}/events"),
-        ("GET", f"{this_run}/events?follow=true"), ("GET", "/api/v1/models/m"), ("GET", "/api/v1/models/m/versions"),
-        ("GET", "/api/v1/models/m/versions/1"), ("DELETE", f"/api/v1/keys/{keys['items'][0]['id']}"),
+        ("GET", pipeline),
+        ("DELETE", pipeline),
+        ("GET", f"{pipeline}/versions"),
+        ("GET", "/api/v1/pipelines/by-name/two-scripts"),
+        ("GET", this_run),
+        ("POST", f"{this_run}/cancel"),
+        ("GET", f"{this_run}/tasks"),
+        ("GET", f"{this_run}/tasks/first"),
+        ("POST", f"{this_run}/tasks/first/cancel"),
+        ("GET", f"{this_run}/tasks/first/logs"),
+        ("GET", f"{this_run}/tasks/first/logs?follow=true"),
+        ("GET", f"{this_run}/tasks/first/attempts"),
+        ("GET", f"{this_run}/events"),
+        ("GET", f"{this_run}/events?follow=true"),
+        ("GET", "/api/v1/models/m"),
+        ("GET", "/api/v1/models/m/versions"),
+        ("GET", "/api/v1/models/m/versions/1"),
+        ("DELETE", f"/api/v1/keys/{keys['items'][0]['id']}"),
     ]:
         assert api.call(method, path, role="foreign").status_code == 404, (method, path)
     assert api.call("PUT", pipeline, DEFINITION, role="foreign").status_code == 404
@@ -123,9 +136,20 @@ def test_another_tenants_things_do_not_exist(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM commands") == 0
 
 
-@pytest.mark.parametrize("authorization", [
-    "", "Bearer", "Bearer ", "Bearer wrong", "Basic eDp5", "Token x", "Bearer \x00", "Bearer é", f"Bearer {'x' * 5000}",
-])
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Basic eDp5",
+        "Token x",
+        "Bearer \x00",
+        "Bearer é",
+        f"Bearer {'x' * 5000}",
+    ],
+)
 def test_no_key_or_a_wrong_one_is_401(api: ApiSite, authorization: str) -> None:
     response = api.app.test_client().get("/api/v1/runs", headers={"Authorization": authorization})
     assert response.status_code == 401

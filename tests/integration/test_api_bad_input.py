@@ -33,27 +33,47 @@ def pointers(error: dict[str, Any]) -> set[str]:
 
 
 def test_a_cycle_is_told_as_its_path(api: ApiSite) -> None:
-    error = refused(api, {"name": "x", "tasks": [
-        {"name": "a", **SCRIPT, "upstream_tasks": ["c"]}, {"name": "b", **SCRIPT, "upstream_tasks": ["a"]},
-        {"name": "c", **SCRIPT, "upstream_tasks": ["b"]}, {"name": "d", **SCRIPT},
-    ]})
+    error = refused(
+        api,
+        {
+            "name": "x",
+            "tasks": [
+                {"name": "a", **SCRIPT, "upstream_tasks": ["c"]},
+                {"name": "b", **SCRIPT, "upstream_tasks": ["a"]},
+                {"name": "c", **SCRIPT, "upstream_tasks": ["b"]},
+                {"name": "d", **SCRIPT},
+            ],
+        },
+    )
     [problem] = error["errors"]
     path = problem["message"]
     assert any(f"{x} → {y} → {z} → {x}" in path for x, y, z in (("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")))
 
 
 def test_all_faults_of_a_definition_are_told_at_once(api: ApiSite) -> None:
-    error = refused(api, {"name": "x", "tasks": [
-        {"name": "a", **SCRIPT, "upstream_tasks": ["nobody"]},
-        {"name": "a", **SCRIPT},
-        {"name": "c", "operator": "no_such_operator"},
-        {"name": "d", "operator": "model_training", "parameters": {"min_accuracy": "high"}},
-        {"name": "e", **SCRIPT, "cpu": -1},
-        {"name": "f", **SCRIPT, "surprise": 1},
-    ]})
+    error = refused(
+        api,
+        {
+            "name": "x",
+            "tasks": [
+                {"name": "a", **SCRIPT, "upstream_tasks": ["nobody"]},
+                {"name": "a", **SCRIPT},
+                {"name": "c", "operator": "no_such_operator"},
+                {"name": "d", "operator": "model_training", "parameters": {"min_accuracy": "high"}},
+                {"name": "e", **SCRIPT, "cpu": -1},
+                {"name": "f", **SCRIPT, "surprise": 1},
+            ],
+        },
+    )
     found = pointers(error)
-    for pointer in ("/tasks/0/upstream_tasks/0", "/tasks/1/name", "/tasks/2/operator", "/tasks/4/cpu",
-                    "/tasks/3/parameters/min_accuracy", "/tasks/5/surprise"):
+    for pointer in (
+        "/tasks/0/upstream_tasks/0",
+        "/tasks/1/name",
+        "/tasks/2/operator",
+        "/tasks/4/cpu",
+        "/tasks/3/parameters/min_accuracy",
+        "/tasks/5/surprise",
+    ):
         assert pointer in found, (pointer, error["errors"])
 
 
@@ -71,15 +91,33 @@ def test_a_large_body_is_refused_before_it_is_read(api: ApiSite) -> None:
     assert response.json["code"] == 413
 
 
-@pytest.mark.parametrize("raw, status", [
-    (b"", 400), (b"   ", 400), (b"{", 400), (b"[]", 400), (b"null", 400), (b'"x"', 400),
-    (b'{"name": NaN}', 400), (b'{"name": Infinity}', 400), (b'{"name": -Infinity}', 400), (b'{"name": 1e999}', 400),
-    (b'{"name": ' + b"9" * 5000 + b"}", 400), (b'{"name": 9223372036854775808}', 400),
-    (b'{"name": "\xff\xfe"}', 400), ("{\"name\": \"é\"}".encode("latin-1"), 400), ("{}".encode("utf-16"), 400),
-    (b'{"name": "\\u0000"}', 400), (b'{"name": "\\ud800"}', 400), (b'{"\\u0000": 1}', 400),
-    (b'{"name": "a", "name": "b"}', 400),
-    (b"[" * 100_000, 400), (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, 400), (b'{"a":' * 70 + b"1" + b"}" * 70, 400),
-])
+@pytest.mark.parametrize(
+    "raw, status",
+    [
+        (b"", 400),
+        (b"   ", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'"x"', 400),
+        (b'{"name": NaN}', 400),
+        (b'{"name": Infinity}', 400),
+        (b'{"name": -Infinity}', 400),
+        (b'{"name": 1e999}', 400),
+        (b'{"name": ' + b"9" * 5000 + b"}", 400),
+        (b'{"name": 9223372036854775808}', 400),
+        (b'{"name": "\xff\xfe"}', 400),
+        ('{"name": "é"}'.encode("latin-1"), 400),
+        ("{}".encode("utf-16"), 400),
+        (b'{"name": "\\u0000"}', 400),
+        (b'{"name": "\\ud800"}', 400),
+        (b'{"\\u0000": 1}', 400),
+        (b'{"name": "a", "name": "b"}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, 400),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, 400),
+    ],
+)
 @pytest.mark.parametrize("path", ["/api/v1/pipelines", "/api/v1/runs", "/api/v1/pipelines/validate"])
 def test_a_body_that_can_not_be_read_is_refused(api: ApiSite, path: str, raw: bytes, status: int) -> None:
     response = api.call("POST", path, raw=raw)
@@ -100,18 +138,19 @@ def test_another_content_type_is_refused(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM pipelines") == 0
 
 
-@pytest.mark.parametrize("parameters", [
-    {"source_type": "local", "source_path": "../../etc/passwd", "format": "csv"},
-    {"source_type": "local", "source_path": "data/../../x.csv", "format": "csv"},
-    {"source_type": "api", "source_path": "http://169.254.169.254/latest/meta-data", "format": "json"},
-    {"source_type": "api", "source_path": "http://127.0.0.1:8001/api", "format": "json"},
-    {"source_type": "api", "source_path": "file:///etc/passwd", "format": "json"},
-    {"source_type": "api", "source_path": "http://2130706433/", "format": "json"},
-    {"source_type": "api", "source_path": "http://[::ffff:10.0.0.1]/x", "format": "json"},
-])
-def test_a_path_outside_and_a_private_address_are_refused_at_the_save(
-    api: ApiSite, parameters: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"source_type": "local", "source_path": "../../etc/passwd", "format": "csv"},
+        {"source_type": "local", "source_path": "data/../../x.csv", "format": "csv"},
+        {"source_type": "api", "source_path": "http://169.254.169.254/latest/meta-data", "format": "json"},
+        {"source_type": "api", "source_path": "http://127.0.0.1:8001/api", "format": "json"},
+        {"source_type": "api", "source_path": "file:///etc/passwd", "format": "json"},
+        {"source_type": "api", "source_path": "http://2130706433/", "format": "json"},
+        {"source_type": "api", "source_path": "http://[::ffff:10.0.0.1]/x", "format": "json"},
+    ],
+)
+def test_a_path_outside_and_a_private_address_are_refused_at_the_save(api: ApiSite, parameters: dict[str, Any]) -> None:
     task = {"name": "a", "operator": "data_ingestion", "parameters": parameters}
     assert pointers(refused(api, {"name": "x", "tasks": [task]})) == {"/tasks/0/parameters/source_path"}
 
@@ -128,14 +167,30 @@ def test_a_private_registry_is_refused_unless_the_site_allows_it(api: ApiSite) -
     assert checked["valid"], checked["errors"]
 
 
-@pytest.mark.parametrize("path", [
-    "/api/v1/pipelines/by-name/%00", "/api/v1/runs?pipeline_name=%00", "/api/v1/models/a%00b",
-    "/api/v1/pipelines/by-name/..%2f..%2fetc", "/api/v1/operators/%ff%fe", "/api/v1/pipelines?name=%ed%a0%80",
-    "/docs/..%2f..%2fsetup.cfg", "/docs/%2e%2e", "/api/v1/runs/not-a-uuid", "/api/v1/nothing",
-    "/api/v1/workers/%ed%a0%80", "/api/v1/pipelines?limit=0", "/api/v1/pipelines?limit=x", "/api/v1/pipelines?sort=id",
-    "/api/v1/pipelines?unknown=1", "/api/v1/pipelines?cursor=x", "/api/v1/pipelines?cursor=%c3%a9",
-    "/monitoring/statistics?days=0", "/monitoring/statistics?days=99999999999999999999",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/pipelines/by-name/%00",
+        "/api/v1/runs?pipeline_name=%00",
+        "/api/v1/models/a%00b",
+        "/api/v1/pipelines/by-name/..%2f..%2fetc",
+        "/api/v1/operators/%ff%fe",
+        "/api/v1/pipelines?name=%ed%a0%80",
+        "/docs/..%2f..%2fsetup.cfg",
+        "/docs/%2e%2e",
+        "/api/v1/runs/not-a-uuid",
+        "/api/v1/nothing",
+        "/api/v1/workers/%ed%a0%80",
+        "/api/v1/pipelines?limit=0",
+        "/api/v1/pipelines?limit=x",
+        "/api/v1/pipelines?sort=id",
+        "/api/v1/pipelines?unknown=1",
+        "/api/v1/pipelines?cursor=x",
+        "/api/v1/pipelines?cursor=%c3%a9",
+        "/monitoring/statistics?days=0",
+        "/monitoring/statistics?days=99999999999999999999",
+    ],
+)
 def test_an_address_that_leads_nowhere_is_a_clear_4xx(api: ApiSite, path: str) -> None:
     response = api.call("GET", path)
     assert response.status_code in {400, 404, 422, 200 if "%ed" in path else 404}, response.text

@@ -30,9 +30,11 @@ def test_health_says_which_part_is_missing(api: ApiSite) -> None:
 def test_health_is_healthy_with_a_leader_and_a_worker(api: ApiSite) -> None:
     api.saved()
     api.add_attempt(api.started()["id"], "first")
-    api.sql("INSERT INTO leases (role, epoch, holder, expires_at) "
-            "VALUES ('scheduler', 3, 's1', now() + interval '1 min') ON CONFLICT (role) DO UPDATE "
-            "SET epoch = 3, holder = 's1', expires_at = now() + interval '1 min'")
+    api.sql(
+        "INSERT INTO leases (role, epoch, holder, expires_at) "
+        "VALUES ('scheduler', 3, 's1', now() + interval '1 min') ON CONFLICT (role) DO UPDATE "
+        "SET epoch = 3, holder = 's1', expires_at = now() + interval '1 min'"
+    )
     health = api.call("GET", "/monitoring/health")
     assert (health.status_code, health.json) == (200, {"status": "healthy"})
     detailed = api.call("GET", "/monitoring/health/detailed").json
@@ -52,17 +54,23 @@ def test_metrics_are_read_from_the_rows(api: ApiSite) -> None:
     assert response.mimetype == "text/plain"
     lines = response.text.splitlines()
     for line in (
-        'orchestrator_runs{state="queued"} 1.0', 'orchestrator_runs{state="running"} 1.0',
-        'orchestrator_runs{state="failed"} 0.0', 'orchestrator_open_tasks{reason="",state="pending"} 1.0',
-        'orchestrator_queue_attempts{queue="cpu",state="dispatched"} 1.0', 'orchestrator_workers{state="online"} 1.0',
+        'orchestrator_runs{state="queued"} 1.0',
+        'orchestrator_runs{state="running"} 1.0',
+        'orchestrator_runs{state="failed"} 0.0',
+        'orchestrator_open_tasks{reason="",state="pending"} 1.0',
+        'orchestrator_queue_attempts{queue="cpu",state="dispatched"} 1.0',
+        'orchestrator_workers{state="online"} 1.0',
         'orchestrator_host_capacity_cpu_cores{host="host-1/h1"} 4.0',
-        'orchestrator_host_reserved_cpu_cores{host="host-1/h1"} 0.5', 'orchestrator_refusals_total{what="fenced"} 4.0',
-        "orchestrator_leader_held 0.0", "orchestrator_redis_up 1.0",
+        'orchestrator_host_reserved_cpu_cores{host="host-1/h1"} 0.5',
+        'orchestrator_refusals_total{what="fenced"} 4.0',
+        "orchestrator_leader_held 0.0",
+        "orchestrator_redis_up 1.0",
     ):
         assert line in lines, (line, response.text)
     assert re.search(r'orchestrator_queue_oldest_seconds\{queue="cpu",state="dispatched"\} \d', response.text)
-    assert re.search(r'orchestrator_http_requests_total\{method="POST",route="/api/v1/runs",status="201"\} 2.0',
-                     response.text)
+    assert re.search(
+        r'orchestrator_http_requests_total\{method="POST",route="/api/v1/runs",status="201"\} 2.0', response.text
+    )
     foreign = api.call("GET", "/monitoring/metrics", role="foreign").text
     assert 'orchestrator_runs{state="queued"} 0.0' in foreign
 
@@ -71,10 +79,17 @@ def test_statistics_sum_up_what_became_of_runs(api: ApiSite) -> None:
     api.saved()
     done, failed = api.started(), api.started()
     for run, state in ((done, "success"), (failed, "failed")):
-        api.sql("UPDATE runs SET state = :state, started_at = created_at + interval '1 s', "
-                "ended_at = created_at + interval '11 s' WHERE id = :id", state=state, id=run["id"])
-    api.sql("UPDATE task_runs SET attempts = 3, state = 'success', started_at = now(), "
-            "ended_at = now() + interval '2 s' WHERE run_id = :id AND name = 'first'", id=done["id"])
+        api.sql(
+            "UPDATE runs SET state = :state, started_at = created_at + interval '1 s', "
+            "ended_at = created_at + interval '11 s' WHERE id = :id",
+            state=state,
+            id=run["id"],
+        )
+    api.sql(
+        "UPDATE task_runs SET attempts = 3, state = 'success', started_at = now(), "
+        "ended_at = now() + interval '2 s' WHERE run_id = :id AND name = 'first'",
+        id=done["id"],
+    )
     response = api.call("GET", "/monitoring/statistics?days=7")
     assert response.status_code == 200
     found = response.json
@@ -119,9 +134,14 @@ def test_the_openapi_document_is_the_same_every_time() -> None:
 
 def test_models_are_listed_with_their_latest_version(api: ApiSite) -> None:
     for name, version in (("churn", "1"), ("churn", "2"), ("fraud", "1")):
-        api.sql("INSERT INTO models (id, tenant_id, name, version, digest, uri, metrics, tags) VALUES "
-                "(:id, :tenant, :name, :version, 'sha256:x', 'artifact://m', '{\"accuracy\": 0.9}', '[\"a\"]')",
-                id=str(uuid.uuid4()), tenant=api.tenant_id, name=name, version=version)
+        api.sql(
+            "INSERT INTO models (id, tenant_id, name, version, digest, uri, metrics, tags) VALUES "
+            "(:id, :tenant, :name, :version, 'sha256:x', 'artifact://m', '{\"accuracy\": 0.9}', '[\"a\"]')",
+            id=str(uuid.uuid4()),
+            tenant=api.tenant_id,
+            name=name,
+            version=version,
+        )
     listed = api.call("GET", "/api/v1/models").json
     assert listed is not None
     assert [(model["name"], model["version"]) for model in listed["items"]] == [("churn", "2"), ("fraud", "1")]

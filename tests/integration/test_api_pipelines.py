@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.api_site import DEFINITION, ApiSite
 
-SEEDS = sorted((Path(__file__).parents[1] / "fixtures" / "seed_pipelines").glob("*.json"))
+SEEDS = sorted((Path(__file__).parents[1] / "seed_pipelines").glob("*.json"))
 
 
 def test_a_saved_pipeline_can_be_read_by_id_and_by_name(api: ApiSite) -> None:
@@ -139,11 +139,14 @@ def test_validate_answers_with_the_plan(api: ApiSite) -> None:
 
 
 def test_validate_lists_all_problems_as_pointers(api: ApiSite) -> None:
-    broken: dict[str, Any] = {"name": "x", "tasks": [
-        {"name": "a", "operator": "custom_script", "upstream_tasks": ["b"], "parameters": {"script_content": "1"}},
-        {"name": "b", "operator": "custom_script", "upstream_tasks": ["a"], "parameters": {"script_content": "1"}},
-        {"name": "c", "operator": "no_such_operator", "upstream_tasks": ["nobody"]},
-    ]}
+    broken: dict[str, Any] = {
+        "name": "x",
+        "tasks": [
+            {"name": "a", "operator": "custom_script", "upstream_tasks": ["b"], "parameters": {"script_content": "1"}},
+            {"name": "b", "operator": "custom_script", "upstream_tasks": ["a"], "parameters": {"script_content": "1"}},
+            {"name": "c", "operator": "no_such_operator", "upstream_tasks": ["nobody"]},
+        ],
+    }
     response = api.call("POST", "/api/v1/pipelines/validate", broken)
     assert response.status_code == 200
     assert response.json is not None

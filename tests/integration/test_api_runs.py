@@ -23,13 +23,16 @@ def test_a_run_is_stored_with_its_tasks_and_the_first_row_of_its_audit(api: ApiS
     assert run["parameters"] == {"depth": 3, "seed": 2}
     assert run["triggered_by"] == "admin"
     assert [(task["name"], task["state"], task["queue"]) for task in run["tasks"]] == [
-        ("first", "pending", "cpu"), ("second", "pending", "cpu")]
+        ("first", "pending", "cpu"),
+        ("second", "pending", "cpu"),
+    ]
     assert run["tasks"][1]["upstream_tasks"] == ["first"]
     assert api.call("GET", f"/api/v1/runs/{run['id']}").json == run
     events = api.call("GET", f"/api/v1/runs/{run['id']}/events").json
     assert events is not None
     assert [(event["before"], event["after"], event["actor"], event["epoch"]) for event in events["items"]] == [
-        (None, "queued", "admin", 0)]
+        (None, "queued", "admin", 0)
+    ]
 
 
 def test_the_leader_is_woken_after_the_commit(api: ApiSite) -> None:
@@ -71,8 +74,9 @@ def test_requests_at_once_with_one_key_make_one_run(api: ApiSite) -> None:
     answers: list[str] = []
 
     def send() -> None:
-        response = api.call("POST", "/api/v1/runs", {"pipeline_name": "two-scripts"},
-                            headers={"Idempotency-Key": "together"})
+        response = api.call(
+            "POST", "/api/v1/runs", {"pipeline_name": "two-scripts"}, headers={"Idempotency-Key": "together"}
+        )
         assert response.json is not None
         answers.append(response.json["id"])
 
@@ -112,9 +116,12 @@ def test_a_run_that_lacks_what_a_task_needs_is_refused_naming_it(api: ApiSite) -
     assert response.json is not None
     assert response.json["errors"][0]["pointer"] == "/parameters/input_path"
     assert "check" in response.json["errors"][0]["message"]
-    assert api.call(
-        "POST", "/api/v1/runs", {"pipeline_name": "validated", "parameters": {"input_path": "a.csv"}}
-    ).status_code == 201
+    assert (
+        api.call(
+            "POST", "/api/v1/runs", {"pipeline_name": "validated", "parameters": {"input_path": "a.csv"}}
+        ).status_code
+        == 201
+    )
 
 
 def test_cancel_asks_the_leader_once_it_is_needed(api: ApiSite) -> None:
@@ -126,8 +133,12 @@ def test_cancel_asks_the_leader_once_it_is_needed(api: ApiSite) -> None:
     assert answer.status_code == 202
     assert answer.json is not None
     assert answer.json["id"] == run["id"]
-    assert api.count("SELECT count(*) FROM commands WHERE kind = 'cancel' AND run_id = :id AND actor = 'operator'",
-                     id=run["id"]) == 1
+    assert (
+        api.count(
+            "SELECT count(*) FROM commands WHERE kind = 'cancel' AND run_id = :id AND actor = 'operator'", id=run["id"]
+        )
+        == 1
+    )
     api.sql("UPDATE runs SET state = 'cancelled', ended_at = now()")
     assert api.call("POST", path).status_code == 202
     api.sql("UPDATE runs SET state = 'success'")
@@ -216,11 +227,19 @@ def test_a_draining_worker_is_a_command(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM commands WHERE worker_id = 'w1' AND kind IN ('drain', 'undrain')") == 2
 
 
-@pytest.mark.parametrize("body", [
-    {}, {"pipeline_name": "two-scripts", "pipeline_id": str(uuid.uuid4())}, {"pipeline_name": "two-scripts", "x": 1},
-    {"pipeline_id": "no-uuid"}, {"pipeline_name": 7}, {"pipeline_name": "two-scripts", "parameters": []},
-    {"pipeline_name": "two-scripts", "version": 1.5}, {"pipeline_name": "two-scripts", "state": "success"},
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"pipeline_name": "two-scripts", "pipeline_id": str(uuid.uuid4())},
+        {"pipeline_name": "two-scripts", "x": 1},
+        {"pipeline_id": "no-uuid"},
+        {"pipeline_name": 7},
+        {"pipeline_name": "two-scripts", "parameters": []},
+        {"pipeline_name": "two-scripts", "version": 1.5},
+        {"pipeline_name": "two-scripts", "state": "success"},
+    ],
+)
 def test_a_run_request_that_does_not_fit_is_refused(api: ApiSite, body: dict[str, Any]) -> None:
     api.saved()
     response = api.call("POST", "/api/v1/runs", body)

@@ -56,7 +56,7 @@ def test_a_log_is_read_in_parts_across_chunks(api: ApiSite, attempt: tuple[str, 
         text, offset = text + part["text"], part["next_offset"]
     assert text == "hello\ngrüße\n"
     assert not part["complete"]
-    api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now()")
+    api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now() - interval '1 minute'")
     last = api.call("GET", f"{path}/logs?offset={offset}", headers={"Accept": "application/json"}).json
     assert last is not None
     assert (last["text"], last["complete"], last["attempt"]) == ("", True, 1)
@@ -100,11 +100,16 @@ def test_the_audit_is_followed_until_the_run_has_ended(api: ApiSite) -> None:
     run = api.started()
     path = f"/api/v1/runs/{run['id']}/events"
     api.sql("UPDATE runs SET state = 'cancelled', ended_at = now()")
-    api.sql("INSERT INTO events (tenant_id, run_id, entity, entity_id, before, after, cause, actor, epoch) "
-            "SELECT tenant_id, id, 'run', id::text, 'queued', 'cancelled', 'cancel', 'admin', 1 FROM runs")
+    api.sql(
+        "INSERT INTO events (tenant_id, run_id, entity, entity_id, before, after, cause, actor, epoch) "
+        "SELECT tenant_id, id, 'run', id::text, 'queued', 'cancelled', 'cancel', 'admin', 1 FROM runs"
+    )
     found = events_of(api.call("GET", path, headers={"Accept": "text/event-stream"}).text)
     assert [(kind, content.get("after")) for kind, content in found] == [
-        ("transition", "queued"), ("transition", "cancelled"), ("end", None)]
+        ("transition", "queued"),
+        ("transition", "cancelled"),
+        ("end", None),
+    ]
     assert found[-1][1] == {"state": "cancelled"}
     first = found[0][1]["id"]
     resumed = events_of(api.call("GET", f"{path}?follow=true", headers={"Last-Event-ID": str(first)}).text)

@@ -3,6 +3,8 @@
 Needs a Docker API; skipped, with the reason, where none answers. The image is that of ``compose/Dockerfile``, so the
 first run on a machine builds it.
 """
+# mypy: disable-error-code="import-untyped, misc"
+# Neither docker nor pytest-celery have annotations.
 
 from __future__ import annotations
 
@@ -104,6 +106,16 @@ class SmokeWorker(CeleryWorkerContainer):
     def ready_prompt(self) -> str:
         return f"{NAME}@"
 
+
+default_redis_broker = container(
+    image="{default_redis_broker_image}",
+    ports=fxtr("default_redis_broker_ports"),
+    environment=fxtr("default_redis_broker_env"),
+    network="{default_pytest_celery_network.name}",
+    wrapper_class=SmokeRedis,
+    timeout=60,
+    command=fxtr("default_redis_broker_command"),
+)
 
 # The build reaches its package index as the machine does, whatever the engine's own network is.
 smoke_worker_image = build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -32,8 +33,11 @@ def furnished(api: ApiSite, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     attempt_id = api.add_attempt(run["id"], "first", state="succeeded")
     api.services.artifacts.put_bytes(f"logs/{api.tenant_id}/{run['id']}/{attempt_id}/{0:015d}", b"line\n")
     api.sql("UPDATE runs SET state = 'success', ended_at = now()")
-    api.sql("INSERT INTO models (id, tenant_id, name, version, digest, uri) VALUES "
-            "(gen_random_uuid(), :tenant, 'churn', '1', 'd', 'u')", tenant=api.tenant_id)
+    api.sql(
+        "INSERT INTO models (id, tenant_id, name, version, digest, uri) VALUES "
+        "(gen_random_uuid(), :tenant, 'churn', '1', 'd', 'u')",
+        tenant=api.tenant_id,
+    )
     return {"run_id": run["id"], "pipeline_id": made["id"], "task": "first", "name": "two-scripts", "worker_id": "w1"}
 
 
@@ -42,8 +46,9 @@ def furnished(api: ApiSite, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_no_request_made_from_the_document_is_answered_with_a_fault(
     api: ApiSite, furnished: dict[str, str], mode: GenerationMode
 ) -> None:
-    schema = schemathesis.openapi.from_dict(api.call("GET", "/openapi.json").json)
-    operations = [result.ok() for result in schema.get_all_operations()]
+    document: Any = api.call("GET", "/openapi.json").json
+    found: Iterable[Any] = schemathesis.openapi.from_dict(document).get_all_operations()
+    operations = [result.ok() for result in found]
     faults: list[str] = []
     sent = 0
     for operation in operations:
@@ -64,11 +69,15 @@ def fuzz(api: ApiSite, operation: Any, mode: GenerationMode, furnished: dict[str
     sent = 0
 
     @settings(
-        max_examples=EXAMPLES, database=None, deadline=None, derandomize=True,
-        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy(mode))
-    def send(case: Case) -> None:
+    def send(case: Case[Any]) -> None:
         nonlocal sent
         sent += 1
         if sent % 2 == 0:

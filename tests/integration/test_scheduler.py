@@ -166,8 +166,7 @@ def test_a_hop_takes_a_few_milliseconds(site: Site) -> None:
         site.wait_for(run)
         ids = [spec.attempt_id for spec in worker.granted]
         hops = sorted(
-            worker.granted_at[following] - worker.reported_at[earlier]
-            for earlier, following in pairwise(ids)
+            worker.granted_at[following] - worker.reported_at[earlier] for earlier, following in pairwise(ids)
         )
     # The figure is kept loose: the machine of the tests is shared. The benchmark measures it.
     assert hops[len(hops) // 2] < 0.25, hops
@@ -265,6 +264,18 @@ def test_work_of_a_silent_worker_is_done_by_another(site: Site) -> None:
     assert (lost.state, done.state) == ("lost", "succeeded")
     # The silent host has not said that its tree is dead, so its part stays charged to it.
     assert [row.zombie for row in site.rows("SELECT zombie FROM reservations")] == [True]
+
+
+def test_what_a_dead_worker_held_is_free_once_its_host_confirms(site: Site) -> None:
+    site = replace(site, settings=replace(site.settings, worker_lease_seconds=1.5, enable_circuit_breaker=False))
+    site.lead()
+    with site.worker(behave=lambda spec: None, host="shared") as silent:
+        run = site.submit(Plan((planned("a"),)))
+        until(lambda: len(silent.running) == 1)
+    with site.worker(host="shared") as other:
+        site.wait_for(run)
+        until(lambda: not site.rows("SELECT 1 FROM reservations"))
+        assert other.dead == list(silent.running)
 
 
 def test_redis_flushed_in_the_middle_loses_nothing(site: Site) -> None:

@@ -243,13 +243,9 @@ def test_an_unknown_column_is_refused(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("words", ["a\x00b", "a\ud800b", "naïve – 模型 🙂"])
-def test_a_tasks_own_words_never_make_its_outcome_impossible_to_commit(
-    engine: Engine, words: str
-) -> None:
+def test_a_tasks_own_words_never_make_its_outcome_impossible_to_commit(engine: Engine, words: str) -> None:
     run, attempt = granted_attempt(engine)
-    outcome = Outcome(
-        AttemptState.SUCCEEDED, message=words, outputs={words: [words, float("nan")]}, exit_code=2**40
-    )
+    outcome = Outcome(AttemptState.SUCCEEDED, message=words, outputs={words: [words, float("nan")]}, exit_code=2**40)
     commit(engine, *ending(run, attempt, outcome, AttemptState.SUCCEEDED, TaskState.SUCCESS, message=words))
     [(message, outputs)] = rows(engine, "SELECT message, outputs FROM task_runs WHERE name = 'a'")
     assert "\x00" not in message

@@ -8,9 +8,7 @@ from itertools import product
 
 from orchestrator.states import TaskState
 
-TERMINAL = (
-    TaskState.SUCCESS, TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.SKIPPED, TaskState.CANCELLED
-)
+TERMINAL = (TaskState.SUCCESS, TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.SKIPPED, TaskState.CANCELLED)
 _BAD = {TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.CANCELLED}
 
 
@@ -40,7 +38,11 @@ def runs_when(rule: str, states: Sequence[TaskState | None]) -> bool:
 
 FAILS = {
     # rule: when all upstreams are done and it did not run, is it upstream_failed (if any is bad), else skipped
-    "all_success", "all_done_min_one_success", "one_success", "none_failed", "none_failed_min_one_success",
+    "all_success",
+    "all_done_min_one_success",
+    "one_success",
+    "none_failed",
+    "none_failed_min_one_success",
 }
 
 

@@ -151,10 +151,13 @@ class ModelStore:
                 pass
 
     def _table(self, entity: Entity) -> dict[str, Any]:
-        return {
-            Entity.RUN: self.runs, Entity.TASK_RUN: self.task_runs, Entity.ATTEMPT: self.attempts,
+        tables: dict[Entity, dict[str, Any]] = {
+            Entity.RUN: self.runs,
+            Entity.TASK_RUN: self.task_runs,
+            Entity.ATTEMPT: self.attempts,
             Entity.WORKER: self.workers,
-        }[entity]
+        }
+        return tables[entity]
 
     def _transition(self, effect: fx.Transition, undo: Undo, now: float) -> None:
         table = self._table(effect.entity)
@@ -204,10 +207,24 @@ class ModelStore:
         state = WorkerState.DRAINING if beat.draining else WorkerState.ONLINE
         if row is not None and not joined:
             state = row.state
-        self._set(self.workers, beat.worker_id, WorkerRecord(
-            beat.worker_id, beat.host_id, beat.boot_id, state, frozenset(beat.queues), beat.slots, beat.labels,
-            beat.store_scope, now, beat.seq, draining=row.draining if row else False,
-        ), undo)
+        self._set(
+            self.workers,
+            beat.worker_id,
+            WorkerRecord(
+                beat.worker_id,
+                beat.host_id,
+                beat.boot_id,
+                state,
+                frozenset(beat.queues),
+                beat.slots,
+                beat.labels,
+                beat.store_scope,
+                now,
+                beat.seq,
+                draining=row.draining if row else False,
+            ),
+            undo,
+        )
 
     # Checking
 
@@ -264,26 +281,31 @@ class ModelStore:
             if all(row.state in TASK_TERMINAL for row in rows):
                 raise Violation(f"I4: run {run.id} is {run.state} though all its tasks are over")
             for row in rows:
-                owner = self.attempts.get(row.attempt_id or "")
-                if row.state is TaskState.QUEUED:
-                    fine = owner is not None and owner.state is AttemptState.DISPATCHED
-                elif row.state in {TaskState.RUNNING, TaskState.CANCELLING}:
-                    fine = owner is not None and owner.state is AttemptState.RUNNING
-                elif row.state is TaskState.RETRY_WAIT:
-                    fine = row.retry_at is not None
-                elif row.state is TaskState.READY:
-                    fine = bool(row.reason)
-                else:
-                    fine = True
-                if not fine:
+                if not self._has_owner(row):
                     raise Violation(f"I4: task {row.name} of {run.id} is {row.state} without an owner")
+
+    def _has_owner(self, row: TaskRunRecord) -> bool:
+        owner = self.attempts.get(row.attempt_id or "")
+        match row.state:
+            case TaskState.QUEUED:
+                return owner is not None and owner.state is AttemptState.DISPATCHED
+            case TaskState.RUNNING | TaskState.CANCELLING:
+                return owner is not None and owner.state is AttemptState.RUNNING
+            case TaskState.RETRY_WAIT:
+                return row.retry_at is not None
+            case TaskState.READY:
+                return bool(row.reason)
+            case _:
+                return True
 
     def check_finished(self) -> None:
         """Check that every run has ended and nothing is held any more (I4, I13)."""
         for run in self.runs.values():
             if run.state not in RUN_TERMINAL:
-                rows = [(self.task_runs[i].name, self.task_runs[i].state, self.task_runs[i].reason)
-                        for i in self.tasks_of[run.id]]
+                rows = [
+                    (self.task_runs[i].name, self.task_runs[i].state, self.task_runs[i].reason)
+                    for i in self.tasks_of[run.id]
+                ]
                 raise Violation(f"I4: run {run.id} hangs in {run.state}: {rows}")
         if self.reservations:
             raise Violation(f"I13: reservations leak: {self.reservations}")
@@ -303,9 +325,7 @@ class ModelStore:
             attempts=tuple(a for a in self.attempts.values() if a.state not in ATTEMPT_TERMINAL),
             reservations=tuple(self.reservations.values()),
             hosts=tuple(self.hosts.values()),
-            workers=tuple(
-                w for w in self.workers.values() if w.state not in {WorkerState.LOST, WorkerState.DRAINED}
-            ),
+            workers=tuple(w for w in self.workers.values() if w.state not in {WorkerState.LOST, WorkerState.DRAINED}),
         )
 
     def queued_runs(self) -> list[RunRecord]:
@@ -314,9 +334,7 @@ class ModelStore:
 
 def _fields(columns: Any, now: float) -> dict[str, Any]:
     delay: Callable[[Any], Any] = lambda value: now + value[1] if _is_delay(value) else value  # noqa: E731
-    return {
-        _COLUMN_TO_FIELD.get(name, name): delay(value) for name, value in columns.items() if name not in _IGNORED
-    }
+    return {_COLUMN_TO_FIELD.get(name, name): delay(value) for name, value in columns.items() if name not in _IGNORED}
 
 
 def _is_delay(value: Any) -> bool:

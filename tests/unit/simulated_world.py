@@ -22,7 +22,7 @@ from orchestrator.events import (
 )
 from orchestrator.kernel import Desired, Kernel, KernelSettings, decide
 from orchestrator.records import Capacity, GpuDevice, Heartbeat, Outcome, Plan, RunRecord
-from orchestrator.states import AttemptState, RunState
+from orchestrator.states import RUN_TERMINAL, AttemptState, RunState
 from tests.unit.simulated_store import LostLease, ModelStore, StaleRow, Violation
 
 GIB = 2**30
@@ -165,10 +165,8 @@ class World:
         effects: list[fx.Effect] = []
         seen: list[Event] = []
         for event in events:
-            if isinstance(event, OutcomeReceived) and not kernel.holds_attempt(event.attempt_id):
-                event = replace(event, ended=self.store.ended(event.attempt_id))
-            seen.append(event)
-            effects += decide(kernel, event, self.now)
+            seen.append(self._with_row(kernel, event))
+            effects += decide(kernel, seen[-1], self.now)
         try:
             self.store.commit(epoch, effects, seen, self.now)
         except StaleRow as error:
@@ -182,6 +180,12 @@ class World:
         self._send(kernel, effects)
         for worker_id in self.beats:
             self.desired[worker_id] = kernel.desired(worker_id)
+
+    def _with_row(self, kernel: Kernel, event: Event) -> Event:
+        """Read the attempt's row beforehand where the kernel does not hold it, as the scheduler does."""
+        if isinstance(event, OutcomeReceived) and not kernel.holds_attempt(event.attempt_id):
+            return replace(event, ended=self.store.ended(event.attempt_id))
+        return event
 
     def old_leader_acts(self) -> None:
         """The replaced leader thaws and goes on from its stale memory; its transaction must not be written."""
@@ -223,8 +227,9 @@ class World:
         number = len(self.store.runs) + 1
         self.store.insert_run(RunRecord(f"r{number}", "tenant", RunState.QUEUED, priority=priority, order=number), plan)
 
-    def command(self, kind: str, *, run_id: str | None = None, task: str | None = None,
-                worker_id: str | None = None) -> None:
+    def command(
+        self, kind: str, *, run_id: str | None = None, task: str | None = None, worker_id: str | None = None
+    ) -> None:
         self.commands.append(Command(next(self.ids), kind, "person", run_id, task, worker_id))
 
     # Workers
@@ -241,8 +246,17 @@ class World:
         worker.seq += 1
         host = worker.host
         self.beats[worker.id] = Heartbeat(
-            worker.id, host.id, f"{host.id}-boot-{host.boot}", host.id, worker.id, worker.seq, worker.queues,
-            worker.slots, host.capacity, running=dict(worker.open), dead=tuple(host.dead),
+            worker.id,
+            host.id,
+            f"{host.id}-boot-{host.boot}",
+            host.id,
+            worker.id,
+            worker.seq,
+            worker.queues,
+            worker.slots,
+            host.capacity,
+            running=dict(worker.open),
+            dead=tuple(host.dead),
         )
         wanted = self.desired.get(worker.id, Desired())
         for attempt_id in wanted.fence:
@@ -376,6 +390,24 @@ class World:
 
     def heal(self, rounds: int = 150) -> None:
         """Let nothing fail any more, and see every run end and every reservation go."""
+        self._repair_everything()
+        for turn in range(rounds):
+            for worker in list(self.workers.values()):
+                self.beat(worker)
+                self.resend(worker)
+                for attempt_id in list(worker.trees):
+                    # Most succeed; the others end in every way there is: retries and budgets are seen to the end.
+                    number = int(attempt_id.removeprefix("id"))
+                    self.finish(worker, attempt_id, OUTCOMES[number // 3 % len(OUTCOMES) if number % 3 == 0 else 0])
+            self.everyone_works()
+            self.now += 5.0
+            if turn % 6 == 5:
+                self.step([], reconcile=True)
+            if not self.store.reservations and all(run.state in RUN_TERMINAL for run in self.store.runs.values()):
+                break
+        self.store.check_finished()
+
+    def _repair_everything(self) -> None:
         for worker in self.workers.values():
             worker.frozen = False
         while self.gone:
@@ -389,19 +421,3 @@ class World:
         for worker_row in self.store.workers.values():
             if worker_row.draining:
                 self.command("undrain", worker_id=worker_row.id)
-        for turn in range(rounds):
-            for worker in list(self.workers.values()):
-                self.beat(worker)
-                self.resend(worker)
-                for attempt_id in list(worker.trees):
-                    # Most succeed; the others end in every way there is, so retries and both budgets are seen to the end.
-                    number = int(attempt_id.removeprefix("id"))
-                    self.finish(worker, attempt_id, OUTCOMES[number // 3 % len(OUTCOMES) if number % 3 == 0 else 0])
-            self.everyone_works()
-            self.now += 5.0
-            if turn % 6 == 5:
-                self.step([], reconcile=True)
-            if not self.store.reservations and all(run.state.value in ("success", "failed", "cancelled")
-                                                   for run in self.store.runs.values()):
-                break
-        self.store.check_finished()

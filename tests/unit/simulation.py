@@ -15,8 +15,16 @@ from tests.unit.simulated_world import GIB, OUTCOMES, Worker, World
 RETRY = RetryPolicy(retries=1, delay=10, factor=2, max_delay=20, jitter=0.1)
 
 
-def task(name: str, *upstream: str, rule: str = "all_success", cpu: int = 1000, memory: int = GIB, gpus: int = 0,
-         timeout: float | None = None, queue: str = "cpu") -> PlannedTask:
+def task(
+    name: str,
+    *upstream: str,
+    rule: str = "all_success",
+    cpu: int = 1000,
+    memory: int = GIB,
+    gpus: int = 0,
+    timeout: float | None = None,
+    queue: str = "cpu",
+) -> PlannedTask:
     return PlannedTask(
         name, "custom_script", upstream, rule, queue, Resources(cpu, memory, gpus), retry=RETRY, timeout=timeout
     )
@@ -27,12 +35,28 @@ PLANS = (
     Plan((task("poison"), task("victim", "poison", rule="all_done"))),
     Plan((task("big", cpu=4000, memory=GIB), task("after", "big", timeout=30.0))),
     Plan((task("first"), task("second", "first"), task("third", "second", rule="all_done"))),
-    Plan((task("left"), task("right", cpu=2000), task("join", "left", "right"),
-          task("repair", "left", "right", rule="one_failed"), task("last", "join", "repair", rule="none_failed"))),
-    Plan((task("train", gpus=1, queue="gpu", timeout=20.0), task("more", gpus=1, queue="gpu"),
-          task("report", "train", "more", rule="all_done_min_one_success"))),
-    Plan(tuple(task(f"part{n}", memory=2 * GIB) for n in range(4))
-         + (task("merge", *(f"part{n}" for n in range(4)), rule="none_skipped"),)),
+    Plan(
+        (
+            task("left"),
+            task("right", cpu=2000),
+            task("join", "left", "right"),
+            task("repair", "left", "right", rule="one_failed"),
+            task("last", "join", "repair", rule="none_failed"),
+        )
+    ),
+    Plan(
+        (
+            task("train", gpus=1, queue="gpu", timeout=20.0),
+            task("more", gpus=1, queue="gpu"),
+            task("report", "train", "more", rule="all_done_min_one_success"),
+        )
+    ),
+    Plan(
+        (
+            *(task(f"part{n}", memory=2 * GIB) for n in range(4)),
+            task("merge", *(f"part{n}" for n in range(4)), rule="none_skipped"),
+        )
+    ),
 )
 
 PICK = st.integers(0, 11)

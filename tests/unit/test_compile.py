@@ -513,7 +513,7 @@ def test_what_only_the_run_can_know_is_asked_of_the_run() -> None:
     assert set(real(pipeline(*SEEDS["processing"])).connections) == {"database", "warehouse"}
 
 
-SEED_FILES = sorted((Path(__file__).parents[3] / "shared" / "seed-pipelines").glob("*.json"))
+SEED_FILES = sorted((Path(__file__).parents[1] / "seed_pipelines").glob("*.json"))
 
 
 @pytest.mark.parametrize("file", SEED_FILES, ids=lambda file: file.stem)

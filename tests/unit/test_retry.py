@@ -16,8 +16,14 @@ def after(outcome: Outcome, *, failures: int = 0, losses: int = 0, policy: Retry
     return after_failure(policy, failures, losses, outcome, "attempt", 3)
 
 
-def failed(reason: str = "", *, retryable: bool = True, retry_after: float | None = None,
-           infrastructure: bool = False, state: AttemptState = AttemptState.FAILED) -> Outcome:
+def failed(
+    reason: str = "",
+    *,
+    retryable: bool = True,
+    retry_after: float | None = None,
+    infrastructure: bool = False,
+    state: AttemptState = AttemptState.FAILED,
+) -> Outcome:
     return Outcome(state, reason, retryable=retryable, retry_after=retry_after, infrastructure=infrastructure)
 
 

@@ -19,7 +19,14 @@ EXAMPLES, STEPS = (2000, 100) if LONG else (300, 60)
 
 @pytest.mark.timeout(1800 if LONG else 170)
 def test_no_fault_breaks_an_invariant_and_every_run_ends_once_things_heal() -> None:
-    run_state_machine_as_test(Simulation, settings=settings(
-        max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True,
-        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
-    ))
+    run_state_machine_as_test(
+        Simulation,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+        ),
+    )

@@ -36,8 +36,15 @@ class Ledger(Operator):
         path = context.roots.resolve(parameters["path"], for_writing=True)
 
         def note(what: str) -> None:
-            line = {"what": what, "task": context.task, "attempt": context.attempt_id, "fence": context.fence,
-                    "pid": os.getpid(), "host": socket.gethostname(), "at": time.time()}
+            line = {
+                "what": what,
+                "task": context.task,
+                "attempt": context.attempt_id,
+                "fence": context.fence,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "at": time.time(),
+            }
             with open(path, "a") as file:  # one short write in append mode is atomic on a local file system
                 file.write(json.dumps(line) + "\n")
 

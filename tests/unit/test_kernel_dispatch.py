@@ -1,0 +1,192 @@
+"""Submission, dispatch and re-dispatch."""
+
+from __future__ import annotations
+
+from orchestrator.effects import Count, SendHint, Transition
+from orchestrator.events import RedisAway, RedisBack, Tick
+from orchestrator.states import RunState, TaskState
+from tests.unit.kernel_driver import GIB, SUCCESS, Driver, task
+
+
+def test_a_submitted_run_starts_and_its_roots_are_dispatched() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"), task("b", "a"))
+    assert driver.run_state() is RunState.RUNNING
+    assert driver.dispatched() == ["a"]
+    assert driver.hints() == [(driver.attempt("a").id, 1, "cpu")]
+    assert driver.state("b") is TaskState.PENDING
+
+
+def test_every_step_of_a_task_is_a_transition() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    driver.start("a")
+    driver.end("a")
+    steps = [e.after for e in driver.all_of(Transition) if e.id == "r1.a"]
+    assert steps == [TaskState.READY, TaskState.QUEUED, TaskState.RUNNING, TaskState.SUCCESS]
+    assert driver.run_state() is RunState.SUCCESS
+    assert not driver.held()
+    assert not driver.kernel.runs
+
+
+def test_the_hint_goes_to_the_planned_worker_alone_where_another_listener_could_not_take_it() -> None:
+    driver = Driver()
+    driver.worker("small", host="b", cpu=500)
+    driver.worker("large", host="a")
+    driver.run(task("a", cpu=2000))
+    assert driver.of(SendHint)[0].queue == "w.large"
+
+
+def test_nothing_is_dispatched_without_a_free_slot() -> None:
+    driver = Driver()
+    driver.worker(slots=1)
+    driver.run(task("a"), task("b"))
+    assert driver.dispatched() == ["a"]
+    assert driver.reason("b")[0] == "waiting_for_slot"
+
+
+def test_what_ends_makes_room_for_what_waits() -> None:
+    driver = Driver()
+    driver.worker(slots=1)
+    driver.run(task("a"), task("b"))
+    driver.start("a")
+    driver.end("a")
+    assert driver.dispatched() == ["b"]
+
+
+def test_a_run_beyond_the_limit_stays_queued() -> None:
+    driver = Driver(max_runs=1)
+    driver.worker()
+    driver.run(task("a"))
+    assert driver.kernel.run_slots_free() == 0
+    driver.run(task("a"), run_id="r2")
+    assert not driver.kernel.knows_run("r2")
+    assert [count.what for count in driver.of(Count)] == ["no_run_slot"]
+
+
+def test_higher_priority_goes_first_then_the_older_run_then_the_longer_path() -> None:
+    driver = Driver()
+    driver.worker(slots=0)
+    driver.run(task("short"), task("long"), task("tail", "long"))
+    driver.run(task("second"), run_id="r2")
+    driver.run(task("urgent"), run_id="r3", priority=5)
+    driver.beat(slots=4)
+    driver.tick()
+    assert driver.dispatched() == ["urgent", "long", "short", "second"]
+
+
+def test_a_run_without_tasks_succeeds_at_once() -> None:
+    driver = Driver()
+    driver.run()
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_an_unclaimed_hint_is_sent_again_after_the_redispatch_time() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    driver.tick(after=19)
+    assert not driver.hints()
+    driver.tick(after=1)
+    assert driver.hints() == [(driver.attempt("a").id, 2, "cpu")]
+
+
+def test_time_in_which_claims_wait_unread_does_not_count_for_redispatch() -> None:
+    driver = Driver(lease=1000)
+    driver.worker()
+    driver.run(task("a"))
+    driver.tick(after=30, claims_waiting=True)
+    assert not driver.hints()
+    driver.tick(after=10)
+    assert not driver.hints()
+    driver.tick(after=10)
+    assert driver.hints()
+
+
+def test_a_worker_that_lets_hints_pass_loses_the_attempt_to_another() -> None:
+    driver = Driver(lease=1000)
+    driver.worker("deaf", cpu=1000)
+    driver.run(task("a"))
+    driver.worker("well", host="b")
+    driver.tick(after=20)
+    assert driver.attempt("a").worker_id == "deaf"
+    driver.tick(after=20)
+    assert driver.attempt("a").worker_id == "well"
+
+
+def test_a_reset_of_redis_sends_every_unclaimed_hint_again_at_once() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"), task("b"))
+    driver.start("a")
+    driver.feed(RedisBack(reset=True))
+    assert driver.hints() == [(driver.attempt("b").id, 2, "cpu")]
+
+
+def test_nothing_is_dispatched_while_redis_is_away_and_the_wait_says_so() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.feed(RedisAway())
+    driver.run(task("a"))
+    assert not driver.dispatched()
+    assert driver.reason("a")[0] == "waiting_for_redis"
+    assert driver.kernel.next_due(driver.now) != 0.0
+    driver.feed(RedisBack(), Tick())
+    assert driver.dispatched() == ["a"]
+
+
+def test_a_task_that_fits_no_worker_says_what_is_missing() -> None:
+    driver = Driver()
+    driver.worker(cpu=2000, queues=("cpu", "gpu"))
+    driver.run(task("a", cpu=4000, queue="gpu"))
+    assert driver.reason("a") == ("infeasible", "Asks 4 cpu; the largest worker on queue gpu, host a, has 2.")
+
+
+def test_an_infeasible_task_goes_as_soon_as_a_fitting_worker_joins() -> None:
+    driver = Driver()
+    driver.worker(cpu=2000)
+    driver.run(task("a", cpu=4000))
+    driver.worker("w2", host="b", cpu=8000)
+    driver.tick()
+    assert driver.dispatched() == ["a"]
+
+
+def test_consumers_of_local_outputs_are_pinned_to_the_host_that_has_them() -> None:
+    driver = Driver()
+    driver.worker("w1", host="a", slots=1)
+    driver.run(task("a"), task("b", "a"))
+    driver.start("a")
+    driver.worker("w2", host="b")
+    driver.beat("w1", slots=0)
+    attempt = driver.attempt("a")
+    driver.end("a", type(SUCCESS)(SUCCESS.state, local_to="a"))
+    assert attempt.host_id == "a"
+    assert driver.reason("b")[0] == "waiting_for_slot"
+    driver.beat("w1", slots=1)
+    driver.tick()
+    assert driver.attempt("b").host_id == "a"
+
+
+def test_a_big_task_is_not_starved_by_small_ones_of_higher_priority() -> None:
+    driver = Driver(hold_after=30, lease=1000)
+    driver.worker(cpu=2000, memory=64 * GIB, slots=8)
+    driver.run(task("s1"), task("s2"), priority=1)
+    driver.start("s1", "s2")
+    driver.run(task("big", cpu=2000), run_id="patient")
+    driver.tick(after=31)
+    driver.run(task("s3"), task("s4"), run_id="more", priority=1)
+    driver.end("s1")
+    assert not driver.dispatched(), "the freed core is held for the big task"
+    driver.end("s2")
+    assert driver.dispatched() == ["big"]
+
+
+def test_next_due_names_the_nearest_timer() -> None:
+    driver = Driver(lease=1000)
+    assert driver.kernel.next_due(driver.now) is None
+    driver.worker()
+    driver.tick()
+    driver.run(task("a"))
+    assert driver.kernel.next_due(driver.now) == 20.0

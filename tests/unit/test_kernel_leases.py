@@ -1,0 +1,236 @@
+"""Leases of work, heartbeats, zombies, adoption and the breaker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.effects import Count, RetireQueue
+from orchestrator.events import HeartbeatSeen, OutcomeReceived, RedisAway, RedisBack, Tick, WorkerLeft
+from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
+from tests.unit.kernel_driver import SUCCESS, Driver, task
+
+
+def busy(workers: int = 1, **settings: Any) -> Driver:
+    """One running task per worker, each on a host of its own, named a1, a2 …"""
+    driver = Driver(**settings)
+    for n in range(1, workers + 1):
+        driver.worker(f"w{n}", host=f"h{n}", slots=1)
+    driver.run(*(task(f"a{n}") for n in range(1, workers + 1)))
+    for n in range(1, workers + 1):
+        driver.start(f"a{n}", worker_id=driver.attempt(f"a{n}").worker_id)
+    return driver
+
+
+def live(driver: Driver, *worker_ids: str) -> None:
+    for worker_id in worker_ids:
+        driver.beat(worker_id)
+
+
+def test_a_silent_worker_is_suspect_at_half_its_lease_and_lost_after_all_of_it() -> None:
+    driver = busy()
+    driver.tick(after=16)
+    assert worker_state(driver) == "suspect"
+    driver.tick(after=14)
+    assert driver.state("a1") is TaskState.RUNNING
+    driver.tick(after=1)
+    assert worker_state(driver) is WorkerState.LOST
+    assert driver.of(RetireQueue)
+    assert driver.state("a1") is TaskState.READY
+
+
+def test_a_lost_attempt_stays_charged_to_its_host_until_the_host_confirms_its_death() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.tick(after=31)
+    assert driver.kernel.ledger.hosts["h1"].cpu_used == 1000
+    driver.worker("new", host="h1")
+    assert driver.kernel.desired("new").confirm == ((attempt.id, "w1"),)
+    driver.beat("new", dead=(attempt.id,))
+    assert attempt.id not in driver.held()
+
+
+def test_a_new_boot_of_the_host_ends_all_that_was_on_it_at_once() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.worker("new", host="h1", boot_id="second")
+    assert driver.last(attempt.id).reason == "host_rebooted"
+    assert attempt.id not in driver.held()
+    driver.tick()
+    assert driver.dispatched() == ["a1"]
+
+
+def test_a_worker_that_thaws_is_online_again_and_its_lost_attempt_is_fenced() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.tick(after=31)
+    driver.beat("w1")
+    assert worker_state(driver) is WorkerState.ONLINE
+    assert driver.kernel.desired("w1").fence == (attempt.id,)
+    driver.feed(OutcomeReceived("w1", attempt.id, attempt.token, SUCCESS))
+    assert driver.verdicts() == ["fenced"]
+    assert attempt.id not in driver.held(), "its report tells that its tree has ended"
+
+
+def test_a_zombie_that_its_own_incarnation_no_longer_shows_is_released_once_no_grant_can_start_it() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.tick(after=31)
+    driver.beat("w1", running={})
+    assert attempt.id in driver.held()
+    driver.now += 30
+    driver.beat("w1")
+    assert attempt.id not in driver.held()
+
+
+def test_silence_does_not_count_while_redis_is_away_nor_within_one_lease_of_its_return() -> None:
+    driver = busy()
+    driver.feed(RedisAway())
+    driver.tick(after=300)
+    assert driver.state("a1") is TaskState.RUNNING
+    driver.feed(RedisBack())
+    driver.tick(after=30)
+    assert driver.state("a1") is TaskState.RUNNING
+    driver.tick(after=1)
+    assert driver.state("a1") is TaskState.READY
+
+
+def test_a_granted_attempt_that_no_heartbeat_shows_is_lost_after_two_that_were_surely_taken_later() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    driver.claim("a")
+    attempt = driver.attempt("a")
+    driver.beat()
+    driver.beat()
+    assert driver.state("a") is TaskState.RUNNING
+    driver.beat()
+    assert driver.last(attempt.id).reason == "never_started"
+
+
+def test_a_lost_grant_is_adopted_when_a_heartbeat_shows_it() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    attempt = driver.attempt("a")
+    driver.beat(running={attempt.id: attempt.token})
+    assert driver.attempt("a").state is AttemptState.RUNNING
+    assert driver.kernel.desired("w1").fence == ()
+
+
+def test_a_lost_grant_is_fenced_if_another_grant_exists() -> None:
+    driver = Driver()
+    driver.worker("w1")
+    driver.worker("w2", host="b")
+    driver.run(task("a"))
+    attempt = driver.attempt("a")
+    driver.claim("a", worker_id="w1")
+    driver.beat("w2", running={attempt.id: attempt.token})
+    assert driver.attempt("a").worker_id == "w1"
+    assert driver.kernel.desired("w2").fence == (attempt.id,)
+
+
+def test_a_shown_attempt_with_another_token_is_neither_adopted_nor_left_alone() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    attempt = driver.attempt("a")
+    driver.beat(running={attempt.id: "stale"})
+    assert driver.attempt("a").state is AttemptState.DISPATCHED
+    assert driver.kernel.desired("w1").fence == (attempt.id,)
+
+
+def test_a_heartbeat_seen_before_is_no_sign_of_life() -> None:
+    driver = busy()
+    driver.now += 31
+    assert driver.feed(HeartbeatSeen(driver.beats["w1"])) == []
+    driver.tick()
+    assert driver.state("a1") is TaskState.READY
+
+
+def test_unclaimed_work_of_a_lost_worker_is_planned_anew_without_a_charge() -> None:
+    driver = Driver()
+    driver.worker("w1", host="a", cpu=1000)
+    driver.run(task("a"))
+    driver.worker("w2", host="b", slots=0)
+    driver.now += 31
+    driver.beat("w2", slots=1)
+    driver.tick()
+    assert driver.attempt("a").worker_id == "w2"
+    assert driver.kernel.tasks["r1.a"].losses == 0
+
+
+def test_a_worker_that_says_goodbye_leaves_nothing_behind() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.feed(WorkerLeft("w1"))
+    assert worker_state(driver) is WorkerState.DRAINED
+    assert driver.last(attempt.id).after is AttemptState.LOST
+    assert not driver.held()
+
+
+def worker_state(driver: Driver, worker_id: str = "w1") -> WorkerState:
+    return driver.kernel.workers[worker_id].state
+
+
+def lost(driver: Driver) -> int:
+    return sum(w.state is WorkerState.LOST for w in driver.kernel.workers.values())
+
+
+def test_mass_expiry_is_held_for_one_lease_and_then_trickles() -> None:
+    driver = busy(20)
+    driver.tick(after=31)
+    assert lost(driver) == 0
+    assert "breaker" in [count.what for count in driver.of(Count)]
+    driver.tick(after=29)
+    assert lost(driver) == 0
+    driver.tick(after=1)
+    assert lost(driver) == 2
+    driver.tick(after=29)
+    assert lost(driver) == 2
+    driver.tick(after=1)
+    assert lost(driver) == 3
+
+
+def test_workers_that_come_back_during_the_hold_lose_nothing() -> None:
+    driver = busy(6)
+    driver.tick(after=31)
+    live(driver, *(f"w{n}" for n in range(1, 7)))
+    driver.tick(after=14)
+    assert lost(driver) == 0
+    assert all(driver.state(f"a{n}") is TaskState.RUNNING for n in range(1, 7))
+
+
+def test_a_few_dead_workers_trip_no_breaker() -> None:
+    driver = busy(6)
+    driver.now += 31
+    live(driver, "w4", "w5", "w6")
+    driver.tick()
+    assert lost(driver) == 3
+
+
+def test_without_the_breaker_all_are_lost_at_once() -> None:
+    driver = busy(6, breaker=False)
+    driver.tick(after=31)
+    assert lost(driver) == 6
+
+
+def test_a_new_leader_gives_every_worker_a_whole_lease() -> None:
+    driver = busy()
+    driver.kernel.workers["w1"] = replace(driver.kernel.workers["w1"], seen_at=0.0)
+    driver.tick(after=30)
+    assert driver.state("a1") is TaskState.RUNNING
+
+
+def test_the_worker_that_dies_with_an_attempt_three_times_makes_it_poison() -> None:
+    driver = Driver()
+    driver.worker("w1")
+    driver.run(task("a"))
+    for n in range(2, 5):
+        driver.start("a", worker_id=f"w{n - 1}")
+        driver.worker(f"w{n}", host=f"host{n}")
+        driver.now += 31
+        driver.beat(f"w{n}")
+        driver.feed(Tick())
+    assert (driver.state("a"), driver.reason("a")[0]) == (TaskState.FAILED, "poison")
+    assert driver.run_state() is RunState.FAILED
