@@ -6,12 +6,15 @@ Celery settings that correctness rests on, the operators and the transition tabl
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+NEEDED = ("celery", "jsonschema", "click", "sqlalchemy")
 
 
 def layout() -> Iterator[str]:
@@ -144,5 +147,16 @@ def main() -> int:
     return int(failed)
 
 
+def _use_the_environment_of_make() -> None:
+    """Start again with the Python that `make` has set up, where this one lacks the dependencies."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if all(importlib.util.find_spec(name) for name in NEEDED):
+        return
+    if not python.exists() or Path(sys.prefix) == ROOT / ".venv":
+        sys.exit("The dependencies are not installed for this Python; `make .venv` installs them, then run this again.")
+    os.execv(python, [str(python), str(Path(__file__).resolve()), *sys.argv[1:]])
+
+
 if __name__ == "__main__":
+    _use_the_environment_of_make()
     sys.exit(main())

@@ -71,12 +71,14 @@ def result_text(task: Mapping[str, Any]) -> str:
         parts.append(f"registered {registration['name']} version {registration['version']}{stage}")
     elif model := outputs.get("model"):
         parts.append(f"{model.get('algorithm', 'model')}: {metrics_text(model.get('metrics') or {})}")
-    if (error_rate := outputs.get("error_rate")) is not None:
-        parts.append(f"error rate {error_rate:.2%}")
+    report = outputs.get("report") or {}
+    if (error_rate := report.get("error_rate")) is not None:
+        parts.append(f"{report.get('rows', 0):,} rows, error rate {error_rate:.2%}")
     elif (dataset := outputs.get("dataset")) and not parts:
         parts.append(f"{dataset['rows']:,} rows, {len(dataset.get('columns') or ())} columns")
     if not parts:
-        parts = [f"{name} {_value(value)}" for name, value in outputs.items() if isinstance(value, (int, float, str))]
+        told = {name: value for name, value in {**report, **outputs}.items() if name not in ("uri", "fingerprint")}
+        parts = [f"{name} {_value(value)}" for name, value in told.items() if isinstance(value, (int, float, str))]
     return "; ".join(parts[:4])
 
 

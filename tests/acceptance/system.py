@@ -115,6 +115,17 @@ class System:
             self.start_worker(worker)
         self.wait_until_online(len(workers))
 
+    def start_flower(self, password: str) -> str:
+        """Start Flower as the one-host command does; returns its address."""
+        port = _free_port()
+        settings = {
+            "FLOWER_BASIC_AUTH": f"admin:{password}",
+            "FLOWER_ADDRESS": "127.0.0.1",
+            "FLOWER_PORT": str(port),
+        }
+        self._start("flower", ("celery", "-A", "workers", "flower"), settings)
+        return f"http://127.0.0.1:{port}"
+
     def kill(self, child: ChildProcess) -> None:
         """SIGKILL one process of ours: the process alone, as an out-of-memory killer would."""
         os.kill(child.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from orchestrator.local.child import ChildProcess, ProcessSpec
@@ -33,12 +34,27 @@ def blocks(page: str) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def system(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[System]:
-    folder = tmp_path / "my-operators"
-    folder.mkdir()
-    (folder / "sample_rows.py").write_text(blocks("docs/how-to/write-an-operator.md")["sample_rows.py"])
-    with System(tmp_path, database_url, redis_url, OPERATORS_PATH=str(folder)) as system:
+@pytest.fixture(scope="module")
+def database(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A migrated database for all tests of this file: starting a system takes longer than most of them."""
+    connection = psycopg2.connect(postgres_url.replace("postgresql+psycopg2://", "postgresql://"))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE readme TEMPLATE {template_database}")
+        yield f"{postgres_url.rpartition('/')[0]}/readme"
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'readme'")
+        cursor.execute("DROP DATABASE readme")
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, database: str, redis_server_url: str) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("readme")
+    operators = folder / "my-operators"
+    operators.mkdir()
+    (operators / "sample_rows.py").write_text(blocks("docs/how-to/write-an-operator.md")["sample_rows.py"])
+    settings = {"OPERATORS_PATH": str(operators), "REDIS_TASK_QUEUE": "readme"}
+    with System(folder, database, redis_server_url, **settings) as system:
         system.start_api()
         system.start_scheduler()
         system.start_worker("a")
@@ -68,7 +84,7 @@ def test_the_five_calls_of_the_readme_train_and_register_a_model(system: System)
     assert "event: end" in output
     assert '"state":"success"' in output
     assert "Model stored." in output
-    (run,) = system.client.runs()
+    (run,) = system.client.runs(pipeline_name="ml-training-pipeline")
     assert (run["state"], run["parameters"]["experiment_name"]) == ("success", "baseline")
     assert list(system.client.model_versions("breast-cancer-diagnosis"))
 
@@ -79,7 +95,7 @@ def test_the_calls_of_the_how_tos_answer_as_they_say(system: System) -> None:
     assert '"valid":false' in output.replace(" ", "")
     assert '"valid":true' in output.replace(" ", "")
     assert "orchestrator_leader_held 1.0" in output
-    (run,) = system.client.runs()
+    (run,) = system.client.runs(pipeline_name="train-on")
     assert system.finish(run["id"])["state"] == "success"
 
 
@@ -91,7 +107,20 @@ def test_the_quickstarts_pipeline_and_the_how_tos_operator_run(system: System) -
     assert [run["state"] for run in ended] == ["success", "success"], ended
     rows = {task["name"]: task["outputs"]["dataset"]["rows"] for task in ended[1]["tasks"]}
     assert rows == {"read": 1797, "sample": 449}
-    assert "Sampled. rows=449 of=1797" in system.client.logs(runs[1], "sample")["text"]
+    system.wait_until(
+        lambda: "Sampled. rows=449 of=1797" in system.client.logs(runs[1], "sample")["text"], "the log's last line"
+    )
+
+
+def test_the_quickstarts_mistakes_are_told_as_it_says(system: System) -> None:
+    text = blocks("docs/quickstart.md")["hello.json"]
+    for wrong in (text.replace('"linear"', '"linea"'), text.replace('["check"]', '["chek"]')):
+        verdict = system.client.validate_pipeline(json.loads(wrong))
+        assert not verdict["valid"]
+        assert verdict["errors"]
+    run = system.finish(system.start_run(json.loads(text.replace("0.9}", "1}"))))
+    assert run["state"] == "failed"
+    assert next(task for task in run["tasks"] if task["name"] == "train")["reason"] == "quality_gate"
 
 
 def test_the_how_tos_operator_passes_its_own_test(tmp_path: Path) -> None:
@@ -122,7 +151,8 @@ def test_a_worker_on_another_host_needs_only_what_the_how_to_exports(system: Sys
     text = blocks("docs/how-to/scale-to-more-hosts.md")["the worker's environment"]
     exported = set(re.findall(r"^export (\w+)=", text, re.MULTILINE))
     command = next(line for line in text.splitlines() if "celery" in line).split()
-    needed = {name: system.environment[name] for name in exported}
+    # The prefix of this file's Redis keys, which a site leaves at its default.
+    needed = {name: system.environment[name] for name in (*exported, "REDIS_TASK_QUEUE")}
     spec = ProcessSpec(
         name="elsewhere",
         command=(sys.executable, "-m", "celery", *command[1:]),

@@ -54,6 +54,8 @@ def server(api: ApiSite, tmp_path: Path) -> Iterator[Server]:
         "--threads",
         "16",
         "--no-control-socket",
+        "--keep-alive",
+        "75",
         "api.wsgi:app",
     ]
     process = subprocess.Popen(command, cwd=ROOT, env=environment)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from pytest_celery import CeleryBackendCluster, CeleryTestSetup, CeleryWorkerContainer, RedisContainer
-from pytest_docker_tools import build, container, fxtr
+from pytest_docker_tools import build, container, fxtr, volume
 
 from orchestrator.config import Settings
 from orchestrator.effects import SendHint
@@ -126,8 +126,12 @@ smoke_worker_image = build(
     network_mode="host",
 )
 
+# A volume of ours for the data folder is removed with the container; the image's own would stay behind.
+smoke_worker_data = volume()
+
 default_worker_container = container(
     image="{smoke_worker_image.id}",
+    volumes={"{smoke_worker_data.name}": {"bind": "/data", "mode": "rw"}},
     environment=fxtr("default_worker_env"),
     network="{default_pytest_celery_network.name}",
     wrapper_class=SmokeWorker,
