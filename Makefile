@@ -63,22 +63,25 @@ clean: ## remove the data folder (DATA_DIR, .data); refused while the system run
 
 python-is-new-enough:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+		echo "Python 3.11 or newer is needed; '$(PYTHON)' is not there or older. Name one: make PYTHON=python3.12 …" >&2; \
+		exit 1; }
 
 $(BIN)/python: | python-is-new-enough
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-		echo "$(PYTHON) can't make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null && $(RUN) -m pip --version >/dev/null || { rm -rf $(VENV); \
+		echo "$(PYTHON) can't make virtual environments with pip; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
 
-# uv installs the lock in seconds; where it can't be had, pip does the same slowly.
-INSTALL = if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install -q --python $(RUN) $(1); else $(RUN) -m pip install -q $(1); fi
-
+# uv installs the lock in seconds; where it can't be had or can't reach what pip reaches, pip does the same slowly. Left
+# alone, uv trusts only the certificates it brings along, which a company's proxy is not among.
 # Compiling now costs 9 s once; left to the first imports it makes the first run 4 s slower. pip always compiles.
-COMPILE = $$(test -x $(BIN)/uv && echo --compile-bytecode)
+INSTALL = { test -x $(BIN)/uv && \
+	UV_SYSTEM_CERTS=$${UV_SYSTEM_CERTS:-true} $(BIN)/uv pip install -q --compile-bytecode --python $(RUN) $(1); } || \
+	{ echo "pip installs them instead of uv, which takes a few minutes …"; $(RUN) -m pip install -q $(1); }
 
 $(VENV)/.installed: requirements.txt setup.cfg | $(BIN)/python
 	@echo "Installing the locked dependencies into $(VENV) …"
-	@$(RUN) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) || echo "uv can't be had here; using pip."
-	@$(call INSTALL,$(COMPILE) -r requirements.txt)
+	@$(RUN) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) || echo "uv can't be had here."
+	@$(call INSTALL,-r requirements.txt)
 	@$(call INSTALL,--no-deps -e .)
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from typing import Any, cast
 
@@ -42,17 +43,28 @@ def _guard() -> None:
     if request.endpoint in PUBLIC_ENDPOINTS and request.routing_exception is None:
         return
     g.caller = _authenticate()
-    wait = services().throttle.wait(g.caller.key_id)
-    if wait > 0:
-        raise TooManyRequests(
-            "This key sends more requests than it may; slow down.", retry_after=max(1, math.ceil(wait))
-        )
+    _refuse(services().throttle.wait(g.caller.key_id), "This key sends more requests than it may; slow down.")
     if request.endpoint is None or request.routing_exception is not None:
         return
     needed = required_role(current_app, request.endpoint, request.method)
     if needed is None or g.caller.role < needed:
         wanted = needed.word if needed is not None else "no"
         raise Forbidden(f"This needs the role {wanted}; key {g.caller.name!r} has {g.caller.role.word}.")
+
+
+def _refuse(wait: float, why: str) -> None:
+    if wait > 0:
+        raise TooManyRequests(why, retry_after=max(1, math.ceil(wait)))
+
+
+def _address() -> str:
+    """Return whom guesses are counted against: the peer, of IPv6 its network, of which anybody has all addresses."""
+    given = request.remote_addr or ""
+    try:
+        peer = ipaddress.ip_address(given.partition("%")[0])
+    except ValueError:
+        return given
+    return given if peer.version == 4 else str(ipaddress.ip_network((peer, 64), strict=False))
 
 
 def _authenticate() -> Caller:
@@ -65,8 +77,13 @@ def _authenticate() -> Caller:
         key = given.token or ""
     elif given is not None and given.type == "basic" and basic:
         key = given.password or ""
-    found = services().keyring.identify(key) if key else None
+    # A key that was good a moment ago is no guess: others behind the same address must not lock its owner out.
+    address, guesses = _address(), services().guesses
+    if not services().keyring.remembers(key):
+        _refuse(guesses.wait(address, take=False), "Too many requests without a valid key came from this address.")
+    found = services().keyring.identify(key)
     if found is None:
+        guesses.wait(address)
         raise Unauthorized(
             "Send a valid API key: `Authorization: Bearer <key>`"
             + (", or the key as the password of HTTP Basic." if basic else "."),

@@ -22,6 +22,7 @@ from api import (
     task_logs,
     workers,
 )
+from api.attempt_log import LogGaps
 from api.cursors import CursorSeal
 from api.http_metrics import HttpMetrics
 from api.keyring import Keyring
@@ -97,4 +98,6 @@ def _services(settings: Settings) -> Services:
         versions=VersionShelf(),
         metrics=HttpMetrics(),
         streams=StreamSlots(_MOST_STREAMS),
+        log_gaps=LogGaps(),
+        guesses=Throttle(settings.rate_limit_per_second / 10),
     )

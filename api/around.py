@@ -47,7 +47,9 @@ def _end(response: Response) -> Response:
     services().metrics.count(method, route, response.status_code, took)
     caller = g.get("caller")
     with ids_in_scope(request_id=g.get("request_id", "")):
-        log.info(
+        # What asks every few seconds would bury the rest.
+        note = log.debug if route.startswith(("/healthz", "/monitoring")) and response.status_code < 400 else log.info
+        note(
             "request",
             method=method,
             path=request.path[:500],

@@ -5,6 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
+_DESCRIPTION = {"type": "string", "maxLength": 10_000}
+_YEAR = 366 * 86400
+
+
+def _number(low: float, high: float, *, above: bool = False, **more: Any) -> dict[str, Any]:
+    # OpenAPI 3.0 says with a flag that the bound itself is outside.
+    return {"type": "number", "minimum": low, **({"exclusiveMinimum": True} if above else {}), "maximum": high, **more}
+
 
 TASK: dict[str, Any] = {
     "type": "object",
@@ -12,19 +20,30 @@ TASK: dict[str, Any] = {
     "additionalProperties": False,
     "properties": {
         "name": _NAME | {"description": "Unique in the pipeline."},
-        "operator": {"type": "string", "description": "One of GET /api/v1/operators.", "example": "model_training"},
-        "description": {"type": "string"},
-        "upstream_tasks": {"type": "array", "items": {"type": "string"}, "description": "Tasks that come first."},
+        "operator": {
+            "type": "string",
+            "maxLength": 128,
+            "description": "One of GET /api/v1/operators.",
+            "example": "model_training",
+        },
+        "description": _DESCRIPTION,
+        "upstream_tasks": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": 128},
+            "maxItems": 1000,
+            "uniqueItems": True,
+            "description": "Tasks that come first.",
+        },
         "parameters": {
             "type": "object",
             "additionalProperties": True,
             "description": "As the operator's parameters_schema says. Inputs left out are taken from the "
             "nearest ancestor that leaves their kind behind.",
         },
-        "cpu": {"type": "number", "description": "Cores, above 0."},
-        "memory_gb": {"type": "number", "description": "GiB, above 0."},
-        "gpu": {"type": "integer", "minimum": 0},
-        "gpu_memory_gb": {"type": "number", "minimum": 0, "description": "GiB that each GPU must have."},
+        "cpu": _number(0, 10_000, above=True, description="Cores."),
+        "memory_gb": _number(0, 100_000, above=True, description="GiB."),
+        "gpu": {"type": "integer", "minimum": 0, "maximum": 1024},
+        "gpu_memory_gb": _number(0, 10_000, description="GiB that each GPU must have."),
         "trigger_rule": {
             "type": "string",
             "enum": [
@@ -42,18 +61,23 @@ TASK: dict[str, Any] = {
                 "always",
             ],
         },
-        "queue": {"type": "string", "description": "Overrides the queue that follows from the resources."},
+        "queue": {
+            "type": "string",
+            "maxLength": 128,
+            "description": "Overrides the queue that follows from the resources.",
+        },
         "labels": {
             "type": "object",
-            "additionalProperties": {"type": "string"},
+            "additionalProperties": {"type": "string", "maxLength": 128},
+            "maxProperties": 50,
             "description": "Labels a worker's host must carry.",
         },
-        "retries": {"type": "integer", "minimum": 0},
-        "retry_delay_seconds": {"type": "number", "minimum": 0},
-        "retry_backoff_factor": {"type": "number", "minimum": 1},
-        "retry_max_delay_seconds": {"type": "number", "minimum": 0},
-        "timeout_seconds": {"type": "number", "description": "Above 0."},
-        "grace_seconds": {"type": "number", "minimum": 0, "description": "Between TERM and KILL."},
+        "retries": {"type": "integer", "minimum": 0, "maximum": 100},
+        "retry_delay_seconds": _number(0, _YEAR),
+        "retry_backoff_factor": _number(1, 100),
+        "retry_max_delay_seconds": _number(0, _YEAR),
+        "timeout_seconds": _number(0, _YEAR, above=True),
+        "grace_seconds": _number(0, 86400, description="Between TERM and KILL."),
         "exclusive": {"type": "boolean", "description": "Stops itself when cut off from the scheduler."},
         "critical": {"type": "boolean", "description": "Whether the run fails with this task."},
     },
@@ -65,11 +89,11 @@ DEFINITION: dict[str, Any] = {
     "additionalProperties": False,
     "properties": {
         "name": _NAME,
-        "description": {"type": "string"},
-        "owner": {"type": "string"},
-        "tags": {"type": "array", "items": {"type": "string"}},
+        "description": _DESCRIPTION,
+        "owner": {"type": "string", "maxLength": 200},
+        "tags": {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 100}, "maxItems": 50},
         "parameters": {"type": "object", "additionalProperties": True, "description": "Defaults of runs' parameters."},
-        "priority": {"type": "integer", "description": "Higher goes first."},
+        "priority": {"type": "integer", "minimum": -1000, "maximum": 1000, "description": "Higher goes first."},
         "tasks": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/TaskDefinition"}},
     },
 }

@@ -41,7 +41,7 @@ _PAGE = """<!doctype html>
 """
 _START = """window.addEventListener("load", function () {
   window.ui = SwaggerUIBundle({
-    url: "/openapi.json",
+    url: window.location.origin + "/openapi.json",  // a page address with a password in it is no base to fetch from
     dom_id: "#swagger-ui",
     deepLinking: true,
     validatorUrl: null,

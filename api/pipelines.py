@@ -161,7 +161,8 @@ class Pipelines(MethodView):
     def post(self) -> Response:
         """Create a pipeline.
 
-        The definition is checked as a whole; 422 lists all problems. An identical save returns what is there (200).
+        The definition is checked as a whole; 422 lists all problems. An identical save returns what is there (200), as
+        a new version where the site's settings or operators make another plan of it by now.
         """
         definition = _compiled(read_object())[0]
         with services().engine.begin() as connection:
@@ -214,7 +215,8 @@ class Pipeline(MethodView):
     def put(self, pipeline_id: UUID) -> Response:
         """Save a new version of a pipeline.
 
-        Content that the pipeline had before gets its old version number back. Runs keep the version they began with.
+        Content that the pipeline had before gets its old version number back, unless the site's settings or operators
+        make another plan of it by now. Runs keep the version they began with.
         """
         definition = _compiled(read_object())[0]
         with services().engine.begin() as connection:
@@ -245,7 +247,7 @@ class Versions(MethodView):
 
 
 def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
-    addresses = list(address_problems(document, services().settings.allowed_private_hosts))
+    addresses = list(address_problems(document, services().settings))
     try:
         compiled = compile_pipeline(document, services().operators, services().site)
     except InvalidDefinition as invalid:

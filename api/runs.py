@@ -105,7 +105,8 @@ IDEMPOTENCY_KEY = {
     "in": "header",
     "required": False,
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "description": "One key makes one run: the same request again answers with the run it made; with another body 409.",
+    "description": "One key makes one run: for seven days the same request again answers with the run it made; with "
+    "another body 409.",
 }
 EXAMPLE = {"pipeline_name": "ml-training-pipeline", "parameters": {"experiment_name": "baseline-model-v1"}}
 

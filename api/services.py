@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from flask import current_app
-from orchestrator.compile import Site
 from sqlalchemy import Engine
 
+from api.attempt_log import LogGaps
 from api.cursors import CursorSeal
 from api.http_metrics import HttpMetrics
 from api.keyring import Keyring
@@ -18,6 +18,7 @@ from api.sse import StreamSlots
 from api.throttle import Throttle
 from api.versions import VersionShelf
 from orchestrator.artifacts import ArtifactStore
+from orchestrator.compile import Site
 from orchestrator.config import Settings
 from orchestrator.operator import Operator
 
@@ -38,6 +39,9 @@ class Services:
     versions: VersionShelf
     metrics: HttpMetrics
     streams: StreamSlots
+    log_gaps: LogGaps
+    guesses: Throttle
+    """Failed authentications, per address."""
 
     def close(self) -> None:
         """Close connections and end the background thread."""

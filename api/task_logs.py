@@ -1,12 +1,10 @@
-"""Logs of a task's attempt, read from the artifact store in chunks: as text, as JSON, or followed as it grows."""
+"""Logs of a task's attempt: as text, as JSON, or followed as it grows."""
 
 from __future__ import annotations
 
-import bisect
 import codecs
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,10 +14,10 @@ from marshmallow import Schema, fields, validate
 from sqlalchemy import Engine
 
 from api.access import caller
+from api.attempt_log import AttemptLog, LogPart
 from api.resource import Resource, needs
 from api.services import services
 from api.sse import EVENT_SCHEMA, MEDIA_TYPE, Pace, event, wants_stream
-from orchestrator.artifacts import ArtifactStore, uri_of
 from orchestrator.errors import NotFound, StoreUnavailable
 from orchestrator.states import ATTEMPT_TERMINAL, AttemptState
 from orchestrator.store import run_queries
@@ -28,7 +26,6 @@ from orchestrator.store.api_keys import Role
 blueprint = Resource("logs", __name__, url_prefix="/api/v1/runs", description="What tasks printed.")
 
 _MOST_BYTES = 2**20
-_CHUNK_LIMIT = 16 * 2**20
 _SETTLING = timedelta(seconds=2)
 _QUIET_LOOKS = 6
 """Looks without anything new after the attempt's end: its last chunks may still be on their way through Redis."""
@@ -66,7 +63,10 @@ class LogSchema(Schema):
     next_offset = fields.Integer(required=True)
     complete = fields.Boolean(
         required=True,
-        metadata={"description": "The attempt has ended and nothing follows this part, as far as has arrived."},
+        metadata={
+            "description": "The attempt has ended and nothing follows this part, as far as has arrived. A line of ours "
+            "stands in place of what was lost on its way."
+        },
     )
 
 
@@ -98,82 +98,61 @@ class Logs(MethodView):
         """Read what a task printed."""
         with services().engine.connect() as connection:
             attempt = run_queries.find_attempt(connection, caller().tenant_id, str(run_id), task, query["attempt"])
-        log = (
-            None
-            if attempt is None
-            else AttemptLog(services().artifacts, f"logs/{caller().tenant_id}/{run_id}/{attempt['id']}")
-        )
-        if query["follow"] or wants_stream():
-            if log is None or attempt is None:
+        following = query["follow"] or wants_stream()
+        if attempt is None:
+            if following:
                 raise NotFound(f"Task {task!r} of run {run_id} has not been tried yet, so it has no log to follow.")
+            return _shown(query["offset"], LogPart(b"", query["offset"], more=False), None)
+        prefix = f"logs/{caller().tenant_id}/{run_id}/{attempt['id']}"
+        log = AttemptLog(services().artifacts, prefix, services().log_gaps)
+        settled = _ended_for(attempt).total_seconds() >= services().log_gaps.patience
+        if following:
             offset = _resume_at(query["offset"])
             return services().streams.respond(
-                follow(log, services().engine, caller().tenant_id, str(attempt["id"]), offset)
+                follow(log, services().engine, caller().tenant_id, str(attempt["id"]), offset, settled=settled)
             )
-        found = b"" if log is None else log.read(query["offset"], query["limit"])
-        return _part(query["offset"], found, attempt, complete=_has_settled(attempt) and len(found) < query["limit"])
+        return _shown(query["offset"], log.read(query["offset"], query["limit"], settled=settled), attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptLog:
-    """The chunks of one attempt's log: objects named by the offset of their first byte."""
-
-    artifacts: ArtifactStore
-    prefix: str
-
-    def read(self, offset: int, limit: int) -> bytes:
-        """Return at most ``limit`` bytes from ``offset`` on; fewer where the log ends or a chunk is missing."""
-        keys = list(self.artifacts.list(self.prefix))
-        starts = [int(key.rpartition("/")[2]) for key in keys]
-        found = bytearray()
-        place = max(0, bisect.bisect_right(starts, offset) - 1)
-        for start, key in zip(starts[place:], keys[place:], strict=True):
-            here = offset + len(found)
-            if start > here or len(found) >= limit:
-                break
-            chunk = self.artifacts.get_bytes(uri_of(key), _CHUNK_LIMIT)
-            # Chunks may overlap when a worker sent one again after a lost answer.
-            found += chunk[here - start :]
-        return bytes(found[:limit])
-
-
-def follow(log: AttemptLog, engine: Engine, tenant_id: str, attempt_id: str, offset: int) -> Iterator[str]:
+def follow(
+    log: AttemptLog, engine: Engine, tenant_id: str, attempt_id: str, offset: int, *, settled: bool
+) -> Iterator[str]:
     """Yield the log as events until the attempt has ended and no more of it arrives."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pace, quiet, ended = Pace(), 0, False
+    pace, quiet, ended = Pace(), 0, settled
     while not pace.over():
         try:
-            found = log.read(offset, _MOST_BYTES)
+            part = log.read(offset, _MOST_BYTES, settled=settled)
             if not ended:
                 with engine.connect() as connection:
                     state = run_queries.attempt_state(connection, tenant_id, attempt_id)
                 ended = AttemptState(state) in ATTEMPT_TERMINAL
         except StoreUnavailable:
-            found = b""
-        if found:
-            quiet, here, offset = 0, offset, offset + len(found)
+            part = LogPart(b"", offset, more=True)
+        if part.content:
+            quiet, here, offset = 0, offset, part.next_offset
             pace.spoke()
-            yield event("log", {"offset": here, "next_offset": offset, "text": decoder.decode(found)}, id=offset)
+            yield event("log", {"offset": here, "next_offset": offset, "text": decoder.decode(part.content)}, id=offset)
             continue
-        quiet += ended
+        quiet += ended and not part.more
         if quiet >= _QUIET_LOOKS:
             yield event("end", {"next_offset": offset}, id=offset)
             return
         yield from pace.rest()
 
 
-def _has_settled(attempt: Mapping[str, Any] | None) -> bool:
-    """Say whether the attempt ended long enough ago for its last chunks to have come through Redis."""
-    if attempt is None or AttemptState(attempt["state"]) not in ATTEMPT_TERMINAL or attempt["ended_at"] is None:
-        return False
-    ended: datetime = attempt["ended_at"]
-    return datetime.now(UTC) - ended >= _SETTLING
+def _ended_for(attempt: Mapping[str, Any] | None) -> timedelta:
+    """Return how long ago the attempt ended, by the clock that said when; less than nothing while it runs."""
+    if attempt is None or AttemptState(attempt["state"]) not in ATTEMPT_TERMINAL or attempt["ended_for"] is None:
+        return timedelta(days=-1)
+    ago: timedelta = attempt["ended_for"]
+    return ago
 
 
-def _part(offset: int, found: bytes, attempt: Mapping[str, Any] | None, *, complete: bool) -> Response:
-    if not complete:
-        found = _whole_characters(found)
-    following = offset + len(found)
+def _shown(offset: int, part: LogPart, attempt: Mapping[str, Any] | None) -> Response:
+    complete = not part.more and _ended_for(attempt) >= _SETTLING
+    found = part.content if complete else _whole_characters(part.content)
+    following = part.next_offset - (len(part.content) - len(found))
     if request.accept_mimetypes.best_match(["text/plain", "application/json"], "text/plain") == "application/json":
         response = jsonify(
             LogSchema().dump(

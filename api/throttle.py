@@ -26,8 +26,11 @@ class Throttle:
         self._lock = threading.Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def wait(self, caller: str, cost: float = 1.0) -> float:
-        """Take from the caller's bucket; return 0, or the seconds until there is enough in it again."""
+    def wait(self, caller: str, cost: float = 1.0, *, take: bool = True) -> float:
+        """Take from the caller's bucket; return 0, or the seconds until there is enough in it again.
+
+        :param take: whether to take it, or only to ask whether it is there.
+        """
         if self._rate <= 0:
             return 0.0
         with self._lock:
@@ -35,7 +38,7 @@ class Throttle:
             level, at = self._buckets.pop(caller, (self._burst, now))
             level = min(self._burst, level + (now - at) * self._rate)
             short = cost - level
-            self._buckets[caller] = (level if short > 0 else level - cost, now)
+            self._buckets[caller] = (level - cost if take and short <= 0 else level, now)
             if len(self._buckets) > _MOST_CALLERS:
                 # The caller not seen for longest has the fullest bucket: forgetting it gives away the least.
                 self._buckets.popitem(last=False)

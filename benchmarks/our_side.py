@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.workloads import Workload
-from orchestrator.client import ApiError, Client
+from orchestrator.client import FINAL_STATES, ApiError, Client
 from orchestrator.local.child import ChildProcess, ProcessSpec
 from orchestrator.store.bootstrap import ensure_first_rows
 
@@ -33,10 +33,12 @@ class Ours:
         self._client.save_pipeline(definition)
         began = time.perf_counter()
         run = self._client.start_run(definition["name"])
-        ended = self._client.wait(run["id"], seconds=300, pause=0.02)
+        # The list shows a run without its tasks: asking for all of them every few milliseconds would be measured too.
+        while (state := next(self._client.runs(limit=1))["state"]) not in FINAL_STATES:
+            time.sleep(0.02)
         seconds = time.perf_counter() - began
-        if ended["state"] != "success":
-            raise RuntimeError(f"The benchmark's run {run['id']} ended {ended['state']}: {ended.get('message')}")
+        if state != "success":
+            raise RuntimeError(f"The benchmark's run {run['id']} ended {state}.")
         return seconds
 
 

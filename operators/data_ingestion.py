@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from operators.ingestion.parameters import PARAMETERS, problems_of
 from operators.ingestion.plan import Plan, find_connection, has_source, make_plan
 from operators.tables.formats import DATASET_SCHEMA, describe_columns
+from orchestrator import s3_objects
 from orchestrator.inputs import fingerprint
 from orchestrator.operator import Input, Json, Operator, TaskContext
 
@@ -93,7 +94,7 @@ class DataIngestion(Operator):
                 plan = make_plan(context, parameters)
                 found["source"] = {"type": plan.source_type, "format": plan.format, **_look(plan)(context, plan)}
                 found["output_format"] = plan.output_format
-                if parameters.get("output_path") and not parameters["output_path"].startswith("s3://"):
+                if parameters.get("output_path") and not s3_objects.is_s3(parameters["output_path"]):
                     context.roots.resolve(parameters["output_path"], for_writing=True)
             else:
                 dataset = locate_dataset(context, parameters["input_path"], parameters.get("format"))
@@ -182,16 +183,16 @@ def _load_upstream(context: TaskContext, parameters: Mapping[str, Json]) -> Mapp
 
 
 def _publish(context: TaskContext, file: Path, format: str, output_path: str | None) -> dict[str, Any]:
-    from operators.tables.locate import publish_in_root, upload_s3
+    from operators.tables.locate import publish_in_root
 
     name = f"dataset.{format}"
     if not output_path:
         artifact = context.artifacts.put_file(context.artifact_key(name), file, consume=True)
         return {"uri": artifact.uri, "format": format, "bytes": artifact.bytes, "fingerprint": artifact.fingerprint}
     size, digest = file.stat().st_size, fingerprint(file)
-    if output_path.startswith("s3://"):
+    if s3_objects.is_s3(output_path):
         uri = output_path + name if output_path.endswith("/") else output_path
-        upload_s3(file, uri, context.s3_options)
+        s3_objects.upload(context, file, uri)
     else:
         uri = publish_in_root(context, file, output_path, name)
     return {"uri": uri, "format": format, "bytes": size, "fingerprint": digest}

@@ -17,7 +17,7 @@ from orchestrator.documents import parameter_problems as document_problems
 from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.graph import depth, find_cycle, topological_order
 from orchestrator.operator import Operator
-from orchestrator.operator_checks import parameter_faults
+from orchestrator.operator_checks import Declaration, declaration, parameter_faults
 from orchestrator.records import Plan, PlannedTask, Resources, RetryPolicy
 from orchestrator.rules import ROOT_RULES
 from orchestrator.spec import MAX_TASKS, PipelineSpec, Reading, TaskSpec, read_pipeline, to_document
@@ -101,10 +101,12 @@ def compile_pipeline(document: object, operators: Mapping[str, type[Operator]], 
         _refuse(problems)
     assert reading.spec is not None
     order = topological_order(upstreams)
-    wirings, problems = wire_inputs(reading.tasks, operators, upstreams, order)
+    declared, problems = _declarations(reading, operators)
+    if not problems:
+        wirings, problems = wire_inputs(reading.tasks, declared, upstreams, order)
     if problems:
         _refuse(problems)
-    return _compiled(reading.spec, order, wirings, operators, site)
+    return _compiled(reading.spec, order, wirings, declared, site)
 
 
 def run_problems(
@@ -175,6 +177,18 @@ def _task_problems(
     return found + _resource_problems(here, task, site)
 
 
+def _declarations(
+    reading: Reading, operators: Mapping[str, type[Operator]]
+) -> tuple[dict[str, Declaration], list[Problem]]:
+    declared: dict[str, Declaration] = {}
+    problems: list[Problem] = []
+    for position, task in reading.tasks:
+        here = f"/tasks/{position}/parameters"
+        declared[task.name], found = declaration(operators[task.operator], task.parameters, here)
+        problems += found
+    return declared, problems
+
+
 def _resource_problems(here: str, task: TaskSpec, site: Site) -> list[Problem]:
     found: list[Problem] = []
     if task.queue is not None and task.queue not in site.queues:
@@ -213,11 +227,11 @@ def _compiled(
     spec: PipelineSpec,
     order: Sequence[str],
     wirings: Mapping[str, Wiring],
-    operators: Mapping[str, type[Operator]],
+    declared: Mapping[str, Declaration],
     site: Site,
 ) -> Compiled:
     tasks = {task.name: task for task in spec.tasks}
-    planned = tuple(_planned(tasks[name], wirings[name], operators[tasks[name].operator], site) for name in order)
+    planned = tuple(_planned(tasks[name], wirings[name], declared[name], site) for name in order)
     definition = to_document(spec)
     needs = tuple(
         RunNeed(task.name, wanted.parameter, wanted.kind)
@@ -235,7 +249,7 @@ def content_hash(definition: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _planned(task: TaskSpec, wiring: Wiring, operator: type[Operator], site: Site) -> PlannedTask:
+def _planned(task: TaskSpec, wiring: Wiring, declared: Declaration, site: Site) -> PlannedTask:
     resources = _resources(task, site)
     return PlannedTask(
         name=task.name,
@@ -252,7 +266,7 @@ def _planned(task: TaskSpec, wiring: Wiring, operator: type[Operator], site: Sit
         critical=task.critical,
         links=wiring.links,
         parameters=task.parameters,
-        connections=tuple(sorted(operator.connection_names(task.parameters))),
+        connections=declared.connections,
         run_inputs=wiring.run_inputs,
     )
 

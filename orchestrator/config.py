@@ -184,6 +184,13 @@ class Settings:
     allowed_private_hosts: tuple[str, ...] = setting(
         "ALLOWED_PRIVATE_HOSTS", (), "Hosts (host or host:port) on private addresses that tasks may call.", words
     )
+    s3_buckets: tuple[str, ...] = setting(
+        "S3_BUCKETS",
+        (),
+        "Buckets that `s3://` paths without a connection may name. Empty: all that the site's keys open, save for the "
+        "artifact store.",
+        words,
+    )
 
     queues: tuple[str, ...] = setting("QUEUES", ("cpu", "gpu", "highmem"), "All queues of the site.", words)
     highmem_threshold_gb: float = setting(
@@ -247,10 +254,15 @@ class Settings:
     )
     enable_metrics: bool = setting("ENABLE_METRICS", True, "Serve /monitoring/metrics.", boolean)
     enable_tracing: bool = setting(
-        "ENABLE_TRACING", False, "Export OpenTelemetry traces where its SDK is installed.", boolean
+        "ENABLE_TRACING", False, "Reserved: tracing is not built yet, so `true` is refused.", boolean
     )
     max_body_bytes: int = setting("MAX_BODY_BYTES", 2**20, "Largest request body; larger is 413.", integer)
-    rate_limit_per_second: float = setting("RATE_LIMIT_PER_SECOND", 200.0, "Requests per API key; more is 429.", number)
+    rate_limit_per_second: float = setting(
+        "RATE_LIMIT_PER_SECOND",
+        200.0,
+        "Requests per API key; more is 429. A tenth of it: requests without a valid key, per address.",
+        number,
+    )
 
     @property
     def worker_lease(self) -> float:
@@ -349,6 +361,7 @@ def _contradictions(settings: Settings) -> list[str]:
         or urlsplit(settings.artifact_url).scheme in {"file", "s3"},
         f"QUEUES: {', '.join(sorted(missing))} can't be left out; tasks are routed there": not missing,
         f"QUEUES: {', '.join(taken)} would collide with our own keys in Redis; choose other names": not taken,
+        "ENABLE_TRACING: tracing is not built yet; leave it out or set it to false": not settings.enable_tracing,
         "WORKER_LEASE_SECONDS: one lost heartbeat would lose the worker; use more than two of them": not (
             0 < settings.worker_lease_seconds <= 2 * settings.heartbeat_interval_seconds
         ),

@@ -102,8 +102,8 @@ class CloseCommand:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Something happened that should be seen: ``denied``, ``fenced``, ``unknown``, ``lost``, ``redispatched``,
-    ``repaired``, ``breaker``, ``refused_transition``, ``no_run_slot`` … (I19)."""
+    """Something happened that should be seen: ``denied``, ``fenced``, ``unknown``, ``lost``, ``uncharged``,
+    ``redispatched``, ``repaired``, ``abandoned``, ``breaker``, ``refused_transition``, ``no_run_slot`` … (I19)."""
 
     what: str
     detail: str = ""

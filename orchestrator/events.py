@@ -18,6 +18,8 @@ class RunSubmitted:
     plan: Plan
     hold: bool = False
     """Taken only because a command concerns it: it is not started by this."""
+    unreadable: str = ""
+    """Why its plan can't be read (``plan`` then only names its tasks); it fails for that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,12 +85,3 @@ def depth(upstreams: Upstreams, order: Sequence[str]) -> int:
     for name in order:
         levels[name] = 1 + max((levels[up] for up in upstreams[name]), default=0)
     return max(levels.values(), default=0)
-
-
-def longest_paths(upstreams: Upstreams, order: Sequence[str]) -> dict[str, int]:
-    """Return, for each task, the number of tasks on the longest path from it to an end, itself included."""
-    remaining = dict.fromkeys(order, 1)
-    for name in reversed(order):
-        for up in upstreams[name]:
-            remaining[up] = max(remaining[up], remaining[name] + 1)
-    return remaining

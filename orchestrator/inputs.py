@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
+from orchestrator import s3_objects
 from orchestrator.artifacts import SCHEME, is_artifact
 from orchestrator.errors import ForbiddenPath, NotFound, StoreUnavailable
 from orchestrator.operator import Json, OperatorFailure, TaskContext
-
-_CHUNK = 1 << 20
-_RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=45)}
-"""Short: the task has retries of its own."""
 
 
 def local_file(context: TaskContext, uri: str) -> Path:
@@ -29,7 +23,7 @@ def local_file(context: TaskContext, uri: str) -> Path:
         if is_artifact(uri):
             require_own(context, uri)
             return context.artifacts.local_path(uri, context.workdir / "inputs")
-        if uri.startswith("s3://"):
+        if s3_objects.is_s3(uri):
             return _from_s3(context, uri)
         path = context.roots.resolve(uri)
     except ForbiddenPath as error:
@@ -74,35 +68,23 @@ def describe_output(context: TaskContext, kind: str, uri: str) -> Mapping[str, J
 
 def _from_s3(context: TaskContext, uri: str) -> Path:
     """Download one object into the work folder, once; the name is made from the whole URI."""
-    import obstore
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-    from obstore.store import S3Store
-
-    parts = urlsplit(uri)
-    key = parts.path.lstrip("/")
-    if not parts.netloc or not key:
-        raise OperatorFailure("not_found", f"{uri!r} names no object; write s3://bucket/key.")
-    target = context.workdir / "inputs" / hashlib.sha256(uri.encode()).hexdigest()[:16] / key.rpartition("/")[2]
+    target = context.workdir / "inputs" / hashlib.sha256(uri.encode()).hexdigest()[:16] / _last_name(uri)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    config: Any = dict(context.s3_options)
-    try:
-        store = S3Store(parts.netloc, config=config, retry_config=_RETRY)
-        _write(part, obstore.get(store, key).stream(min_chunk_size=_CHUNK))
-    except FileNotFoundError as error:
-        raise OperatorFailure("not_found", f"{uri} is not there.") from error
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise OperatorFailure("unauthorised", f"The object store refuses access to {uri}.") from error
-    except BaseError as error:
-        first = str(error).splitlines()[0][:300]
-        raise OperatorFailure("unreachable", f"{uri} can't be read: {first}", retryable=True) from error
+    s3_objects.download(context, uri, part)
     part.replace(target)
     return target
 
 
-def _write(path: Path, chunks: Iterable[Any]) -> None:
-    with path.open("wb") as sink:
-        for chunk in chunks:
-            sink.write(chunk)
+def _last_name(uri: str) -> str:
+    """Return the object's own name, by whose suffix readers know its format.
+
+    :raises OperatorFailure: ``not_found``: the URI names no object.
+    """
+    try:
+        _, key = s3_objects.split_s3(uri)
+    except OperatorFailure as error:
+        raise OperatorFailure("not_found", f"{uri!r} names no object; write s3://bucket/key.") from error
+    return key.rpartition("/")[2]

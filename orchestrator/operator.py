@@ -100,6 +100,8 @@ class TaskContext:
     connections: Mapping[str, Connection] = field(default_factory=dict)
     s3_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Options for obstore's ``S3Store`` from ``MINIO_*`` or ``AWS_*``."""
+    s3_buckets: tuple[str, ...] = ()
+    """Buckets that tasks may name without a connection; empty: any."""
     registry_url: str | None = None
     scripts_root: Path | None = None
     records: list[Mapping[str, Json]] = field(default_factory=list)

@@ -13,6 +13,9 @@ from typing import Any
 
 from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
 
+GRANT_LIFETIME = 30.0
+"""Seconds after which a sealed grant can start nothing any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -151,6 +154,8 @@ class AttemptRecord:
     """When the scheduler itself gives the attempt up: timeout + grace + 30 s after the grant."""
     cancel: bool = False
     """A cancel is wanted; carried in every heartbeat reply until the attempt is terminal."""
+    regranted_at: float | None = None
+    """When the same grant was last sent again; only in memory."""
     missed_by: int = 0
     """Heartbeats of its incarnation taken after the grant that did not show it."""
 
@@ -208,8 +213,6 @@ class Heartbeat:
     """Attempts of *other* incarnations on this host that are confirmed dead and left no outcome to send: those that
     the leader asked about (``Desired.confirm``), and what the worker itself found when it started."""
     draining: bool = False
-    epoch: int = 0
-    """Highest leader epoch the worker has seen."""
     store_scope: str = "shared"
     """``shared`` or ``local:<host_id>``: who can read the outputs this worker writes."""
     version: str = ""
@@ -233,6 +236,9 @@ class WorkerRecord:
     version: str = ""
     draining: bool = False
     """A drain is wanted by command; the worker may also drain by itself, then only its state says so."""
+    devices: frozenset[str] | None = None
+    """UUIDs of the GPUs it may use: its own mask, which may differ from its neighbours'. ``None``: this leader has not
+    heard them yet, so that it plans no GPU there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,12 @@ def built_in_operators() -> Iterator[type[Operator]]:
 
 def _from_entry_points() -> Iterator[type[Operator]]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ConfigurationError(
+                f"Entry point {point.name!r} ({point.value}) can't be loaded: {error!r}."
+            ) from error
         if not (inspect.isclass(loaded) and issubclass(loaded, Operator)):
             raise ConfigurationError(f"Entry point {point.name!r} ({point.value}) is not an Operator class.")
         yield loaded

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from orchestrator.records import Outcome, RetryPolicy
 from orchestrator.states import AttemptState
 
+UNCHARGED = frozenset({"never_started", "gpu_busy", "fork_failed", "preempted"})
+"""Reasons of infrastructure ends that neither the task nor its runner can be blamed for: nothing was killed by them,
+so they count as no loss and no failure. The one list of them: workers and rules agree by these words."""
+
+LONGEST_UNCHARGED_DELAY = 60.0
+"""Seconds; what ends uncharged again and again is tried about once a minute."""
+
 
 @dataclass(frozen=True, slots=True)
 class NextTry:
@@ -20,6 +27,8 @@ class NextTry:
     losses: int
     reason: str
     message: str
+    charged: bool = True
+    """Whether the try counts as a failure or a loss."""
 
 
 def back_off(policy: RetryPolicy, failures: int, attempt_id: str, retry_after: float | None = None) -> float:
@@ -48,8 +57,15 @@ def is_infrastructure(outcome: Outcome) -> bool:
     return outcome.infrastructure or outcome.state in {AttemptState.LOST, AttemptState.CANCELLED}
 
 
-def after_loss(failures: int, losses: int, max_losses: int, reason: str, message: str) -> NextTry:
-    """Decide after a try lost to infrastructure: again at once, until ``max_losses`` of them make it ``poison``."""
+def after_loss(failures: int, losses: int, max_losses: int, reason: str, message: str, *, tries: int) -> NextTry:
+    """Decide after a try lost to infrastructure: again at once, until ``max_losses`` of them make it ``poison``.
+
+    One that is :data:`UNCHARGED` counts as no loss; it is tried again after a moment.
+
+    :param tries: made so far, this one included.
+    """
+    if reason in UNCHARGED:
+        return _uncharged(failures, losses, reason, message, tries)
     losses += 1
     if losses < max_losses:
         return NextTry(True, 0.0, failures, losses, reason, message)
@@ -60,19 +76,29 @@ def after_loss(failures: int, losses: int, max_losses: int, reason: str, message
     return NextTry(False, 0.0, failures, losses, "poison", sentence)
 
 
+def _uncharged(failures: int, losses: int, reason: str, message: str, tries: int) -> NextTry:
+    """Return the next try after 1, 2, 4 … seconds, the longer the more tries nobody was charged for: such ends may
+    repeat for ever, and must not do so in a hot loop."""
+    spared = max(1, tries - failures - losses)
+    delay = min(LONGEST_UNCHARGED_DELAY, 2.0 ** min(spared - 1, 10))
+    sentence = f"{message} It is charged to nobody; try {tries + 1} follows in {delay:g} s.".lstrip()
+    return NextTry(True, delay, failures, losses, reason, sentence, charged=False)
+
+
 def after_failure(
-    policy: RetryPolicy, failures: int, losses: int, outcome: Outcome, attempt_id: str, max_losses: int
+    policy: RetryPolicy, failures: int, losses: int, outcome: Outcome, attempt_id: str, max_losses: int, *, tries: int
 ) -> NextTry:
     """Decide after a try that a worker reported as not succeeded.
 
-    - Preempted: again at once, charged to nobody.
+    - Preempted: again after a moment, charged to nobody.
     - Infrastructure (see :func:`is_infrastructure`): :func:`after_loss`.
     - Else charged to the user's retries: again after :func:`back_off` if the outcome is retryable and some are left.
     """
+    reason = outcome.reason or str(outcome.state)
     if outcome.state is AttemptState.PREEMPTED:
-        return NextTry(True, 0.0, failures, losses, outcome.reason or "preempted", outcome.message)
+        return _uncharged(failures, losses, reason, outcome.message, tries)
     if is_infrastructure(outcome):
-        return after_loss(failures, losses, max_losses, outcome.reason or str(outcome.state), outcome.message)
+        return after_loss(failures, losses, max_losses, reason, outcome.message, tries=tries)
     failures += 1
     reason = outcome.reason or ("timeout" if outcome.state is AttemptState.TIMED_OUT else "failed")
     if outcome.retryable and failures <= policy.retries:

@@ -85,7 +85,8 @@ _R, _T, _A, _W = RunState, TaskState, AttemptState, WorkerState
 TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
     Entity.RUN: {
         _R.SCHEDULED: frozenset({_R.QUEUED, _R.CANCELLED}),
-        _R.QUEUED: frozenset({_R.RUNNING, _R.CANCELLED}),
+        # Failed without having run: no scheduler here can read its plan.
+        _R.QUEUED: frozenset({_R.RUNNING, _R.FAILED, _R.CANCELLED}),
         _R.RUNNING: frozenset({_R.PAUSED, _R.CANCELLING, _R.SUCCESS, _R.FAILED, _R.CANCELLED}),
         _R.PAUSED: frozenset({_R.RUNNING, _R.CANCELLING, _R.CANCELLED}),
         _R.CANCELLING: frozenset({_R.CANCELLED}),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from orchestrator.errors import Problem
 from orchestrator.graph import Upstreams, ancestors, nearest_ancestors
-from orchestrator.operator import Input, Operator
+from orchestrator.operator import Input
+from orchestrator.operator_checks import Declaration
 from orchestrator.records import InputLink, RunInput
 from orchestrator.spec import TaskSpec
 
@@ -24,7 +25,7 @@ class Wiring:
 
 def wire_inputs(
     tasks: Sequence[tuple[int, TaskSpec]],
-    operators: Mapping[str, type[Operator]],
+    declared: Mapping[str, Declaration],
     upstreams: Upstreams,
     order: Sequence[str],
 ) -> tuple[dict[str, Wiring], list[Problem]]:
@@ -33,11 +34,12 @@ def wire_inputs(
     An input is left to the task's own value if it has one. Else it takes the output of the nearest ancestor that makes
     its kind; of several equally near, one that comes after all the others. With no such ancestor it is the run's.
 
-    :param tasks: with their positions in the document; their operators are known.
+    :param tasks: with their positions in the document.
+    :param declared: what its operator says of each task, by the task's name.
     """
     produced: dict[str, set[str]] = {}
     for _, task in tasks:
-        for kind in operators[task.operator].produces(task.parameters):
+        for kind in declared[task.name].produces:
             produced.setdefault(kind, set()).add(task.name)
     nearest: dict[str, dict[str, tuple[int, frozenset[str]]]] = {}
     wirings: dict[str, Wiring] = {}
@@ -45,7 +47,7 @@ def wire_inputs(
     for position, task in tasks:
         links: list[InputLink] = []
         run_inputs: list[RunInput] = []
-        for wanted in operators[task.operator].active_inputs(task.parameters):
+        for wanted in declared[task.name].inputs:
             if wanted.parameter in task.parameters:
                 continue
             if wanted.kind not in nearest:

@@ -60,19 +60,22 @@ class LogCollector(threading.Thread):
                 self._ended.wait(LONGEST_BACK_OFF)
 
     def collect(self, block: float) -> int:
-        """Store the next chunks, then acknowledge them; return how many there were.
+        """Store the next chunks, note that, then acknowledge them; return how many there were.
 
         :raises StoreUnavailable: Redis or the artifact store does not answer; the chunks stay on the stream.
         """
         entries = self._stream.read(BATCH, block)
+        done: list[LogChunk] = []
         for _, chunk in entries:
             if isinstance(chunk, Refused):
                 self._count("forged_log", chunk.why)
                 continue
             try:
                 self._artifacts.put_bytes(log_key(chunk), chunk.content)
-            except ForbiddenPath as error:
+            except ForbiddenPath as error:  # counts as stored: sent again it would be refused again
                 self._count("refused_log", str(error))
+            done.append(chunk)
+        self._stream.confirm(done)
         self._stream.ack(id_ for id_, _ in entries)
         return len(entries)
 

@@ -1,11 +1,12 @@
 """Decides, before the rules see an outcome, which model versions it registers, and turns conflicts into failures.
 
-The leader is the only writer, so what is read here still holds when the same transaction writes it.
+Only for outcomes that the rules will publish: a forged, fenced or doubled one takes no version. The leader is the only
+writer, so what is read here still holds when the same transaction writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -50,19 +51,25 @@ class Registry:
         return replace(outcome, records=tuple(records), outputs=_with_version(outcome.outputs, records))
 
 
-def settle_registrations(connection: Connection, events: Sequence[Event]) -> list[Event]:
-    """Return the events with the registrations of successful outcomes settled, in their order."""
+def settle_registrations(
+    connection: Connection, events: Sequence[Event], would_publish: Callable[[OutcomeReceived], bool]
+) -> Iterator[Event]:
+    """Yield the events in their order, with the registrations of successful outcomes settled.
+
+    :param would_publish: asked about each outcome after all events before it were decided; one that would not be
+        published is left as it is.
+    """
     registering = {event.attempt_id for event in events if registers(event)}
-    if not registering:
-        return list(events)
-    tenants = {row[0]: row[1] for row in connection.exec_driver_sql(_TENANTS, (sorted(registering),))}
-    registry = _read(connection, events, tenants)
-    settled: list[Event] = []
+    tenants: Mapping[str, str] = {}
+    registry = Registry()
+    if registering:
+        tenants = {row[0]: row[1] for row in connection.exec_driver_sql(_TENANTS, (sorted(registering),))}
+        registry = _read(connection, events, tenants)
     for event in events:
-        if registers(event) and event.attempt_id in tenants:
-            event = replace(event, outcome=registry.settle(tenants[event.attempt_id], event.outcome))  # noqa: PLW2901
-        settled.append(event)
-    return settled
+        if registers(event) and event.attempt_id in tenants and would_publish(event):
+            yield replace(event, outcome=registry.settle(tenants[event.attempt_id], event.outcome))
+        else:
+            yield event
 
 
 def registers(event: Event) -> TypeGuard[OutcomeReceived]:

@@ -186,6 +186,7 @@ class Term:
             self._check_drift(kernel)
             self._reconcile_due = now + self._settings.reconcile_seconds
             events.append(ReconcileDue())
+            self._heard = {id_: seq for id_, seq in self._heard.items() if id_ in kernel.workers}
         counts = [*found.counts, *self._own_counts]
         if poll:
             counts += self._take_counts()

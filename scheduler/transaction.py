@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine, text
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from orchestrator.effects import Count, Effect, RowEffect, SendGrant, Transition, is_durable
 from orchestrator.errors import OrchestratorError, TooLarge, UnreadableMessage
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
-from orchestrator.kernel import Kernel, decide
+from orchestrator.kernel import Kernel, decide, would_publish
 from orchestrator.records import AttemptRecord, Outcome
 from orchestrator.states import RUN_TERMINAL, AttemptState, Entity
 from orchestrator.store.engine import unanswered_is_unavailable
@@ -108,7 +109,7 @@ class Leader:
     def _decide(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
         now = round_.now
         events = self._with_ended_attempts(connection, kernel, round_.events)
-        for event in settle_registrations(connection, events):
+        for event in settle_registrations(connection, events, partial(would_publish, kernel)):
             done.effects += decide(kernel, event, now)
         if round_.poll:
             for event in self._commands(connection, kernel, now):

@@ -41,6 +41,9 @@ BEAT_GAP = 0.1
 GPU_FREE_SECONDS = 15.0
 """How long the driver may take to let go of the last task's memory."""
 GOODBYE_SECONDS = 10.0
+LAST_LOGS_SECONDS = 2.0
+"""How long to wait at the end for the last logs to be stored; what is not is sent again by the next incarnation."""
+FORK_SERVER_SECONDS = 10.0
 
 
 class Agent:
@@ -67,11 +70,18 @@ class Agent:
         logs = LogPublisher(self._client, host.keys, host.seal, me.incarnation)
         self._shipper = Shipper(logs, self._publish_progress)
         self._trees = Trees(
-            host.open_fork_server, self._running, self._spool, host.folders, me.incarnation, self._on_ended
+            host.open_fork_server,
+            self._running,
+            self._spool,
+            host.folders,
+            me.incarnation,
+            self._on_ended,
+            self._note_change,
         )
         self._leaving = False
         self._drained = False
         self._preempting = False
+        self._is_taking = True
         self._generation = 0
         self._is_away = False
         self._last_desired = 0.0
@@ -84,11 +94,12 @@ class Agent:
 
     @property
     def is_draining(self) -> bool:
-        """Whether no new attempt is taken: the worker is about to end, or the leader wants it drained."""
-        return self._leaving or self._drained
+        """Whether no new attempt is taken: the worker is about to end, is drained, or could start nothing."""
+        return self._leaving or self._drained or not self._trees.can_start
 
     def start(self) -> None:
         """Start the threads; the first heartbeat goes out at once."""
+        self._trees.wait_until_able(FORK_SERVER_SECONDS)
         for thread in self._threads:
             thread.start()
 
@@ -103,8 +114,8 @@ class Agent:
             return
         held = self._running.get(attempt_id)
         assert held is not None, "a grant is held before the claimant hears of it"
-        if obstacle := self._wait_for_devices(held.spec):
-            self._trees.refuse(held, "gpu_busy", f"It can't start here: {obstacle}.")
+        if obstacle := self._wait_for_devices(held):
+            self._trees.refuse(held, verdict.never_started(f"It can't start here: {obstacle}.", "gpu_busy"))
         else:
             self._trees.start(held, self._beat.fresh_until() if held.spec.exclusive else None)
         held.ended.wait()
@@ -130,10 +141,12 @@ class Agent:
         except OSError as error:  # the disk is full; the start will fail, and say so when there is room
             log.exception("attempt_folder_failed", attempt_id=spec.attempt_id, error=str(error))
 
-    def _wait_for_devices(self, spec: GrantSpec) -> str:
+    def _wait_for_devices(self, held: Held) -> str:
         deadline = time.monotonic() + GPU_FREE_SECONDS
-        while (obstacle := self._gpus.obstacle(spec.devices)) and time.monotonic() < deadline:
-            if self._stopping.wait(0.5):
+        while obstacle := self._gpus.obstacle(held.spec.devices):
+            if held.stop:
+                return ""
+            if time.monotonic() > deadline or self._stopping.wait(0.5):
                 break
         return obstacle
 
@@ -166,8 +179,18 @@ class Agent:
                 if self._preempting:
                     self._preempt_all()
             self._guard("outcomes", self._outcomes.send_due)
-            self._trees.settle_orphans()
+            self._guard("trees", self._trees.tend)
+            self._mind_intake()
             self._wake.wait(self._patience(next_beat))
+
+    def _mind_intake(self) -> None:
+        """Take hints only while their attempts could be started; while leaving, Celery itself takes none."""
+        if self._leaving:
+            self._claims.give_up()
+        elif self._is_taking is self.is_draining:
+            self._is_taking = not self.is_draining
+            log.info("intake", open=self._is_taking)
+            self._set_intake(self._is_taking)
 
     def _patience(self, next_beat: float) -> float:
         times = [next_beat, self._last_desired + DESIRED_SECONDS, self._outcomes.next_at() or next_beat]
@@ -225,7 +248,6 @@ class Agent:
         if desired.drain != self._drained:
             log.info("drain" if desired.drain else "undrain")
             self._drained = desired.drain
-            self._set_intake(not self.is_draining)
             self._note_change()
 
     # The mailbox
@@ -246,12 +268,16 @@ class Agent:
     def _take_answer(self, answer: Answer) -> None:
         if not is_safe_id(answer.attempt_id) or not self._outcomes.take_answer(answer):
             return
-        folder = AttemptFolder(self._host.folders.attempts, answer.attempt_id)
-        if folder.path.exists():
-            folder.write(leftovers.ANSWERED, {"verdict": answer.verdict})
-        self._shipper.answered(answer.attempt_id)
+        # First of all: a full disk must not keep its slot and its devices.
         self._running.release(answer.attempt_id, dead=answer.verdict != "committed")
+        self._shipper.answered(answer.attempt_id)
         log.info("outcome_answered", attempt_id=answer.attempt_id, verdict=answer.verdict)
+        folder = AttemptFolder(self._host.folders.attempts, answer.attempt_id)
+        try:
+            if folder.path.exists():
+                folder.write(leftovers.ANSWERED, {"verdict": answer.verdict})
+        except OSError as error:  # at worst a successor reports it lost, and is answered that it has ended
+            log.warning("answer_not_noted", attempt_id=answer.attempt_id, error=str(error))
 
     # The courier
 
@@ -333,9 +359,13 @@ class Agent:
         self._client.close()
 
     def _ship_the_rest(self) -> None:
-        deadline = time.monotonic() + GOODBYE_SECONDS
-        while self._shipper.ship() and time.monotonic() < deadline:
+        now = time.monotonic()
+        while self._shipper.ship() and time.monotonic() < now + GOODBYE_SECONDS:
             time.sleep(0.01)
+        now = time.monotonic()
+        while self._shipper.has_unconfirmed() and time.monotonic() < now + LAST_LOGS_SECONDS:
+            time.sleep(0.05)
+            self._shipper.ship()
 
     def _say_goodbye(self) -> None:
         self._reporter.goodbye()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from orchestrator import __version__
@@ -74,7 +75,9 @@ class Beat:
         me = self.me
         self._seq += 1
         # Read before the attempts are listed and sent: the leader's lease can't be younger than this.
-        self._sent_at[self._seq] = self._clock()
+        self._sent_at[self._seq] = now = self._clock()
+        for seq in takewhile(lambda seq: self._sent_at[seq] < now - self.unheard_limit, list(self._sent_at)):
+            del self._sent_at[seq]  # to have been heard so long ago would allow nothing any more
         self._sink.publish(
             Heartbeat(
                 worker_id=me.incarnation,
@@ -91,7 +94,6 @@ class Beat:
                 started=self._running.started_ids(),
                 dead=self._running.dead_ids(),
                 draining=draining,
-                epoch=self.epoch,
                 store_scope=me.store_scope,
                 version=__version__,
             )

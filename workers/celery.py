@@ -16,6 +16,7 @@ from orchestrator.wire.redis import connect, require_supported
 from workers import task
 from workers.agent import Agent
 from workers.host import Host
+from workers.presence import Presence
 
 
 class HostWorker(Worker):  # type: ignore[misc]  # Celery has no annotations
@@ -25,6 +26,7 @@ class HostWorker(Worker):  # type: ignore[misc]  # Celery has no annotations
     """
 
     agent: Agent | None = None
+    presence: Presence | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         quiet = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
@@ -80,6 +82,8 @@ def _start_agent(sender: HostWorker, **_: Any) -> None:
     mine = own_queue(host.incarnation)
     sender.app.amqp.queues.select_add(Queue(mine, Exchange(""), routing_key=mine))
     me = host.me(sender.hostname, sender.concurrency, queues)
+    if sender.task_events:
+        sender.presence = Presence(sender.app, sender.hostname)
     sender.agent = Agent(host, me, host.open_gpus(), lambda taking: _set_intake(sender, (*queues, mine), taking))
 
 
@@ -95,9 +99,12 @@ def _check_redis(host: Host) -> None:
 
 def _open_intake(sender: Any, **_: Any) -> None:
     """Start to talk once the consumer stands, so that no hint comes before we can follow it."""
-    agent = sender.controller.agent
-    task.attach(agent.take)
-    agent.start()
+    worker: HostWorker = sender.controller
+    assert worker.agent is not None, "made at worker_init"
+    task.attach(worker.agent.take)
+    worker.agent.start()
+    if worker.presence is not None:
+        worker.presence.start()
 
 
 def _set_intake(worker: HostWorker, queues: tuple[str, ...], taking: bool) -> None:
@@ -125,6 +132,8 @@ def _leave(sig: str = "SIGTERM", **_: Any) -> None:
 def _stop_agent(sender: HostWorker, **_: Any) -> None:
     if sender.agent is not None:
         sender.agent.stop()
+    if sender.presence is not None:
+        sender.presence.stop()
 
 
 signals.setup_logging.connect(_set_up_logs)

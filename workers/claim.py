@@ -15,15 +15,16 @@ from orchestrator.wire.messages import Denial, GrantSpec, SealedGrant
 
 log = get_logger(__name__)
 
-RESEND_SECONDS = 3.0
-PATIENCE_SECONDS = 20.0
-"""The scheduler sends the hint again after this time, so a worker that hears nothing may let go."""
+FIRST_DELAY = 3.0
+LONGEST_DELAY = 10.0
 
 
 class ClaimSender(Protocol):
     """The part of ``Reporter`` that claims need."""
 
-    def claim(self, attempt_id: str, seq: int, nonce: str) -> None: ...
+    def claim(self, attempt_id: str, seq: int, nonce: str) -> str: ...
+
+    def is_unread(self, entry_id: str) -> bool: ...
 
 
 class GrantOpener(Protocol):
@@ -38,6 +39,8 @@ class OpenClaim:
 
     attempt_id: str
     nonce: str
+    entry: str = ""
+    """What was sent last, on the stream; empty when it is to be sent again in any case."""
     sent_at: float = 0.0
     spec: GrantSpec | None = None
     denied: str = ""
@@ -68,25 +71,32 @@ class Claims:
         self._clock = clock
         self._lock = threading.Lock()
         self._open: dict[str, OpenClaim] = {}
+        self._given_up = False
 
-    def ask(self, attempt_id: str, seq: int, patience: float = PATIENCE_SECONDS) -> GrantSpec | None:
-        """Claim the attempt and wait; ``None`` when it is denied, nobody answers, or it is being claimed already."""
+    def ask(self, attempt_id: str, seq: int) -> GrantSpec | None:
+        """Claim the attempt and wait until it is granted.
+
+        ``None`` when it is denied, when it is being claimed already, or when we leave. However long the control plane
+        is away: every live leader answers, and whoever let go of a claim that is still read would be granted an
+        attempt that nobody starts.
+        """
         claim = OpenClaim(attempt_id, secrets.token_hex(16))
         with self._lock:
             if attempt_id in self._open:
                 return None
             self._open[attempt_id] = claim
-        deadline = self._clock() + patience
+        delay = FIRST_DELAY
         try:
-            while not claim.is_answered and (left := deadline - self._clock()) > 0:
+            while not claim.is_answered and not self._given_up:
                 self._send(claim, seq)
-                claim.woken.wait(min(RESEND_SECONDS, left))
+                claim.woken.wait(delay)
                 claim.woken.clear()
+                delay = min(delay * 2, LONGEST_DELAY)
         finally:
             with self._lock:
                 del self._open[attempt_id]
         if claim.spec is None:
-            log.info("claim_not_granted", attempt_id=attempt_id, reason=claim.denied or "no answer")
+            log.info("claim_not_granted", attempt_id=attempt_id, reason=claim.denied or "leaving")
         return claim.spec
 
     def deliver(self, reply: SealedGrant | Denial) -> bool:
@@ -98,10 +108,14 @@ class Claims:
             if isinstance(reply, Denial):
                 claim.denied = reply.reason or "denied"
             else:
+                age = self._clock() - claim.sent_at
                 try:
-                    spec = self._opener.open(reply, age=self._clock() - claim.sent_at)
+                    spec = self._opener.open(reply, age=age)
                 except (ForgedMessage, UnreadableMessage) as error:
                     log.warning("grant_refused", attempt_id=reply.attempt_id, error=str(error))
+                    if age > reply.lifetime:  # the claim waited longer than a grant is good for: ask for a fresh one
+                        claim.entry = ""
+                        claim.woken.set()
                     return False
                 self._on_grant(spec)
                 claim.spec = spec
@@ -113,11 +127,22 @@ class Claims:
         with self._lock:
             waiting = list(self._open.values())
         for claim in waiting:
+            claim.entry = ""
+            claim.woken.set()
+
+    def give_up(self) -> None:
+        """Let go of all open claims, and make no new one: the worker leaves."""
+        with self._lock:
+            self._given_up = True
+            waiting = list(self._open.values())
+        for claim in waiting:
             claim.woken.set()
 
     def _send(self, claim: OpenClaim, seq: int) -> None:
-        claim.sent_at = self._clock()
         try:
-            self._sender.claim(claim.attempt_id, seq, claim.nonce)
+            if claim.entry and self._sender.is_unread(claim.entry):
+                return
+            claim.sent_at = self._clock()
+            claim.entry = self._sender.claim(claim.attempt_id, seq, claim.nonce)
         except StoreUnavailable as error:
             log.warning("claim_not_sent", attempt_id=claim.attempt_id, error=str(error))

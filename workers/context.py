@@ -69,6 +69,7 @@ def build_context(
         gpu_devices=spec.devices,
         connections={name: _connection(name, values) for name, values in spec.connections.items()},
         s3_options=s3_options(settings, store_variables),
+        s3_buckets=settings.s3_buckets,
         registry_url=spec.registry_url or settings.model_registry_url or None,
         scripts_root=settings.scripts_root,
         folder=folder,

@@ -25,16 +25,24 @@ class ForkServerGone(OrchestratorError):
 class Listener:
     """Whom to tell, from the client's own thread."""
 
+    ready: Callable[[], None]
+    """It can fork from now on."""
     started: Callable[[str], None]
     """(attempt id) Its supervisor runs."""
     ended: Callable[[str], None]
     """(attempt id) Nothing of it lives and its outcome is in the spool."""
+    refused: Callable[[str, str], None]
+    """(attempt id, why) It could not be forked; nothing of it ever lived."""
     died: Callable[[], None]
     """The fork server is gone; not called after :meth:`ForkClient.close`."""
 
 
 class ForkClient:
-    """One fork server process and the thread that listens to it."""
+    """One fork server process and the thread that listens to it.
+
+    :raises OSError: the host can't start a process now.
+    :raises ForkServerGone: it ended at once.
+    """
 
     def __init__(self, site: Site, environment: Mapping[str, str], lock: int, listener: Listener) -> None:
         ours, theirs = socket.socketpair()
@@ -42,15 +50,25 @@ class ForkClient:
         self._listener = listener
         self._sending = threading.Lock()
         self._closed = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workers.fork_server", str(theirs.fileno()), str(lock)],
-            env=dict(environment),
-            pass_fds=(theirs.fileno(), lock),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal is the worker's to answer
-        )
-        theirs.close()
-        self._send(site.to_line())
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers.fork_server", str(theirs.fileno()), str(lock)],
+                env=dict(environment),
+                pass_fds=(theirs.fileno(), lock),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is the worker's to answer
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            self._send(site.to_line())
+        except ForkServerGone:
+            ours.close()
+            self.process.wait()
+            raise
         self._thread = threading.Thread(target=self._listen, name="fork-client", daemon=True)
         self._thread.start()
 
@@ -101,9 +119,24 @@ class ForkClient:
             if not piece:
                 break
             for line in lines.feed(piece):
-                tell = self._listener.started if line["is"] == "started" else self._listener.ended
-                tell(line["attempt"])
+                try:
+                    self._tell(line)
+                except Exception:  # or nobody would hear of the next ones
+                    log.exception("fork_server_line_failed", line=str(line)[:200])
         if not self._closed:
             log.critical("fork_server_died", pid=self.process.pid)
+            with self._sending:
+                self._socket.close()
             self.process.wait()
             self._listener.died()
+
+    def _tell(self, line: Mapping[str, str]) -> None:
+        match line["is"]:
+            case "ready":
+                self._listener.ready()
+            case "started":
+                self._listener.started(line["attempt"])
+            case "ended":
+                self._listener.ended(line["attempt"])
+            case "refused":
+                self._listener.refused(line["attempt"], line["why"])

@@ -76,14 +76,19 @@ class ForkServer:
         preload()
         gc.collect()
         gc.freeze()  # or the first collection in a fork would copy every page
+        self._tell({"is": "ready"})
         while self._worker_lives or self._supervised or self._broken:
             for key, _ in self._selector.select(ORPHAN_TICK if self._broken else LONGEST_WAIT):
                 key.data()
             self._reap()
-            self._settle_broken()
+            with suppress(OSError):  # /proc can't be read for want of descriptors: looked at again
+                self._settle_broken()
 
     def _hear(self) -> None:
-        piece = self._worker.recv(1 << 20)
+        try:
+            piece = self._worker.recv(1 << 20)
+        except OSError:  # it died with something of ours unread (ECONNRESET)
+            piece = b""
         if not piece:
             self._lose_worker()
             return
@@ -108,14 +113,28 @@ class ForkServer:
     def _start(self, order: dict[str, Any]) -> None:
         assert self._site is not None, "the worker configures us before it starts anything"
         spec = grant_from_body(order["grant"].encode())
-        ours, theirs = socket.socketpair()
-        pid = os.fork()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # no descriptors left
+            self._refuse(spec, error)
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:  # no processes or no memory left; the other attempts are not to pay for it
+            ours.close()
+            theirs.close()
+            self._refuse(spec, error)
+            return
         if pid == 0:
             _become_supervisor(self._site, spec, theirs, self._lock, order["fresh_until"])
         theirs.close()
         ours.setblocking(False)
         self._supervised[pid] = Supervised(spec, pid, ours)
         self._tell({"is": "started", "attempt": spec.attempt_id, "pid": pid})
+
+    def _refuse(self, spec: GrantSpec, error: OSError) -> None:
+        print(f"Attempt {spec.attempt_id} could not be started: {error}.", file=sys.stderr, flush=True)
+        self._tell({"is": "refused", "attempt": spec.attempt_id, "why": str(error)})
 
     def _pass_on(self, one: Supervised, order: dict[str, Any]) -> None:
         with suppress(OSError):  # it is ending, or frozen with a full buffer: orders are repeated while they stand

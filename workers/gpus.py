@@ -63,14 +63,21 @@ class Gpus:
         for uuid in devices:
             if uuid not in self._handles:
                 return f"this worker has no device {uuid}"
-            if others := self._processes(self._handles[uuid]):
+            try:
+                others = self._processes(self._handles[uuid])
+            except self._driver_error as error:
+                return f"the driver can't say who uses device {uuid}: {error}"
+            if others:
                 return f"device {uuid} is used by {_describe(others[0].pid)}"
         return ""
 
     def used_memory(self, devices: Sequence[str]) -> int:
         """Return the bytes that processes hold on these devices."""
         handles = [self._handles[uuid] for uuid in devices if uuid in self._handles]
-        return sum(process.usedGpuMemory or 0 for handle in handles for process in self._processes(handle))
+        try:
+            return sum(process.usedGpuMemory or 0 for handle in handles for process in self._processes(handle))
+        except self._driver_error:
+            return 0
 
     def _device(self, uuid: str, handle: Any) -> GpuDevice:
         assert self._nvml is not None
@@ -78,12 +85,20 @@ class Gpus:
             name, memory = self._nvml.nvmlDeviceGetName(handle), int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
         except self._nvml.NVMLError as error:
             return GpuDevice(uuid, busy_with=f"the driver can't read it: {error}")
-        if self._is_split(handle):
-            why = "split by MIG, which is not placed on"
-        else:
-            foreign = [process.pid for process in self._processes(handle) if not self._is_ours(process.pid)]
-            why = _describe(foreign[0]) if foreign else ""
+        why = "split by MIG, which is not placed on" if self._is_split(handle) else self._foreign_use(handle)
         return GpuDevice(uuid, model=name, memory=memory, busy_with=why)
+
+    def _foreign_use(self, handle: Any) -> str:
+        try:
+            foreign = [process.pid for process in self._processes(handle) if not self._is_ours(process.pid)]
+        except self._driver_error as error:
+            return f"the driver can't say who uses it: {error}"
+        return _describe(foreign[0]) if foreign else ""
+
+    @property
+    def _driver_error(self) -> type[Exception]:
+        assert self._nvml is not None
+        return self._nvml.NVMLError
 
     def _is_split(self, handle: Any) -> bool:
         assert self._nvml is not None
@@ -94,10 +109,7 @@ class Gpus:
 
     def _processes(self, handle: Any) -> list[Any]:
         assert self._nvml is not None
-        try:
-            return self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except self._nvml.NVMLError:
-            return []
+        return self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
 
 
 def is_task_process(pid: int, attempts: Path) -> bool:

@@ -7,17 +7,22 @@ of them has ended, so whoever can take the lock knows that nothing of that incar
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from orchestrator.config import Settings
 from orchestrator.errors import ConfigurationError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,9 @@ def open_folders(settings: Settings) -> HostFolders:
 
     :raises ConfigurationError: ``DATA_DIR`` can't be written.
     """
-    folders = HostFolders(settings.data_dir.absolute())
+    root = settings.data_dir.absolute()
+    # Hosts that share one DATA_DIR but have ids of their own must not meet each other's locks and spool.
+    folders = HostFolders(root / f"host-{quote(settings.host_id, safe='')}" if settings.host_id else root)
     try:
         for folder in (folders.spool, folders.attempts, folders.locks):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,19 +63,70 @@ def open_folders(settings: Settings) -> HostFolders:
 
 
 def read_host_id(settings: Settings, folders: HostFolders) -> str:
-    """Return ``HOST_ID``, or the id that was made once for this host's ``DATA_DIR``."""
+    """Return ``HOST_ID``, or the id that was made once for this host's ``DATA_DIR``.
+
+    :raises ConfigurationError: it was made for another host: both would report, and kill, each other's work.
+    """
     if settings.host_id:
         return settings.host_id
-    file = folders.root / "host-id"
-    temporary = folders.root / f".host-id.{os.getpid()}"
-    temporary.write_text(str(uuid.uuid4()))
+    _require_same_machine(folders)
+    return _keep(folders.root / "host-id", str(uuid.uuid4()))
+
+
+def _require_same_machine(folders: HostFolders) -> None:
+    machine, file = read_machine(), folders.root / "host-machine.json"
+    ours = json.dumps(asdict(machine))
+    kept = _keep(file, ours)
     try:
-        os.link(temporary, file)  # of two workers that start at once, one makes the id
+        known = Machine(**json.loads(kept))
+    except (ValueError, TypeError):
+        known = Machine("", "unknown", "")
+    if not machine.may_be(known):
+        raise ConfigurationError(
+            f"DATA_DIR is {folders.root}, which is that of host {known.hostname!r}, and this is {machine.hostname!r}. "
+            "Set DATA_DIR to a folder of this host alone, or give each host a HOST_ID of its own. If it is the same "
+            f"host under a new name, remove {file}."
+        )
+    if machine != known:  # it was rebooted, or renamed since
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(ours)
+        temporary.rename(file)
+
+
+def _keep(file: Path, text: str) -> str:
+    """Write the file unless there is one; return what it holds: of two workers that start at once, one makes it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    try:
+        os.link(temporary, file)
     except FileExistsError:
         pass
     finally:
         temporary.unlink()
     return file.read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What tells one machine from another: containers may lack the first, clones share it, reboots change the last."""
+
+    machine: str
+    hostname: str
+    boot_id: str
+
+    def may_be(self, other: Machine) -> bool:
+        """Say whether both may be one machine: the same boot, or the same machine and name after another one."""
+        return self.boot_id == other.boot_id or (self.machine, self.hostname) == (other.machine, other.hostname)
+
+
+def read_machine() -> Machine:
+    """Return the identity of the machine we run on; its machine id is confidential, so a hash of it."""
+    try:
+        machine_id = MACHINE_ID.read_text().strip()
+    except OSError:
+        machine_id = ""
+    digest = hashlib.sha256(f"pipeline-orchestrator|{machine_id}".encode()).hexdigest() if machine_id else ""
+    return Machine(digest, socket.gethostname(), read_boot_id())
 
 
 def read_boot_id() -> str:

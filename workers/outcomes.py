@@ -21,13 +21,17 @@ LONGEST_DELAY = 30.0
 class OutcomeReporter(Protocol):
     """The part of ``Reporter`` that outcomes need."""
 
-    def outcome_from_spool(self, body: bytes) -> None: ...
+    def outcome_from_spool(self, body: bytes) -> str: ...
+
+    def is_unread(self, entry_id: str) -> bool: ...
 
 
 @dataclass(slots=True)
 class _Due:
     at: float
     delay: float
+    entry: str = ""
+    """What was sent last, on the stream."""
 
 
 class OutcomeSender:
@@ -70,9 +74,12 @@ class OutcomeSender:
             for due in self._due.values():
                 due.at = self._clock()
                 due.delay = FIRST_DELAY
+                due.entry = ""
 
     def send_due(self) -> None:
         """Send those whose time has come; 2, 4, 8 … 30 s later they are sent again.
+
+        Not those that still wait on the stream: while no scheduler reads, they would only fill Redis.
 
         :raises StoreUnavailable: Redis does not answer; they stay due.
         """
@@ -84,7 +91,8 @@ class OutcomeSender:
             if spooled is None:  # another worker of this host has sent it, and was answered
                 self._forget(attempt_id)
                 continue
-            self._reporter.outcome_from_spool(spooled.body)
+            if not due.entry or not self._reporter.is_unread(due.entry):
+                due.entry = self._reporter.outcome_from_spool(spooled.body)
             due.at = now + due.delay
             due.delay = min(due.delay * 2, LONGEST_DELAY)
 
@@ -101,10 +109,6 @@ class OutcomeSender:
         self._spool.answer(answer.attempt_id, answer.verdict)
         self._forget(answer.attempt_id)
         return True
-
-    def has_waiting(self) -> bool:
-        """Say whether an outcome that we send is not answered yet."""
-        return bool(self._due)
 
     def _forget(self, attempt_id: str) -> None:
         with self._lock:

@@ -21,6 +21,8 @@ class Held:
     has_started: bool = False
     server: object = None
     """The fork server that was told to start it."""
+    stop: str = ""
+    """Why it must not start any more: a stop that came before the start."""
     ended: threading.Event = field(default_factory=threading.Event)
 
 

@@ -56,8 +56,15 @@ class Supervisor:
 
     def run(self) -> None:
         """Start the task, and return when nothing of it lives and its outcome is on disk."""
-        self._prepare()
-        self._child = self._start_child()
+        try:
+            self._prepare()
+            self._child = self._start_child()
+        except OSError as error:  # no process, descriptor or disk block left: nothing of the task has run
+            self._selector.close()  # writing the outcome needs a descriptor
+            self._group.remove()
+            self._folder.remove_work()
+            self._spool_it(verdict.never_started(f"This host could not start it: {error}."))
+            return
         self._started = time.monotonic()
         while not self._is_over():
             for key, _ in self._selector.select(self._patience()):
@@ -95,14 +102,15 @@ class Supervisor:
         self._selector.register(self._control, selectors.EVENT_READ, self._obey)
 
     def _start_child(self) -> int:
+        """Fork the task's first process; the fork comes last, so whatever fails, nothing of the task has run."""
         reading, writing = os.pipe()
+        self._pump = LogPump(reading, self._folder.log)
+        self._selector.register(reading, selectors.EVENT_READ, self._move_output)
         parent = os.getpid()
         child = os.fork()
         if child == 0:
             self._become_task(parent, writing)
         os.close(writing)
-        self._pump = LogPump(reading, self._folder.log)
-        self._selector.register(reading, selectors.EVENT_READ, self._move_output)
         return child
 
     def _become_task(self, parent: int, output: int) -> NoReturn:
@@ -143,6 +151,8 @@ class Supervisor:
             piece = self._control.recv(65536)
         except BlockingIOError:
             return
+        except OSError:  # it died with something of ours unread
+            piece = b""
         if not piece:  # the fork server is dead, and the worker with it or about to restart it
             self._selector.unregister(self._control)
             self.stop(verdict.WORKER_LOST, min(self._spec.grace, 2.0))

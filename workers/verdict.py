@@ -66,6 +66,16 @@ def judge(ending: Ending) -> Outcome:
     return replace(outcome, local_to=ending.local_to) if outcome.state is AttemptState.SUCCEEDED else outcome
 
 
+def stopped(why: str) -> Outcome:
+    """Return the outcome of an attempt that was stopped, for this reason, before its end or before its start."""
+    return _STOPPED[why]
+
+
+def never_started(message: str, reason: str = "fork_failed") -> Outcome:
+    """Return the outcome of an attempt that its worker could not start: lost, and no fault of the task's."""
+    return Outcome(AttemptState.LOST, reason, message, infrastructure=True)
+
+
 def _judge(ending: Ending, exit_code: int) -> Outcome:
     finished = exit_code == 0 and ending.result is not None
     if ending.stop and not (finished and ending.stop in _MAY_STILL_SUCCEED):
@@ -73,14 +83,22 @@ def _judge(ending: Ending, exit_code: int) -> Outcome:
     if ending.oom_killed and not finished:
         return _STOPPED[OUT_OF_MEMORY]
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return Outcome(AttemptState.FAILED, "signal", f"Its process was killed by {name}, not by us.")
+        return Outcome(
+            AttemptState.FAILED, "signal", f"Its process was killed by {_signal_name(-exit_code)}, not by us."
+        )
     if ending.result is None:
         return Outcome(AttemptState.FAILED, "exit", f"Its process ended with status {exit_code} and left no result.")
     try:
         return _from_result(decode(ending.result, MAX_RESULT_BYTES, "result file"))
     except UnreadableMessage as error:
         return Outcome(AttemptState.FAILED, "bad_result", str(error), retryable=False)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of the real-time signals only the first and the last have names
+        return f"signal {number}"
 
 
 def _from_result(result: Fields) -> Outcome:

@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from operators.ingestion.plan import Plan
-from operators.tables.locate import download_s3, open_bucket, s3_failure, split_s3
+from orchestrator import s3_objects
 from orchestrator.inputs import local_file
-from orchestrator.operator import Connection, Json, OperatorFailure, TaskContext
+from orchestrator.operator import Json, OperatorFailure, TaskContext
 
 _CHUNK = 4 << 20
-_OPTION_NAMES: Mapping[str, str] = {
-    "endpoint_url": "aws_endpoint_url",
-    "access_key_id": "aws_access_key_id",
-    "secret_access_key": "aws_secret_access_key",
-    "session_token": "aws_session_token",
-    "region": "aws_region",
-}
 
 
 def fetch_local(context: TaskContext, plan: Plan, target: Path) -> None:
@@ -35,7 +28,7 @@ def fetch_local(context: TaskContext, plan: Plan, target: Path) -> None:
 
 def fetch_s3(context: TaskContext, plan: Plan, target: Path) -> None:
     """Download the object in chunks."""
-    download_s3(plan.location, s3_options_of(context, plan.connection), target, plan.max_bytes)
+    s3_objects.download(context, plan.location, target, plan.connection, plan.max_bytes)
 
 
 def look_local(context: TaskContext, plan: Plan) -> Mapping[str, Json]:
@@ -47,26 +40,9 @@ def look_local(context: TaskContext, plan: Plan) -> Mapping[str, Json]:
 
 def look_s3(context: TaskContext, plan: Plan) -> Mapping[str, Json]:
     """Ask the store for the object's head."""
-    import obstore
-
-    bucket, key = split_s3(plan.location)
-    try:
-        size = obstore.head(open_bucket(bucket, s3_options_of(context, plan.connection)), key)["size"]
-    except Exception as error:
-        raise s3_failure(error, plan.location) from error
+    size = s3_objects.size_of(context, plan.location, plan.connection)
     _refuse_larger(plan, size)
     return {"bytes": size}
-
-
-def s3_options_of(context: TaskContext, connection: Connection | None) -> Mapping[str, str]:
-    """Return the site's options for S3, overridden by those of the connection."""
-    options = dict(context.s3_options)
-    for name, value in (connection.options if connection is not None else {}).items():
-        if name in _OPTION_NAMES:
-            options[_OPTION_NAMES[name]] = str(value)
-    if options.get("aws_endpoint_url", "").startswith("http://"):
-        options["aws_allow_http"] = "true"
-    return options
 
 
 def _refuse_larger(plan: Plan, size: int) -> None:

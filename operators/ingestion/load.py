@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.ingestion.files import s3_options_of
 from operators.ingestion.plan import scheme_type
 from operators.ingestion.sql import named_table, opened_engine
 from operators.tables.formats import type_name
-from operators.tables.locate import upload_s3
+from orchestrator import s3_objects
 from orchestrator.operator import Connection, Json, OperatorFailure, TaskContext
+from orchestrator.reach import is_below
 
 if TYPE_CHECKING:
     import polars as pl
@@ -66,7 +66,7 @@ def load_dataset(
     """
     if scheme_type(destination.connection.url) == "s3":
         uri = _object_uri(context, destination, format)
-        upload_s3(path, uri, s3_options_of(context, destination.connection))
+        s3_objects.upload(context, path, uri, destination.connection)
         return {"connection": destination.connection.name, "uri": uri, "rows": table.rows, "mode": "replace"}
     rows = _load_table(context, destination, table, fingerprint)
     return {
@@ -92,7 +92,12 @@ def _object_uri(context: TaskContext, destination: Destination, format: str) -> 
     """Name the object; with no name given, by run and task, so that attempts of one task write the same one."""
     folder = destination.connection.url.rstrip("/")
     name = destination.table or f"{context.run_id}/{context.task}.{format}"
-    return f"{folder}/{name}"
+    uri = f"{folder}/{name}"
+    if not is_below(uri, destination.connection.url):
+        raise OperatorFailure(
+            "forbidden_address", f"{uri} does not lie below the URL of {destination.connection.name!r}; mend its name."
+        )
+    return uri
 
 
 def _load_table(context: TaskContext, destination: Destination, table: Table, fingerprint: str) -> int:

@@ -59,7 +59,8 @@ PARAMETERS: Mapping[str, Json] = {
         "source_path": {
             "type": "string",
             "minLength": 1,
-            "description": "s3://bucket/key, an http(s) URL, a data-root path, or a path below the connection's URL.",
+            "description": "s3://bucket/key, an http(s) URL, or a data-root path; with source a path or URL below the "
+            "connection's URL.",
         },
         "source": {"type": "string", "minLength": 1, "description": "Named connection to read from."},
         "format": {

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from operators.tables.formats import FORMATS, format_of_path
 from operators.tables.reading import CsvDialect
 from orchestrator.operator import Connection, Json, OperatorFailure, TaskContext
+from orchestrator.reach import is_below
 
 SOURCE_TYPES = ("s3", "local", "database", "api")
 DEFAULT_MAX_BYTES = 2**30
@@ -126,8 +127,12 @@ def _location(kind: str, path: str, connection: Connection | None) -> str:
             raise OperatorFailure("bad_parameters", f"Connection {connection.name!r} is no local source.")
         folder = _file_path(connection.url) if connection is not None else ""
         joined = posixpath.join(folder, _file_path(path)) if path else folder
+    elif found is None:
+        joined = _below(kind, path, connection)
     else:
-        joined = path if found is not None else _below(kind, path, connection)
+        if connection is not None:
+            _require_below(path, connection)
+        joined = path
     if not joined:
         raise OperatorFailure("bad_parameters", f"A {kind} source needs `source_path`, or `source` with a connection.")
     return joined
@@ -142,7 +147,24 @@ def _below(kind: str, path: str, connection: Connection | None) -> str:
         )
     parts = urlsplit(connection.url)
     whole = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return f"{whole.rstrip('/')}/{path.lstrip('/')}" if path else whole
+    if not path:
+        return whole
+    joined = f"{whole.rstrip('/')}/{path.lstrip('/')}"
+    _require_below(joined, connection)
+    return joined
+
+
+def _require_below(url: str, connection: Connection) -> None:
+    """Keep the connection's credentials to the place they are for; elsewhere they would be given away.
+
+    :raises OperatorFailure: ``forbidden_address``.
+    """
+    if not is_below(url, connection.url):
+        raise OperatorFailure(
+            "forbidden_address",
+            f"`source_path` does not lie below the URL of connection {connection.name!r}, whose credentials go nowhere "
+            "else; give a path relative to that URL, or leave `source` out.",
+        )
 
 
 def _file_path(text: str) -> str:

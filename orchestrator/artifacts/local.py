@@ -92,6 +92,10 @@ class LocalArtifacts:
         """Say whether a file is there."""
         return self._inside(key_of(uri)).is_file()
 
+    def holds(self, bucket: str, key: str) -> bool:
+        """A folder is no bucket."""
+        return False
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Walk the folder; the order is that of the whole key, as an object store would give it."""
         folder = check_prefix(prefix)

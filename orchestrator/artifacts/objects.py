@@ -28,7 +28,7 @@ class ObjectArtifacts:
     def __init__(self, store: ObjectStore, *, place: str) -> None:
         """Use ``store`` as it is.
 
-        :param place: what messages call it, such as ``s3://bucket/prefix``; never with credentials.
+        :param place: ``s3://bucket/prefix``, or what else messages should call it; never with credentials.
         """
         self._store = store
         self._place = place
@@ -116,6 +116,11 @@ class ObjectArtifacts:
         except NotFound:
             return False
         return True
+
+    def holds(self, bucket: str, key: str) -> bool:
+        """Compare with our own bucket and prefix; names of buckets count without regard to case."""
+        own, _, prefix = self._place.removeprefix("s3://").partition("/")
+        return bucket.lower() == own.lower() and f"{key}/".startswith(f"{prefix}/" if prefix else "")
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """List all pages, then sort: not every store keeps the order."""

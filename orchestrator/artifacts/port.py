@@ -80,6 +80,10 @@ class ArtifactStore(Protocol):
         """
         ...
 
+    def holds(self, bucket: str, key: str) -> bool:
+        """Say whether this object of S3 lies in the store: users' ``s3://`` URIs may not lead there."""
+        ...
+
     def delete(self, prefix: str) -> None:
         """Delete the object ``prefix`` and every object inside the folder of that name; none there is no error."""
         ...

@@ -178,7 +178,11 @@ class Changes:
         """Change the worker's state; what it could take may be another matter now."""
         if worker.state is after or self._is_refused(Entity.WORKER, worker.id, worker.state, after):
             return worker
-        self.emit(Transition(Entity.WORKER, worker.id, worker.state, after, cause, reason, actor=actor))
+        # One that was given up and speaks again has not ended after all.
+        columns = {"ended_at": None} if worker.state is WorkerState.LOST and after is not WorkerState.DRAINED else NONE
+        self.emit(
+            Transition(Entity.WORKER, worker.id, worker.state, after, cause, reason, actor=actor, changes=columns)
+        )
         changed = replace(worker, state=after)
         self.kernel.admit(changed)
         self.kernel.waiting_lines.unblock()

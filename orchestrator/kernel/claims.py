@@ -36,7 +36,7 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
     elif attempt.cancel:
         _deny(changes, event, "cancelled")
     elif attempt.worker_id == event.worker_id and attempt.nonce == event.nonce:
-        again = replace(attempt, missed_by=0)
+        again = replace(attempt, missed_by=0, regranted_at=changes.now)
         kernel.keep_attempt(again)
         changes.emit(SendGrant(again, event.nonce))
     else:
@@ -53,7 +53,7 @@ def _grant_if_it_fits(changes: Changes, event: ClaimReceived, attempt: AttemptRe
     if worker is None or worker.state not in TAKES_WORK:
         _refuse(changes, event, attempt, "unknown_worker" if worker is None else f"worker_{worker.state}")
         return
-    if attempt.worker_id != worker.id:
+    if attempt.worker_id != worker.id or not _still_offers(worker, attempt):
         moved = _moved_to(changes, attempt, worker)
         if moved is None:
             _refuse(changes, event, attempt, "no_room")
@@ -62,6 +62,11 @@ def _grant_if_it_fits(changes: Changes, event: ClaimReceived, attempt: AttemptRe
     granted = grant(changes, attempt, worker.id, event.nonce, "claim")
     if granted is not None:
         changes.emit(SendGrant(granted, event.nonce))
+
+
+def _still_offers(worker: WorkerRecord, attempt: AttemptRecord) -> bool:
+    """Say whether the worker may use the devices it was planned for; an earlier leader that planned so knew them."""
+    return worker.devices is None or worker.devices.issuperset(attempt.devices)
 
 
 def _refuse(changes: Changes, event: ClaimReceived, attempt: AttemptRecord, reason: str) -> None:
@@ -118,7 +123,7 @@ def devices_there(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord
     kernel, ledger = changes.kernel, changes.kernel.ledger
     if ledger.slots_used(worker.id) >= worker.slots:
         return None
-    return ledger.fit(worker.host_id, kernel.ask_of(kernel.tasks[attempt.task_run_id]))
+    return ledger.fit(worker, kernel.ask_of(kernel.tasks[attempt.task_run_id]))
 
 
 def _swapped(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord) -> AttemptRecord | None:
@@ -128,7 +133,7 @@ def _swapped(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord) -> 
     """
     kernel, ledger = changes.kernel, changes.kernel.ledger
     planned_for = kernel.workers.get(attempt.worker_id)
-    if planned_for is None or planned_for.state not in TAKES_WORK:
+    if planned_for is None or planned_for is worker or planned_for.state not in TAKES_WORK:
         return None
     for other_id in sorted(ledger.by_worker.get(worker.id, ())):
         other = kernel.attempts.get(other_id)

@@ -22,6 +22,8 @@ def dispatch(changes: Changes) -> None:
     A line that is blocked stays so until something is freed, so a pass costs what it places.
     """
     waiting = changes.kernel.waiting_lines
+    if waiting.stirred:
+        _drop_useless_holds(changes)
     _hold_for_the_aged(changes)
     if not waiting.stirred:
         return
@@ -65,8 +67,7 @@ def _tell_redis_is_away(changes: Changes) -> None:
 
 def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
     """Dispatch the task if a worker can take it now, else block its line."""
-    kernel = changes.kernel
-    answer = choose(line.ask, kernel.listeners_of(line.ask.queue), kernel.ledger, prefer_host=node.run.home)
+    answer = _chosen(changes, node, line.ask)
     if isinstance(answer, Choice):
         send_out(changes, node, answer)
         return True
@@ -76,6 +77,19 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
     line.blocked = line.told = answer
     changes.explain(node, answer.reason, answer.message)
     return False
+
+
+def _chosen(changes: Changes, node: TaskNode, ask: Ask) -> Choice | Wait:
+    """Choose a worker, rather not the one that has just lost the task for reasons of its own: a broken one has a free
+    slot all the time, and would eat the backlog."""
+    kernel = changes.kernel
+    listeners = kernel.listeners_of(ask.queue)
+    if node.avoid:
+        answer = choose(ask, listeners, kernel.ledger, prefer_host=node.run.home, exclude=node.avoid)
+        if isinstance(answer, Choice):
+            # To its own queue: the avoided worker listens to the pool's.
+            return replace(answer, direct=True)
+    return choose(ask, listeners, kernel.ledger, prefer_host=node.run.home)
 
 
 def _explain_line(changes: Changes, line: Line) -> None:
@@ -103,22 +117,36 @@ def _hold_for_the_aged(changes: Changes) -> None:
             _hold_room(changes, line.ask)
 
 
+def _drop_useless_holds(changes: Changes) -> None:
+    """Hold no room where nobody could take the task any more: its worker drains, is silent or has ended."""
+    ledger = changes.kernel.ledger
+    for ask, host_id in list(ledger.held.items()):
+        if host_id not in _hosts_for(changes, ask):
+            ledger.drop_hold(ask)
+
+
+def _hosts_for(changes: Changes, ask: Ask) -> set[str]:
+    """Return the hosts with a well worker that could serve the ask if nothing else ran."""
+    kernel, hosts = changes.kernel, changes.kernel.ledger.hosts
+    return {
+        worker.host_id
+        for worker in kernel.listeners_of(ask.queue)
+        if worker.state is WorkerState.ONLINE
+        and suits(ask, worker)
+        and could_ever_fit(ask, worker, hosts[worker.host_id])
+    }
+
+
 def _hold_room(changes: Changes, ask: Ask) -> None:
     """Keep what gets free on one host for an ask that has waited long, so that small ones can't starve it.
 
     One hold per host and per queue: the host that comes nearest to serving it.
     """
-    kernel, ledger = changes.kernel, changes.kernel.ledger
+    ledger = changes.kernel.ledger
     if any(held.queue == ask.queue for held in ledger.held):
         return
-    hosts = {
-        worker.host_id
-        for worker in kernel.listeners_of(ask.queue)
-        if worker.state is WorkerState.ONLINE and suits(ask, worker)
-    }
-    candidates = [
-        host for host in map(ledger.hosts.__getitem__, sorted(hosts)) if host.hold is None and could_ever_fit(ask, host)
-    ]
+    hosts = map(ledger.hosts.__getitem__, sorted(_hosts_for(changes, ask)))
+    candidates = [host for host in hosts if host.hold is None]
     if candidates:
         nearest = max(candidates, key=lambda host: (host.cpu_free / max(1, host.capacity.cpu), host.id))
         ledger.hold(nearest.id, ask)
@@ -144,6 +172,7 @@ def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
     )
     if not changes.task(node, TaskState.QUEUED, "dispatch", attempts=attempt.number, attempt_id=attempt.id):
         return
+    node.avoid = ""
     changes.emit(CreateAttempt(attempt, node.run.tenant_id, node.name))
     kernel.keep_attempt(attempt)
     changes.reserve(Reservation(attempt.id, choice.host_id, choice.worker_id, planned.resources, choice.devices))
@@ -204,10 +233,16 @@ def move(changes: Changes, attempt: AttemptRecord, choice: Choice) -> AttemptRec
     reservation = changes.kernel.ledger.reservations[attempt.id]
     changed = changes.note_attempt(
         attempt,
-        {"worker_id": choice.worker_id, "host_id": choice.host_id, "devices": choice.devices},
+        {
+            "worker_id": choice.worker_id,
+            "host_id": choice.host_id,
+            "devices": choice.devices,
+            "direct": choice.direct,
+        },
         worker_id=choice.worker_id,
         host_id=choice.host_id,
         devices=choice.devices,
+        direct=choice.direct,
     )
     changes.reserve(replace(reservation, worker_id=choice.worker_id, host_id=choice.host_id, devices=choice.devices))
     changes.kernel.waiting_lines.unblock()

@@ -9,7 +9,7 @@ from orchestrator.kernel.cancel import start_draining
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import devices_there, grant
 from orchestrator.kernel.outcomes import holds_token, lose, plan_anew
-from orchestrator.records import AttemptRecord, Heartbeat, HostRecord, Reservation, WorkerRecord
+from orchestrator.records import AttemptRecord, Capacity, Heartbeat, HostRecord, Reservation, WorkerRecord
 from orchestrator.states import AttemptState, WorkerState
 
 MISSES = 3
@@ -24,6 +24,10 @@ def see(changes: Changes, heartbeat: Heartbeat) -> None:
     that are dead. What it shows that is not its own is fenced in the answer (``Kernel.desired``)."""
     known = changes.kernel.workers.get(heartbeat.worker_id)
     if known is not None and heartbeat.seq <= known.seq:
+        if known.devices is None and heartbeat.seq == known.seq and known.state not in ENDED:
+            # Read again by a new leader: no sign of life, but the rows do not tell its GPUs.
+            changes.kernel.admit(replace(known, devices=_devices(heartbeat)))
+            changes.kernel.waiting_lines.unblock()
         return
     _end_earlier_boots(changes, heartbeat)
     worker = _admit(changes, heartbeat, known)
@@ -73,17 +77,14 @@ def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -
         name=heartbeat.name,
         version=heartbeat.version,
         draining=known.draining if known else False,
+        devices=_devices(heartbeat),
     )
     host = kernel.ledger.hosts.get(heartbeat.host_id)
-    offers_other = (
-        known is None
-        or host is None
-        or host.capacity != heartbeat.capacity
-        or (known.slots, known.queues, known.labels) != (worker.slots, worker.queues, worker.labels)
-    )
-    kernel.ledger.register(HostRecord(heartbeat.host_id, heartbeat.boot_id, heartbeat.capacity))
+    capacity = _capacity_of_host(changes, heartbeat)
+    offers_other = known is None or host is None or host.capacity != capacity or _offers_of(known) != _offers_of(worker)
+    kernel.ledger.register(HostRecord(heartbeat.host_id, heartbeat.boot_id, capacity))
     kernel.admit(worker)
-    changes.emit(SaveWorker(heartbeat, joined=known is None))
+    changes.emit(SaveWorker(replace(heartbeat, capacity=capacity), joined=known is None))
     if offers_other:
         kernel.waiting_lines.unblock()
     if heartbeat.draining or worker.draining:
@@ -92,6 +93,29 @@ def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -
     elif worker.state in {WorkerState.SUSPECT, WorkerState.LOST, WorkerState.DRAINING}:
         changes.worker(worker, WorkerState.ONLINE, "heartbeat")
     return kernel.workers[worker.id]
+
+
+def _devices(heartbeat: Heartbeat) -> frozenset[str]:
+    return frozenset(device.uuid for device in heartbeat.capacity.gpus)
+
+
+def _offers_of(worker: WorkerRecord) -> tuple[object, ...]:
+    return (worker.slots, worker.queues, worker.labels, worker.devices)
+
+
+def _capacity_of_host(changes: Changes, heartbeat: Heartbeat) -> Capacity:
+    """Return what the worker says of its host, with the GPUs that only its neighbours there may use."""
+    host = changes.kernel.ledger.hosts.get(heartbeat.host_id)
+    mine = {device.uuid: device for device in heartbeat.capacity.gpus}
+    known = {device.uuid: device for device in host.capacity.gpus} if host else {}
+    if known.keys() <= mine.keys():
+        return heartbeat.capacity
+    offered = set(mine)
+    for worker in changes.kernel.workers.values():
+        if worker.host_id == heartbeat.host_id and worker.id != heartbeat.worker_id and worker.state not in ENDED:
+            offered |= known.keys() if worker.devices is None else worker.devices
+    merged = {**known, **mine}
+    return replace(heartbeat.capacity, gpus=tuple(merged[uuid] for uuid in merged if uuid in offered))
 
 
 def _adopt_lost_grants(changes: Changes, heartbeat: Heartbeat, worker: WorkerRecord) -> None:
@@ -131,14 +155,18 @@ def _charge_to(changes: Changes, attempt: AttemptRecord, worker: WorkerRecord) -
 
 
 def _give_up_missing(changes: Changes, heartbeat: Heartbeat) -> None:
-    """A granted attempt that its incarnation does not show never started, or was forgotten: it is lost."""
+    """A granted attempt that its incarnation does not show never started, or was forgotten: it is lost.
+
+    Heartbeats also go out at every change, so that several may pass in a second: the grant must be too old as well to
+    start anything. A new leader, and one that could not read Redis, first gives claims time to be sent again.
+    """
     kernel = changes.kernel
     for attempt_id in list(kernel.grants.get(heartbeat.worker_id, ())):
         attempt = kernel.attempts[attempt_id]
         if heartbeat.running.get(attempt_id) == attempt.token:
             if attempt.missed_by:
                 kernel.keep_attempt(replace(attempt, missed_by=0))
-        elif attempt.missed_by + 1 >= MISSES:
+        elif attempt.missed_by + 1 >= MISSES and _is_grant_dead(changes, attempt):
             lose(
                 changes,
                 attempt,
@@ -148,6 +176,12 @@ def _give_up_missing(changes: Changes, heartbeat: Heartbeat) -> None:
             )
         else:
             kernel.keep_attempt(replace(attempt, missed_by=attempt.missed_by + 1))
+
+
+def _is_grant_dead(changes: Changes, attempt: AttemptRecord) -> bool:
+    kernel = changes.kernel
+    sent_at = max(attempt.granted_at or 0.0, attempt.regranted_at or 0.0, kernel.trusted_from)
+    return changes.now - sent_at > kernel.settings.grant_life
 
 
 def _bury_the_dead(changes: Changes, heartbeat: Heartbeat) -> None:
@@ -209,9 +243,6 @@ def end_worker(
         if attempt is not None and attempt.state is AttemptState.DISPATCHED:
             plan_anew(changes, attempt, cause, reason)
     kernel.shown.pop(worker.id, None)
-    host = kernel.ledger.hosts.get(worker.host_id)
-    if host is not None and host.hold is not None:
-        kernel.ledger.drop_hold(host.hold.ask)
     changes.emit(RetireQueue(worker.id))
 
 

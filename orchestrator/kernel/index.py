@@ -23,6 +23,8 @@ from orchestrator.records import (
 )
 from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState, WorkerState
 
+TIMERS_KEPT = 1_000
+"""Entries of a heap of timers that may be outdated before it is made anew."""
 ENDED_KEPT = 20_000
 """Ended attempts and runs that are remembered, so that an outcome sent twice within a batch is answered without its
 row, and a run that was read as queued before a command of the same batch ended it is not started."""
@@ -161,19 +163,30 @@ class Kernel:
             return
         self.unclaimed.pop(attempt.id, None)
         if before is not None and before.worker_id != attempt.worker_id:
-            self.grants.get(before.worker_id, {}).pop(attempt.id, None)
+            self._drop_grant(before)
         self.grants.setdefault(attempt.worker_id, {})[attempt.id] = None
         if attempt.deadline is not None and (before is None or before.deadline is None):
             heapq.heappush(self.deadlines, (attempt.deadline, attempt.id))
+            if len(self.deadlines) > 2 * len(self.attempts) + TIMERS_KEPT:
+                live = self.attempts.values()
+                self.deadlines = [(a.deadline, a.id) for a in live if a.deadline is not None]
+                heapq.heapify(self.deadlines)
 
     def _forget_attempt(self, attempt: AttemptRecord) -> None:
         self.attempts.pop(attempt.id, None)
         self.unclaimed.pop(attempt.id, None)
         self.cancel_grace.pop(attempt.id, None)
-        self.grants.get(attempt.worker_id, {}).pop(attempt.id, None)
+        self._drop_grant(attempt)
         self.ended[attempt.id] = EndedAttempt(attempt.id, attempt.state, attempt.token, attempt.worker_id)
         if len(self.ended) > ENDED_KEPT:
             del self.ended[next(iter(self.ended))]
+
+    def _drop_grant(self, attempt: AttemptRecord) -> None:
+        granted = self.grants.get(attempt.worker_id)
+        if granted is not None:
+            granted.pop(attempt.id, None)
+            if not granted:
+                del self.grants[attempt.worker_id]
 
     def line_up(self, node: TaskNode, now: float) -> None:
         """Put a ready task into the line of its ask."""
@@ -191,6 +204,10 @@ class Kernel:
     def set_retry(self, node: TaskNode, at: float) -> None:
         node.retry_at = at
         heapq.heappush(self.retries, (at, node.id))
+        if len(self.retries) > 2 * len(self.tasks) + TIMERS_KEPT:
+            waiting = (task for task in self.tasks.values() if task.state is TaskState.RETRY_WAIT)
+            self.retries = [(task.retry_at, task.id) for task in waiting if task.retry_at is not None]
+            heapq.heapify(self.retries)
 
     def _shape_of(self, plan: Plan) -> Shape:
         shape, users = self.shapes.get(id(plan), (None, 0))

@@ -18,7 +18,8 @@ SHARE_AT_ONCE = 0.5
 SHARE_PER_LEASE = 0.1
 """And afterwards at most this share per lease, one worker at least."""
 FORGET_AFTER = 100
-"""Leases after which a lost or drained worker is forgotten; a heartbeat would make it known again."""
+"""Leases after which a lost or drained worker is forgotten; a heartbeat would make it known again. What a host held
+whose workers are all forgotten is given back (``reconcile``)."""
 
 
 def watch_leases(changes: Changes) -> None:
@@ -26,7 +27,7 @@ def watch_leases(changes: Changes) -> None:
     kernel = changes.kernel
     if kernel.redis_away:
         return
-    lease, expired, live = kernel.settings.lease, [], 0
+    lease, expired, silent, live = kernel.settings.lease, [], [], 0
     for worker in list(kernel.workers.values()):
         if worker.state in ENDED:
             if changes.now - worker.seen_at > FORGET_AFTER * lease:
@@ -34,11 +35,13 @@ def watch_leases(changes: Changes) -> None:
             continue
         live += 1
         silence = changes.now - max(worker.seen_at, kernel.trusted_from)
+        if silence > lease / 2:
+            silent.append(worker)
         if silence > lease:
             expired.append(worker)
         elif silence > lease / 2 and worker.state is WorkerState.ONLINE:
             changes.worker(worker, WorkerState.SUSPECT, "lease", reason="silent")
-    for worker in _admitted_by_breaker(changes, expired, live):
+    for worker in _admitted_by_breaker(changes, expired, silent, live):
         end_worker(
             changes,
             worker,
@@ -50,20 +53,23 @@ def watch_leases(changes: Changes) -> None:
         )
 
 
-def _admitted_by_breaker(changes: Changes, expired: list[WorkerRecord], live: int) -> list[WorkerRecord]:
+def _admitted_by_breaker(
+    changes: Changes, expired: list[WorkerRecord], silent: list[WorkerRecord], live: int
+) -> list[WorkerRecord]:
     """Return those that may be given up now.
 
-    If more than half expire at once (three incarnations at least, or more than 100 attempts), the fault is more
-    likely ours than theirs: hold one more lease, then give up a tenth of them per lease.
+    If more than half are silent when the first expires (three incarnations at least, or more than 100 attempts), the
+    fault is more likely ours than theirs: hold one more lease, then give up a tenth of them per lease. The silent are
+    counted, not the expired: heartbeats are spread over an interval, so that leases never end at one moment.
     """
     kernel = changes.kernel
-    attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in expired)
-    is_mass = len(expired) > SHARE_AT_ONCE * live and (len(expired) >= 3 or attempts > 100)
+    attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in silent)
+    is_mass = bool(expired) and len(silent) > SHARE_AT_ONCE * live and (len(silent) >= 3 or attempts > 100)
     if not kernel.settings.breaker or not is_mass:
         kernel.breaker_until = None
         return expired
     if kernel.breaker_until is None:
-        changes.count("breaker", f"{len(expired)} of {live} workers are silent; held for {kernel.settings.lease:g} s")
+        changes.count("breaker", f"{len(silent)} of {live} workers are silent; held for {kernel.settings.lease:g} s")
         kernel.breaker_until = changes.now + kernel.settings.lease
         return []
     if changes.now < kernel.breaker_until:

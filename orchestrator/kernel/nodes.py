@@ -56,6 +56,7 @@ class TaskNode:
         "ask",
         "attempt_id",
         "attempts",
+        "avoid",
         "cancelled",
         "failed",
         "failures",
@@ -90,6 +91,8 @@ class TaskNode:
         self.ticket = 0
         """Its valid entry in the waiting line; an older one is passed over."""
         self.ready_at = 0.0
+        self.avoid = ""
+        """The worker that has just lost it for reasons that are not the task's; passed over once, if another fits."""
         self.clear_counts()
 
     @property

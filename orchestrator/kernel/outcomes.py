@@ -6,6 +6,7 @@ from orchestrator.effects import SaveOutcome, SendAnswer
 from orchestrator.events import OutcomeReceived
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import grant
+from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.records import AttemptRecord, EndedAttempt, Outcome
 from orchestrator.retry import NextTry, after_failure, after_loss
@@ -37,7 +38,7 @@ def ingest(changes: Changes, event: OutcomeReceived) -> None:
     if attempt is None:
         _answer(changes, event, _verdict_on_ended(changes, event))
         return
-    if not holds_token(attempt, event.token) or event.outcome.state not in REPORTED:
+    if not _is_accepted(attempt, event):
         _answer(changes, event, "fenced")
         return
     if attempt.state is AttemptState.DISPATCHED:
@@ -46,11 +47,28 @@ def ingest(changes: Changes, event: OutcomeReceived) -> None:
             _answer(changes, event, "fenced")
             return
         attempt = granted
-    elif attempt.worker_id != event.worker_id:
-        _answer(changes, event, "fenced")
-        return
     _commit(changes, attempt, event.outcome)
     _answer(changes, event, "committed")
+
+
+def would_publish(kernel: Kernel, event: OutcomeReceived) -> bool:
+    """Say whether this report, taken in now, would end its task run with a success: what is to be decided about its
+    outputs and records beforehand is decided for such reports alone."""
+    attempt = kernel.attempts.get(event.attempt_id)
+    return (
+        attempt is not None
+        and event.outcome.state is AttemptState.SUCCEEDED
+        and _is_accepted(attempt, event)
+        and kernel.tasks[attempt.task_run_id].state is not TaskState.CANCELLING
+    )
+
+
+def _is_accepted(attempt: AttemptRecord, event: OutcomeReceived) -> bool:
+    """Say whether the report counts: the attempt's own token, from the incarnation that was granted it (or whose grant
+    the rows have lost)."""
+    if not holds_token(attempt, event.token) or event.outcome.state not in REPORTED:
+        return False
+    return attempt.state is AttemptState.DISPATCHED or attempt.worker_id == event.worker_id
 
 
 def holds_token(attempt: AttemptRecord, token: str) -> bool:
@@ -102,14 +120,16 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     elif succeeded:
         _succeed(changes, node, outcome)
     else:
-        follow(
-            changes,
-            node,
-            "outcome",
-            after_failure(
-                node.planned.retry, node.failures, node.losses, outcome, attempt.id, kernel.settings.max_losses
-            ),
+        then = after_failure(
+            node.planned.retry,
+            node.failures,
+            node.losses,
+            outcome,
+            attempt.id,
+            kernel.settings.max_losses,
+            tries=node.attempts,
         )
+        follow(changes, node, "outcome", then, attempt)
 
 
 def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
@@ -128,8 +148,12 @@ def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     )
 
 
-def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry) -> None:
+def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry, attempt: AttemptRecord) -> None:
     """Bring the task run to what follows a try that did not succeed: ready, waiting for a retry, or failed."""
+    if then.failures == node.failures:
+        node.avoid = attempt.worker_id
+    if not then.charged:
+        changes.count("uncharged", f"attempt {attempt.id}: {then.reason}")
     if not then.again:
         after, retry_in = TaskState.FAILED, None
     elif then.delay > 0:
@@ -166,12 +190,9 @@ def lose(
     if node.state is TaskState.CANCELLING:
         changes.task(node, TaskState.CANCELLED, cause, reason=node.reason, durable=True, attempt_id=None)
     else:
-        follow(
-            changes,
-            node,
-            cause,
-            after_loss(node.failures, node.losses, changes.kernel.settings.max_losses, reason, message),
-        )
+        max_losses = changes.kernel.settings.max_losses
+        then = after_loss(node.failures, node.losses, max_losses, reason, message, tries=node.attempts)
+        follow(changes, node, cause, then, attempt)
 
 
 def expire(changes: Changes, attempt: AttemptRecord, cause: str, reason: str, actor: str = "scheduler") -> bool:

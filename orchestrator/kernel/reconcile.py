@@ -28,6 +28,7 @@ def reconcile(changes: Changes) -> None:
             _repaired(changes, f"reservation of attempt {attempt_id}, which is over")
             changes.release(attempt_id)
     _give_up_ownerless(changes)
+    _forget_hosts(changes)
     kernel.waiting_lines.unblock()
 
 
@@ -82,6 +83,25 @@ def _give_up_ownerless(changes: Changes) -> None:
             lose(changes, attempt, "reconcile", "worker_lost", f"Worker {attempt.worker_id} is gone.")
         else:
             plan_anew(changes, attempt, "reconcile", "worker_lost")
+
+
+def _forget_hosts(changes: Changes) -> None:
+    """Give back what is held on hosts none of whose workers is known any more, and forget those hosts.
+
+    A host that nobody has heard of for so long will hardly come back to confirm that its trees are dead. Nothing is
+    placed there as long as it has no worker; should one return, it shows what still runs, and is told to stop it.
+    """
+    kernel, ledger = changes.kernel, changes.kernel.ledger
+    if kernel.redis_away or changes.now - kernel.trusted_from <= kernel.settings.lease:
+        return
+    known = {worker.host_id for worker in kernel.workers.values()}
+    for attempt_id in list(ledger.zombies):
+        if (host_id := ledger.reservations[attempt_id].host_id) not in known:
+            changes.count("abandoned", f"attempt {attempt_id} on host {host_id}, which has not returned")
+            changes.release(attempt_id)
+    busy = {reservation.host_id for reservation in ledger.reservations.values()}
+    for host_id in ledger.hosts.keys() - known - busy:
+        ledger.forget(host_id)
 
 
 def _repaired(changes: Changes, what: str) -> None:

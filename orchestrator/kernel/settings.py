@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.records import (
+    GRANT_LIFETIME,
     AttemptRecord,
     HostRecord,
     Plan,
@@ -34,8 +35,7 @@ class KernelSettings:
     max_losses: int = 3
     breaker: bool = True
     """Whether mass expiry is held for one lease (I11)."""
-    grant_life: float = 30.0
-    """A sealed grant can start nothing once it is this old."""
+    grant_life: float = GRANT_LIFETIME
     deadline_slack: float = 30.0
     """On top of timeout and grace, before the scheduler itself gives an attempt up."""
     hold_after: float = 30.0
@@ -70,7 +70,8 @@ class Snapshot:
     """All there are, zombies too."""
     hosts: tuple[HostRecord, ...] = ()
     workers: tuple[WorkerRecord, ...] = ()
-    """Those not ended."""
+    """Those not ended, and those that ended lately or still hold something: their last heartbeat may still be read, and
+    must not bring them back."""
 
 
 @dataclass(frozen=True, slots=True)

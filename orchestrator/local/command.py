@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 
 import click
@@ -46,16 +47,18 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--quiet", is_flag=True, help="Leave the logs to the files in DATA_DIR/logs.")
-def up(quiet: bool) -> None:
-    """Start the system and keep it running until Ctrl-C."""
-    terminal = Terminal(quiet=quiet)
+@click.option("--quiet", is_flag=True, help="Show no log lines.")
+@click.option("--verbose", is_flag=True, help="Show all log lines, as they are in DATA_DIR/logs.")
+def up(quiet: bool, verbose: bool) -> None:
+    """Start the system and keep it running until Ctrl-C; of the logs, warnings and errors are shown."""
+    usual = Terminal.ALL if verbose else Terminal.NONE if quiet else logging.WARNING
+    terminal = Terminal(least=_at_the_edges(usual))
     stopping = StopSignals()
     try:
         supervisor, system = _system(terminal, stopping)
+        _say_what_starts(terminal, system)
         with system.running():
-            _say_addresses(terminal, system)
-            supervisor.run_until(lambda: stopping() > 0, pause=0.1)
+            _serve(terminal, supervisor, system, stopping, usual)
             terminal.say("Stopping; Ctrl-C again kills what is left.")
     except StopRequested:
         terminal.say("Stopped while starting.")
@@ -70,7 +73,7 @@ def demo(once: bool) -> None:
     """Start the system, train models through it, show them, and keep serving."""
     from orchestrator.local.demo import Demo, example_definitions
 
-    terminal = Terminal(quiet=True)
+    terminal = Terminal(least=Terminal.NONE)
     stopping = StopSignals()
     succeeded = False
     try:
@@ -79,7 +82,7 @@ def demo(once: bool) -> None:
             raise ConfigurationError("The demo needs the folder examples/ of a checkout; clone the repository.")
         definitions = example_definitions(folder / "examples")
         supervisor, system = _system(terminal, stopping)
-        terminal.say("Starting PostgreSQL, Redis, API, scheduler, worker and Flower …")
+        _say_what_starts(terminal, system)
         with system.running():
             terminal.say(f"All processes work, {system.seconds_up():.1f} s after the first was started.")
             with system.client() as client:
@@ -91,8 +94,7 @@ def demo(once: bool) -> None:
                 succeeded = show.succeeded
             terminal.say(f"That was {system.seconds_up():.1f} s after the first process was started.")
             if not once and not stopping():
-                _say_addresses(terminal, system)
-                supervisor.run_until(lambda: stopping() > 0, pause=0.1)
+                _serve(terminal, supervisor, system, stopping, logging.WARNING)
             terminal.say("Stopping; Ctrl-C again kills what is left.")
     except StopRequested:
         terminal.say("Stopped while starting.")
@@ -130,12 +132,36 @@ def _system(terminal: Terminal, stopping: StopSignals) -> tuple[Supervisor, OneH
     return supervisor, OneHostSystem(settings, supervisor, stopping)
 
 
+def _serve(
+    terminal: Terminal, supervisor: Supervisor, system: OneHostSystem, stopping: StopSignals, least: int
+) -> None:
+    """Keep the system running until a stop is asked for, showing log lines from ``least`` on."""
+    terminal.least = least
+    _say_addresses(terminal, system)
+    supervisor.run_until(lambda: stopping() > 0, pause=0.1)
+    terminal.least = _at_the_edges(least)
+
+
+def _at_the_edges(least: int) -> int:
+    """Return the level to show at start and stop, when parts that do not find each other warn of it rightly."""
+    return least if least == Terminal.ALL else max(least, logging.ERROR)
+
+
+def _say_what_starts(terminal: Terminal, system: OneHostSystem) -> None:
+    settings = system.settings
+    stores = [name for name, url in (("PostgreSQL", settings.database_url), ("Redis", settings.redis_url)) if not url]
+    terminal.say(f"Starting {', '.join([*stores, 'API', 'scheduler', 'worker'])} and Flower …")
+
+
 def _say_addresses(terminal: Terminal, system: OneHostSystem) -> None:
-    keys = Path(system.settings.data_dir) / FILE_NAME
+    keys = system.settings.data_dir / FILE_NAME
+    theirs = [name for name in ("ADMIN_KEY", "FLOWER_PASSWORD") if os.environ.get(name, "").strip()]
+    but = f", but for {' and '.join(theirs)}, which you have set" if theirs else ""
     terminal.say(
-        f"API      {system.url}/api/v1   (docs {system.url}/docs)\n"
-        f"Flower   {system.flower_url}   (user admin)\n"
-        f"Keys     {keys}: ADMIN_KEY for the API, FLOWER_PASSWORD for Flower\n"
+        f"API      {system.url}/api/v1   with the header Authorization: Bearer ADMIN_KEY\n"
+        f"Docs     {system.url}/docs   user: anything, password: ADMIN_KEY\n"
+        f"Flower   {system.flower_url}   user: admin, password: FLOWER_PASSWORD\n"
+        f"Keys     {keys}{but}\n"
         f"Logs     {system.settings.data_dir / 'logs'}\n"
-        "Ctrl-C stops everything."
+        "Ctrl-C stops everything; tasks that run go on at the next start."
     )

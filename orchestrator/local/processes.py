@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 from orchestrator.config import Settings
 from orchestrator.local.child import ProcessSpec
 
-STORES, SCHEDULER, FRONT = range(3)
-"""Ranks of stopping, highest first: nothing new comes in, then outcomes are written, then the stores end."""
+STORES, SCHEDULER, FRONT, WORKERS = range(4)
+"""Ranks of stopping, highest first: workers hand in what they have while the scheduler is there; stores end last."""
+
+WORKER_STOP_SECONDS = 600.0
+"""A task may ask for more grace than is usual, and a killed worker costs it a try; Ctrl-C again ends the wait."""
 
 SECRETS = frozenset(
     {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "ADMIN_KEY", "WORKER_KEY", "FLOWER_PASSWORD", "CONNECTIONS"}
@@ -20,7 +24,7 @@ NEEDS: Mapping[str, frozenset[str]] = {
     "api": frozenset({"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "ADMIN_KEY"}),
     "scheduler": frozenset({"DATABASE_URL", "REDIS_URL", "WORKER_KEY", "CONNECTIONS"}),
     "worker": frozenset({"REDIS_URL", "WORKER_KEY"}),
-    "flower": frozenset({"REDIS_URL", "WORKER_KEY"}),
+    "flower": frozenset({"REDIS_URL"}),
 }
 """Which secrets each kind of process sees. Workers have no database, and so no key to it."""
 
@@ -38,10 +42,10 @@ def process_specs(settings: Settings, environment: Mapping[str, str], *, gpu: bo
     specs = [
         (_python("scheduler", "scheduler", ("-m", "scheduler"), environment), SCHEDULER),
         (_python("api", "api", _gunicorn(settings), environment), FRONT),
-        (_python("worker", "worker", _celery_worker("cpu", "cpu,highmem", slots), environment), FRONT),
+        (_python("worker", "worker", _celery_worker("cpu", "cpu,highmem", slots), environment), WORKERS),
     ]
     if gpu:
-        specs.append((_python("worker-gpu", "worker", _celery_worker("gpu", "gpu", slots), environment), FRONT))
+        specs.append((_python("worker-gpu", "worker", _celery_worker("gpu", "gpu", slots), environment), WORKERS))
     flower = dict(environment)
     # Flower reads its options from FLOWER_*; on its command line everybody on the host could read the password.
     flower["FLOWER_BASIC_AUTH"] = f"admin:{environment['FLOWER_PASSWORD']}"
@@ -74,7 +78,10 @@ def _python(name: str, kind: str, arguments: tuple[str, ...], environment: Mappi
         command=(sys.executable, *arguments),
         folder=Path.cwd(),
         environment={variable: value for variable, value in environment.items() if variable not in hidden},
-        stop_seconds=15.0 if kind == "worker" else 10.0,
+        # TERM would let tasks run to their end, hours perhaps. With QUIT they are stopped and go on at the next start,
+        # as new attempts that cost no retry.
+        stop_signal=signal.SIGQUIT if kind == "worker" else signal.SIGTERM,
+        stop_seconds=WORKER_STOP_SECONDS if kind == "worker" else 10.0,
     )
 
 

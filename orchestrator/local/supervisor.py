@@ -21,6 +21,9 @@ from orchestrator.local.tail import Tail
 STARTS_BEFORE_GIVING_UP = 3
 """During start-up a process that ends this often is broken, not unlucky."""
 
+SLOW_SECONDS = 3.0
+"""After this the user is told what a stop waits for."""
+
 
 class StartFailed(OrchestratorError):
     """A process of the system does not stay up; the message ends with its last words."""
@@ -118,10 +121,15 @@ class Supervisor:
             for child in children:
                 child.ask_to_stop()
             asked = self._clock()
+            has_said = False
             while waiting := [child for child in children if not child.has_ended()]:
                 for child in waiting:
                     if impatient() or self._clock() - asked > child.spec.stop_seconds:
                         child.stop(0.0)
+                if not has_said and self._clock() - asked > SLOW_SECONDS:
+                    has_said = True
+                    names = " and ".join(child.spec.name for child in waiting)
+                    self._announce(f"Waiting for {names} to end; running tasks have their grace to stop.")
                 time.sleep(0.02)
         for process in self._processes.values():
             process.tail.poll()

@@ -63,7 +63,7 @@ class OneHostSystem:
         return Client(self.url, self.environment["ADMIN_KEY"])
 
     def seconds_up(self) -> float:
-        """Return the seconds since the first process beside the stores was started."""
+        """Return the seconds since the start of the first process, that of the stores included."""
         return time.monotonic() - self._began
 
     @contextmanager
@@ -85,11 +85,11 @@ class OneHostSystem:
     def _start(self) -> None:
         data_dir = self.settings.data_dir
         keys = keep_keys(data_dir, os.environ)
+        self._began = time.monotonic()
         for name in ("data", "artifacts", "logs", "run"):
             (data_dir / name).mkdir(mode=0o700, exist_ok=True)
         database_url, redis_url = self._stores(keys["ADMIN_KEY"])
         self.environment = one_host_environment(self.settings, keys, database_url, redis_url, repository_folder())
-        self._began = time.monotonic()
         for spec, rank in process_specs(self.settings, self.environment, gpu=gpu_is_there()):
             self._supervisor.start(spec, rank=rank)
         self._wait_until_ready()

@@ -28,6 +28,8 @@ LONGEST_WAIT = 30.0
 """Longer waits are the scheduler's: the answer is returned and its ``retry_after`` tells."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_OURS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+"""Headers that say where a request goes and where it ends: another ``Host`` would carry credentials to another site."""
 _KEPT_ACROSS_ORIGINS = frozenset({"accept", "accept-language", "content-type", "user-agent"})
 
 
@@ -88,6 +90,7 @@ class OutboundClient:
     ) -> Response:
         """Send a request and return the answer, whatever its status.
 
+        :param headers: without those that are the client's own business, such as ``Host``; these are left out.
         :param params: added to the query.
         :param json: sent as the body.
         :param max_bytes: most bytes of the decoded answer.
@@ -98,7 +101,7 @@ class OutboundClient:
         :raises Unreachable: no answer after all tries.
         :raises TooLarge: the answer has more than ``max_bytes``.
         """
-        sent = dict(headers or {})
+        sent = {name: value for name, value in (headers or {}).items() if name.lower() not in _OURS}
         if json is not None:
             body = json_module.dumps(json, allow_nan=False).encode()
             sent.setdefault("Content-Type", "application/json")

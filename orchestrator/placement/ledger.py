@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from orchestrator.placement.ask import Ask
-from orchestrator.records import Capacity, HostRecord, Reservation, Resources
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Room that is kept free on a host for tasks with this ask, because one of them has waited long for it."""
-
-    ask: Ask
-
-    @property
-    def resources(self) -> Resources:
-        return self.ask.resources
+from orchestrator.records import Capacity, HostRecord, Reservation, Resources, WorkerRecord
 
 
 class HostAccount:
@@ -31,7 +20,8 @@ class HostAccount:
         self.cpu_used = 0
         self.memory_used = 0
         self.devices_used: dict[str, str] = {}
-        self.hold: Hold | None = None
+        self.hold: Ask | None = None
+        """Tasks with this ask have waited long: what gets free here is kept for them."""
 
     @property
     def cpu_free(self) -> int:
@@ -78,35 +68,35 @@ class Ledger:
     def slots_used(self, worker_id: str) -> int:
         return len(self.by_worker.get(worker_id, ()))
 
-    def fit(self, host_id: str, ask: Ask) -> tuple[str, ...] | None:
-        """Return the devices the task would get on this host now, or ``None`` where it does not fit.
+    def fit(self, worker: WorkerRecord, ask: Ask) -> tuple[str, ...] | None:
+        """Return the devices the task would get on the worker's host now, or ``None`` where it does not fit.
 
-        Room held for others is left alone.
+        Of the host's devices, only those that the worker may use. Room held for others is left alone.
         """
-        host, resources = self.hosts.get(host_id), ask.resources
+        host, resources = self.hosts.get(worker.host_id), ask.resources
         if host is None or resources.cpu > host.cpu_free or resources.memory > host.memory_free:
             return None
         devices: tuple[str, ...] = ()
         if resources.gpus:
-            free = host.free_devices(resources.gpu_memory)
+            free = [uuid for uuid in host.free_devices(resources.gpu_memory) if uuid in (worker.devices or ())]
             if len(free) < resources.gpus:
                 return None
             devices = tuple(free[: resources.gpus])
         hold = host.hold
-        if hold is not None and hold.ask != ask and not self._spares(host, resources, hold):
+        if hold is not None and hold != ask and not self._spares(host, resources, hold.resources):
             return None
         return devices
 
     @staticmethod
-    def _spares(host: HostAccount, asked: Resources, hold: Hold) -> bool:
+    def _spares(host: HostAccount, asked: Resources, held: Resources) -> bool:
         """Say whether taking this leaves what is held; what it does not ask for it can't take away."""
-        if asked.cpu and host.cpu_free - asked.cpu < hold.resources.cpu:
+        if asked.cpu and host.cpu_free - asked.cpu < held.cpu:
             return False
-        if asked.memory and host.memory_free - asked.memory < hold.resources.memory:
+        if asked.memory and host.memory_free - asked.memory < held.memory:
             return False
-        if not asked.gpus or not hold.resources.gpus:
+        if not asked.gpus or not held.gpus:
             return True
-        return len(host.free_devices(hold.resources.gpu_memory)) - asked.gpus >= hold.resources.gpus
+        return len(host.free_devices(held.gpu_memory)) - asked.gpus >= held.gpus
 
     def take(self, reservation: Reservation) -> None:
         """Hold what the reservation says; the caller has asked :meth:`fit`, or the host really holds it already."""
@@ -135,7 +125,9 @@ class Ledger:
         host.cpu_used -= reservation.resources.cpu
         host.memory_used -= reservation.resources.memory
         for device in reservation.devices:
-            host.devices_used.pop(device, None)
+            # While two attempts change places, the other may have been given the device already.
+            if host.devices_used.get(device) == attempt_id:
+                del host.devices_used[device]
         self._free_slot(reservation)
         return reservation
 
@@ -156,7 +148,7 @@ class Ledger:
 
     def hold(self, host_id: str, ask: Ask) -> None:
         """Keep what gets free on this host for tasks with this ask; one hold per host."""
-        self.hosts[host_id].hold = Hold(ask)
+        self.hosts[host_id].hold = ask
         self.held[ask] = host_id
 
     def drop_hold(self, ask: Ask) -> bool:
@@ -166,6 +158,11 @@ class Ledger:
             return False
         self.hosts[host_id].hold = None
         return True
+
+    def forget(self, host_id: str) -> None:
+        """Drop a host on which nothing is held."""
+        if (host := self.hosts.pop(host_id, None)) is not None and host.hold is not None:
+            self.held.pop(host.hold, None)
 
     def _free_slot(self, reservation: Reservation) -> None:
         holders = self.by_worker.get(reservation.worker_id)

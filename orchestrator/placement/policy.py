@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from orchestrator.placement.ask import Ask, Choice, Wait
 from orchestrator.placement.ledger import HostAccount, Ledger
-from orchestrator.placement.why import explain
+from orchestrator.placement.why import explain, offers
 from orchestrator.records import WorkerRecord
 from orchestrator.states import WorkerState
 
@@ -38,7 +38,7 @@ def choose(
         used = ledger.slots_used(worker.id)
         if used >= worker.slots:
             continue
-        devices = ledger.fit(worker.host_id, ask) if suits(ask, worker) else None
+        devices = ledger.fit(worker, ask) if suits(ask, worker) else None
         if devices is None:
             refused = True
             continue
@@ -60,12 +60,9 @@ def suits(ask: Ask, worker: WorkerRecord) -> bool:
     return all(worker.labels.get(name) == value for name, value in ask.labels)
 
 
-def could_ever_fit(ask: Ask, host: HostAccount) -> bool:
-    """Say whether the host could serve the ask if nothing else were on it."""
-    asked, offered = ask.resources, host.capacity
-    if asked.cpu > offered.cpu or asked.memory > offered.memory:
-        return False
-    return sum(device.memory >= asked.gpu_memory for device in offered.gpus) >= asked.gpus
+def could_ever_fit(ask: Ask, worker: WorkerRecord, host: HostAccount) -> bool:
+    """Say whether the worker could serve the ask if nothing else were on its host."""
+    return all(asked <= has for asked, has in offers(ask, worker, host).values())
 
 
 def _score(ask: Ask, worker: WorkerRecord, used: int, host: HostAccount, prefer_host: str) -> Score:

@@ -42,7 +42,7 @@ def explain(ask: Ask, listeners: Iterable[WorkerRecord], ledger: Ledger) -> Wait
     if not labelled:
         wanted = ", ".join(f"{name}={value}" for name, value in ask.labels)
         return Wait("infeasible", f"Asks a host labelled {wanted}; no worker on queue {ask.queue} has that.")
-    feasible = [w for w in labelled if not _missing(ask, ledger.hosts[w.host_id])]
+    feasible = [w for w in labelled if not _missing(ask, w, ledger)]
     if not feasible:
         return Wait("infeasible", _shortfall(ask, labelled, ledger))
     return min((_blocker(ask, w, ledger) for w in feasible), key=lambda pair: pair[0])[1]
@@ -52,9 +52,13 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
-def _offers(ask: Ask, host: HostAccount) -> dict[str, tuple[int, int]]:
-    """Return, by dimension, what is asked and what the empty host offers."""
-    fitting = sum(device.memory >= ask.resources.gpu_memory for device in host.capacity.gpus)
+def offers(ask: Ask, worker: WorkerRecord, host: HostAccount) -> dict[str, tuple[int, int]]:
+    """Return, by dimension, what is asked and what the worker offers while its host is empty."""
+    fitting = sum(
+        device.memory >= ask.resources.gpu_memory
+        for device in host.capacity.gpus
+        if worker.devices is None or device.uuid in worker.devices
+    )
     return {
         "cpu": (ask.resources.cpu, host.capacity.cpu),
         "memory": (ask.resources.memory, host.capacity.memory),
@@ -62,17 +66,18 @@ def _offers(ask: Ask, host: HostAccount) -> dict[str, tuple[int, int]]:
     }
 
 
-def _missing(ask: Ask, host: HostAccount) -> list[str]:
-    """Name the dimensions in which even the empty host is too small."""
-    return [name for name, (asked, offered) in _offers(ask, host).items() if asked > offered]
+def _missing(ask: Ask, worker: WorkerRecord, ledger: Ledger) -> list[str]:
+    """Name the dimensions in which the worker is too small even while its host is empty."""
+    found = offers(ask, worker, ledger.hosts[worker.host_id])
+    return [name for name, (asked, has) in found.items() if asked > has]
 
 
 def _shortfall(ask: Ask, workers: list[WorkerRecord], ledger: Ledger) -> str:
     """Say, for the nearest candidate's missing dimensions, what is asked and what the largest worker has."""
-    nearest = min(workers, key=lambda w: (len(_missing(ask, ledger.hosts[w.host_id])), w.id))
+    nearest = min(workers, key=lambda w: (len(_missing(ask, w, ledger)), w.id))
     sentences = []
-    for name in _missing(ask, ledger.hosts[nearest.host_id]):
-        by_worker = {w.id: (w, *_offers(ask, ledger.hosts[w.host_id])[name]) for w in workers}
+    for name in _missing(ask, nearest, ledger):
+        by_worker = {w.id: (w, *offers(ask, w, ledger.hosts[w.host_id])[name]) for w in workers}
         largest, asked, has = max(by_worker.values(), key=lambda found: (found[2], found[0].id))
         sentences.append(
             f"asks {_amount(name, asked, ask)}; the largest worker on queue {ask.queue}, "
@@ -120,8 +125,10 @@ def _blocker(ask: Ask, worker: WorkerRecord, ledger: Ledger) -> tuple[tuple[int,
                 f"{_number('memory', host.capacity.memory)} free.",
             )
         )
-    free = host.free_devices(asked.gpu_memory) if asked.gpus else []
-    if asked.gpus > len(free):
+    free = [uuid for uuid in host.free_devices(asked.gpu_memory) if uuid in (worker.devices or ())]
+    if asked.gpus and worker.devices is None:
+        lacks.append(Wait("waiting_for_gpu", f"The worker on host {where} has not said yet which GPUs it may use."))
+    elif asked.gpus > len(free):
         lacks.append(
             Wait(
                 "waiting_for_gpu",

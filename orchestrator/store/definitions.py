@@ -1,4 +1,8 @@
-"""Pipelines and their versions: saving makes an immutable version, saving the same content finds the one there is."""
+"""Pipelines and their versions: saving makes an immutable version; the same content with the same plan finds its own.
+
+The plan is part of a version, and the site's settings and operators decide it too: content that compiles to another
+plan than before becomes a new version, so that a change of the site reaches whoever saves again.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,8 @@ def revision(version: int, content_hash: str) -> str:
 def create_pipeline(connection: Connection, tenant_id: str, definition: Definition, actor: str) -> tuple[Row, bool]:
     """Insert the pipeline with its first version; an identical save of a live name returns what is there.
 
+    Where the same content compiles to another plan by now, it becomes a new version of that pipeline.
+
     :returns: the pipeline, and whether it is new.
     :raises Conflict: the name is taken by another content.
     """
@@ -73,6 +79,9 @@ def create_pipeline(connection: Connection, tenant_id: str, definition: Definiti
     if made is None:
         present = get_pipeline(connection, tenant_id, name=definition.name)
         if present["content_hash"] == definition.content_hash:
+            known = _known_version(connection, tenant_id, present["id"], definition)
+            if known is None or known[1] != present["version"]:
+                present = save_pipeline(connection, tenant_id, present["id"], definition, actor, None)
             return present, False
         raise Conflict(
             f"A pipeline named {definition.name!r} exists with another content; save a new version of it with "
@@ -90,7 +99,7 @@ def save_pipeline(
     actor: str,
     expected: frozenset[str] | None,
 ) -> Row:
-    """Make this content the pipeline's current version; content it once had gets its old version back.
+    """Make this content the current version; content the pipeline once had, with the plan it had, gets its old version.
 
     :param expected: revisions of which one must be the current one; ``None`` saves whatever the current one is.
     :raises NotFound: no such pipeline.
@@ -290,19 +299,33 @@ def _require_pipeline(connection: Connection, tenant_id: str, pipeline_id: str) 
 def _version_for(
     connection: Connection, tenant_id: str, pipeline_id: str, definition: Definition, actor: str
 ) -> tuple[str, int]:
-    known = connection.execute(
-        select(v.c.id, v.c.version).where(
-            v.c.tenant_id == tenant_id, v.c.pipeline_id == pipeline_id, v.c.content_hash == definition.content_hash
-        )
-    ).first()
+    known = _known_version(connection, tenant_id, pipeline_id, definition)
     if known is not None:
-        return known.id, known.version
+        return known
     highest = connection.execute(
         select(func.max(v.c.version)).where(v.c.tenant_id == tenant_id, v.c.pipeline_id == pipeline_id)
     ).scalar_one()
     version_id, version = str(uuid.uuid4()), int(highest) + 1
     _insert_version(connection, tenant_id, pipeline_id, version_id, version, definition, actor)
     return version_id, version
+
+
+def _known_version(
+    connection: Connection, tenant_id: str, pipeline_id: str, definition: Definition
+) -> tuple[str, int] | None:
+    """Return id and number of the newest version with this content and this plan."""
+    row = connection.execute(
+        select(v.c.id, v.c.version)
+        .where(
+            v.c.tenant_id == tenant_id,
+            v.c.pipeline_id == pipeline_id,
+            v.c.content_hash == definition.content_hash,
+            v.c.plan == dict(definition.plan),
+        )
+        .order_by(v.c.version.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else (row.id, row.version)
 
 
 def _insert_version(

@@ -17,6 +17,7 @@ from orchestrator.records import (
     GpuDevice,
     HostRecord,
     Plan,
+    PlannedTask,
     Reservation,
     Resources,
     RunRecord,
@@ -59,9 +60,12 @@ _RESERVATIONS = text(
 _HOSTS = text("SELECT id, boot_id, cpu, memory, gpus FROM hosts")
 _WORKERS = text(
     "SELECT w.id, w.host_id, w.boot_id, w.state, w.queues, w.slots, w.labels, w.store_scope, w.heartbeat_seq, "
-    "h.hostname, w.name, w.version, w.draining FROM workers w JOIN hosts h ON h.id = w.host_id "
-    "WHERE w.state NOT IN ('lost', 'drained')"
+    "h.hostname, w.name, w.version, w.draining, "
+    "CAST(EXTRACT(EPOCH FROM clock_timestamp() - w.ended_at) AS float8) AS ended_since "
+    "FROM workers w JOIN hosts h ON h.id = w.host_id WHERE w.state NOT IN ('lost', 'drained') "
+    "OR w.ended_at > clock_timestamp() - interval '10 minutes' OR w.id IN (SELECT worker_id FROM reservations)"
 )
+# An ended worker's last heartbeat may lie in Redis for a minute: who it is must be known, or it would seem to be new.
 _ENDED = text("SELECT id, state, token, worker_id FROM attempts WHERE id = ANY(CAST(:ids AS uuid[]))")
 _COMMANDS = text(
     "SELECT id, kind, actor, run_id, task, worker_id, payload FROM commands WHERE applied_at IS NULL "
@@ -73,12 +77,18 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
     """Read everything the kernel needs to go on where the last leader stopped.
 
     :param now: the leader's monotonic clock.
+    :raises ValueError: a run under way has a plan of a newer release; a scheduler of that release has to lead.
     """
     runs = connection.execute(_ACTIVE_RUNS).mappings().all()
     ids = [row["id"] for row in runs]
+    found = plans.get(connection, {row["version_id"] for row in runs})
+    if found.unreadable:
+        raise ValueError(
+            f"Runs that are under way have plans this scheduler can't read. {min(found.unreadable.values())}"
+        )
     return Snapshot(
         runs=tuple(_run(row) for row in runs),
-        plans=_plans(connection, plans, runs),
+        plans={row["id"]: found.readable[row["version_id"]] for row in runs},
         task_runs=tuple(_task_run(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()),
         attempts=tuple(_attempt(row, now) for row in connection.execute(_LIVE_ATTEMPTS).mappings()),
         reservations=tuple(_reservation(row) for row in connection.execute(_RESERVATIONS).mappings()),
@@ -90,7 +100,7 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
 def load_queued_runs(connection: Connection, plans: PlanCache, now: float, *, limit: int) -> list[RunSubmitted]:
     """Read the runs that are next in line: by priority, then in the order of their creation.
 
-    A run whose plan only a newer release can read is left to a scheduler of that release.
+    One whose plan can't be read comes with the names of its tasks and a sentence (``RunSubmitted.unreadable``).
     """
     if limit <= 0:
         return []
@@ -147,20 +157,21 @@ def _submitted(
 ) -> list[RunSubmitted]:
     if not rows:
         return []
-    compiled = _plans(connection, plans, rows, leave_out_unreadable=True)
-    rows = [row for row in rows if row["id"] in compiled]
+    found = plans.get(connection, {row["version_id"] for row in rows})
     tasks: dict[str, list[TaskRunRecord]] = {row["id"]: [] for row in rows}
     for row in connection.execute(_TASK_RUNS, {"ids": list(tasks)}).mappings():
         tasks[row["run_id"]].append(_task_run(row, now))
-    return [RunSubmitted(_run(row), tuple(tasks[row["id"]]), compiled[row["id"]], hold=hold) for row in rows]
+    submitted = []
+    for row in rows:
+        records, why = tuple(tasks[row["id"]]), found.unreadable.get(row["version_id"], "")
+        plan = _names_only(records) if why else found.readable[row["version_id"]]
+        submitted.append(RunSubmitted(_run(row), records, plan, hold=hold, unreadable=why))
+    return submitted
 
 
-def _plans(
-    connection: Connection, plans: PlanCache, runs: Sequence[RowMapping], *, leave_out_unreadable: bool = False
-) -> dict[str, Plan]:
-    versions = {row["version_id"] for row in runs}
-    by_version = plans.get(connection, versions, leave_out_unreadable=leave_out_unreadable)
-    return {row["id"]: by_version[row["version_id"]] for row in runs if row["version_id"] in by_version}
+def _names_only(tasks: Iterable[TaskRunRecord]) -> Plan:
+    """Return what stands in for a plan that can't be read: enough to end each of the run's tasks."""
+    return Plan(tuple(PlannedTask(task.name, "") for task in tasks))
 
 
 def _run(row: RowMapping) -> RunRecord:
@@ -246,7 +257,7 @@ def _worker(row: RowMapping, now: float) -> WorkerRecord:
         slots=row["slots"],
         labels=row["labels"],
         store_scope=row["store_scope"],
-        seen_at=now,
+        seen_at=_earlier(now, row["ended_since"]) or now,
         seq=row["heartbeat_seq"],
         hostname=row["hostname"],
         name=row["name"],

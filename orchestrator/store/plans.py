@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
@@ -16,6 +18,15 @@ log = get_logger(__name__)
 _PLANS = text("SELECT id, plan FROM pipeline_versions WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """What :meth:`PlanCache.get` found, by version id."""
+
+    readable: Mapping[str, Plan]
+    unreadable: Mapping[str, str]
+    """Sentences about plans that this release does not know how to read."""
+
+
 class PlanCache:
     """The most recently used plans, by version id."""
 
@@ -23,27 +34,23 @@ class PlanCache:
         self._limit = limit
         self._plans: OrderedDict[str, Plan] = OrderedDict()
 
-    def get(
-        self, connection: Connection, version_ids: AbstractSet[str], *, leave_out_unreadable: bool = False
-    ) -> dict[str, Plan]:
-        """Return the plans of these versions, reading those that are not held.
-
-        :param leave_out_unreadable: plans of a newer release are left out with a warning.
-        :raises ValueError: a plan of a newer release.
-        """
+    def get(self, connection: Connection, version_ids: AbstractSet[str]) -> Plans:
+        """Return the plans of these versions, reading those that are not held."""
         missing = [id_ for id_ in version_ids if id_ not in self._plans]
         found = {id_: self._plans[id_] for id_ in version_ids if id_ in self._plans}
+        unreadable: dict[str, str] = {}
         if missing:
             for row in connection.execute(_PLANS, {"ids": missing}):
                 try:
                     found[row.id] = plan_from_json(row.plan)
-                except ValueError as error:
-                    if not leave_out_unreadable:
-                        raise
-                    log.warning("plan_unreadable", version_id=row.id, why=str(error))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    # Whatever another release has stored: it must not stop this one.
+                    why = str(error) if isinstance(error, ValueError) else f"The stored plan lacks a part: {error!r}."
+                    unreadable[row.id] = why
+                    log.warning("plan_unreadable", version_id=row.id, why=why)
         for id_, plan in found.items():
             self._plans[id_] = plan
             self._plans.move_to_end(id_)
         while len(self._plans) > self._limit:
             self._plans.popitem(last=False)
-        return found
+        return Plans(found, unreadable)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, select
+from sqlalchemy import Connection, Select, and_, func, select
 
 from orchestrator.errors import NotFound
 from orchestrator.store.pages import Page, Row, Window, read_page
@@ -133,10 +133,13 @@ def list_attempts(connection: Connection, tenant_id: str, run_id: str, task: str
 def find_attempt(connection: Connection, tenant_id: str, run_id: str, task: str, number: int | None) -> Row | None:
     """Return the n-th attempt of the task, the latest for ``None``; nothing when it was never tried.
 
+    ``ended_for`` is how long ago it ended by the database's clock, which is not that of this host.
+
     :raises NotFound: the tenant has no such run, the run no such task, or the task no attempt of that number.
     """
     task_run_id = get_task(connection, tenant_id, run_id, task)["id"]
-    query = _attempts(tenant_id).where(a.c.task_run_id == task_run_id)
+    ended_for = (func.clock_timestamp() - a.c.ended_at).label("ended_for")
+    query = _attempts(tenant_id).add_columns(ended_for).where(a.c.task_run_id == task_run_id)
     if number is not None:
         query = query.where(a.c.number == number)
     row = connection.execute(query.order_by(a.c.number.desc()).limit(1)).mappings().first()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
 from orchestrator.store.pages import Row
 from orchestrator.store.tables import commands, events, idempotency_keys, runs, task_runs, workers
+
+KEYS_LIVE = timedelta(days=7)
+"""How long a repeated request is known by its Idempotency-Key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,11 @@ def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, requ
 
     A second request with the key waits here until the first one's transaction ends, so one key makes one run (I5).
 
+    A key is forgotten after a week: each new one takes some older ones away.
+
     :raises Conflict: the key came with another body before.
     """
+    _forget_old_keys(connection, tenant_id, key)
     made = connection.execute(
         pg_insert(idempotency_keys)
         .values(tenant_id=tenant_id, key=key, request_hash=request_hash, run_id=run_id)
@@ -109,6 +116,15 @@ def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, requ
             f"Idempotency-Key {key!r} was used for run {known.run_id} with another body; send a new key for a new run."
         )
     return str(known.run_id)
+
+
+def _forget_old_keys(connection: Connection, tenant_id: str, key: str) -> None:
+    k = idempotency_keys.c
+    old = k.created_at < func.clock_timestamp() - KEYS_LIVE
+    connection.execute(delete(idempotency_keys).where(k.tenant_id == tenant_id, k.key == key, old))
+    # What another request is taking away is left to it; what is over the limit, to the next one.
+    some = select(k.tenant_id, k.key).where(old).order_by(k.created_at).limit(100).with_for_update(skip_locked=True)
+    connection.execute(delete(idempotency_keys).where(tuple_(k.tenant_id, k.key).in_(some)))
 
 
 def request_cancel(

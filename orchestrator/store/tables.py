@@ -114,11 +114,11 @@ pipeline_versions = Table(
     _text("created_by"),
     _at("created_at", now=True),
     UniqueConstraint("pipeline_id", "version"),
-    UniqueConstraint("pipeline_id", "content_hash"),
     UniqueConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "pipeline_id"], ["pipelines.tenant_id", "pipelines.id"]),
+    Index("ix_pipeline_versions_content", "pipeline_id", "content_hash"),
 )
-"""Immutable: a save of the same content finds its row by hash."""
+"""Immutable: a save of the same content that compiles to the same plan finds its row by hash."""
 
 runs = Table(
     "runs",
@@ -334,6 +334,7 @@ idempotency_keys = Table(
     Column("request_hash", Text, nullable=False),
     _id("run_id", nullable=False),
     _at("created_at", now=True),
+    Index("ix_idempotency_keys_created_at", "created_at"),
 )
 
 leases = Table(

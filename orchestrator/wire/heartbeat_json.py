@@ -33,7 +33,6 @@ def heartbeat_from_body(body: bytes) -> Heartbeat:
         started=frozenset(fields.texts("started")),
         dead=fields.texts("dead"),
         draining=fields.flag("draining", False),
-        epoch=fields.integer("epoch", 0),
         store_scope=fields.text("store_scope", "shared"),
         version=fields.text("version", ""),
     )

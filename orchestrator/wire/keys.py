@@ -50,6 +50,10 @@ class Keys:
     def progress(self, attempt_id: str) -> str:
         return f"{self.prefix}progress:{attempt_id}"
 
+    def logged(self, attempt_id: str) -> str:
+        """How many bytes of an attempt's log are stored without a gap, as its collector says."""
+        return f"{self.prefix}logged:{attempt_id}"
+
     def queue(self, queue: str) -> str:
         """The list that Celery keeps a queue's messages in (at normal priority, the only one we use)."""
         return f"{self.prefix}{queue}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.errors import ForgedMessage, UnreadableMessage
+from orchestrator.records import GRANT_LIFETIME
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.messages import (
     GRANT,
@@ -24,7 +25,7 @@ from orchestrator.wire.messages import (
     read_control,
 )
 from orchestrator.wire.redis import LONGEST_BLOCK, Client, redis_errors
-from orchestrator.wire.seal import GRANT_LIFETIME, Seal
+from orchestrator.wire.seal import Seal
 from orchestrator.wire.strict_json import decode, encode
 
 REPLY_SECONDS = 120

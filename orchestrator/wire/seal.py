@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from orchestrator.errors import ForgedMessage
+from orchestrator.records import GRANT_LIFETIME
 
-GRANT_LIFETIME = 30.0
 _GCM_NONCE_BYTES = 12
 
 

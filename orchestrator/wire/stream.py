@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import ForgedMessage, UnreadableMessage
 from orchestrator.records import Outcome
@@ -94,26 +95,32 @@ class Reporter:
         self._seal = seal
         self._incarnation = incarnation
 
-    def claim(self, attempt_id: str, seq: int, nonce: str) -> None:
-        """Ask for the attempt; sent again with the same nonce until it is granted or denied."""
-        self._send(CLAIM, claim_body(attempt_id, seq, nonce))
+    def claim(self, attempt_id: str, seq: int, nonce: str) -> str:
+        """Ask for the attempt; sent again with the same nonce until it is granted or denied. Returns the entry's id."""
+        return self._send(CLAIM, claim_body(attempt_id, seq, nonce))
 
     def outcome(self, attempt_id: str, token: str, ran_on: str, outcome: Outcome) -> None:
         """Report an end; sent again until it is answered. ``ran_on``: the incarnation that ran it."""
         self._send(OUTCOME, outcome_body(attempt_id, token, ran_on, outcome))
 
-    def outcome_from_spool(self, body: bytes) -> None:
-        """Report an end as it stands in a spool file (the bytes of ``outcome_body``)."""
-        self._send(OUTCOME, body)
+    def outcome_from_spool(self, body: bytes) -> str:
+        """Report an end as it stands in a spool file (the bytes of ``outcome_body``). Returns the entry's id."""
+        return self._send(OUTCOME, body)
+
+    def is_unread(self, entry_id: str) -> bool:
+        """Say whether an entry of ours still waits on the stream: it will be read, so sending it again adds nothing."""
+        with redis_errors("looking for a report that waits"):
+            return bool(self._client.xrange(self._stream, entry_id, entry_id, count=1))
 
     def goodbye(self) -> None:
         """Say that this incarnation ends now and that nothing of it lives on."""
         self._send(GOODBYE, b"{}")
 
-    def _send(self, kind: str, body: bytes) -> None:
+    def _send(self, kind: str, body: bytes) -> str:
         mac = self._seal.report_mac(self._incarnation, kind, body)
         with redis_errors(f"sending a {kind}"):
-            self._client.xadd(self._stream, {b"k": kind, b"w": self._incarnation, b"b": body, b"m": mac})
+            added: Any = self._client.xadd(self._stream, {b"k": kind, b"w": self._incarnation, b"b": body, b"m": mac})
+        return str(added.decode())
 
 
 def wake(client: Client, keys: Keys) -> None:

@@ -28,6 +28,9 @@ def test_flower_needs_a_password_and_shows_workers_queues_and_tasks(
             assert requests.get(f"{flower}{path}", timeout=10).status_code == 401
         assert requests.get(f"{flower}/", auth=("admin", "guess"), timeout=10).status_code == 401
 
+        online = system.wait_until(lambda: _get(flower, "/workers?json=1")["data"], "Flower's page lists the worker")
+        assert [(worker["hostname"].partition("@")[0], worker["status"]) for worker in online] == [("a", True)]
+
         run_id = system.start_run(json.loads((ROOT / "tests/seed_pipelines/05-feature-pipeline.json").read_text()))
         system.succeed(run_id)
 

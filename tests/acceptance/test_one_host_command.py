@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
+import redis
 import requests
 
 from orchestrator.client import Client
@@ -37,6 +40,10 @@ class OneHost:
         self._environment = {**kept, **ours, "NO_COLOR": "1"}
         self._started: list[subprocess.Popen[str]] = []
 
+    def set(self, **settings: str) -> None:
+        """Set variables for what is started from now on."""
+        self._environment |= settings
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "orchestrator.local", *arguments],
@@ -56,7 +63,7 @@ class OneHost:
                 [sys.executable, "main.py"], cwd=ROOT, env=self._environment, stdout=sink, stderr=sink, text=True
             )
         self._started.append(process)
-        eventually(lambda: "Ctrl-C stops everything." in output.read_text() or process.poll() is not None, 60)
+        eventually(lambda: "Ctrl-C stops everything" in output.read_text() or process.poll() is not None, 60)
         assert process.poll() is None, output.read_text()
         return process
 
@@ -102,6 +109,8 @@ def test_the_demo_trains_real_models_and_says_so(host: OneHost) -> None:
         assert word in result.stdout
     for name in read_keys(host.folder / "data").values():
         assert name not in result.stdout
+    (seconds,) = re.findall(r"That was ([\d.]+) s after the first process was started", result.stdout)
+    print(f"make demo: {seconds} s from the start of the first process to the end of the last run.")
 
 
 def test_ctrl_c_stops_every_process_and_what_was_stored_is_there_again_after_the_next_start(host: OneHost) -> None:
@@ -124,11 +133,71 @@ def test_ctrl_c_stops_every_process_and_what_was_stored_is_there_again_after_the
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 0
     assert are_gone(processes)
+    # The terminal is for warnings; every line is in the log.
+    assert "api        |" not in (host.folder / "output-0").read_text()
+    assert '"/api/v1/runs"' in (host.folder / "data" / "logs" / "api.log").read_text()
 
     host.start()
     with host.client() as client:
         assert client.get_pipeline_by_name("kept")["version"] == 1
         assert client.get_run(run_id)["state"] == "success"
+
+
+def test_ctrl_c_hands_back_the_running_tasks_which_go_on_at_the_next_start_at_no_cost(host: OneHost) -> None:
+    mark = host.folder / "has-run-before"
+    script = f"test -e {mark} && exit 0; touch {mark}; exec sleep 600"
+    first = host.start()
+    with host.client() as client:
+        parameters = {"script_type": "bash", "script_content": script}
+        long = {"name": "long", "operator": "custom_script", "parameters": parameters, "retries": 0}
+        client.create_pipeline({"name": "stopped", "tasks": [long]})
+        run_id = client.start_run("stopped")["id"]
+        eventually(mark.exists, 30)
+    processes = family(first)
+    began = time.monotonic()
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 0
+    print(f"Ctrl-C with a task running: stopped in {time.monotonic() - began:.1f} s.")
+    assert are_gone(processes)
+
+    host.start()
+    with host.client() as client:
+        run = client.wait(run_id, seconds=60)
+        assert run["state"] == "success", run
+        (task,) = run["tasks"]
+        assert (task["failures"], task["losses"]) == (0, 0)
+        attempts = client._request("GET", f"/api/v1/runs/{run_id}/tasks/long/attempts")["items"]
+        first_state, *between, last_state = (
+            attempt["state"] for attempt in sorted(attempts, key=lambda attempt: int(attempt["number"]))
+        )
+        assert (first_state, last_state) == ("preempted", "succeeded")
+        assert set(between) <= {"expired"}  # sent before the scheduler had read that the worker leaves; never started
+
+
+def test_with_stores_of_the_users_own_none_is_started_and_theirs_are_left_running(
+    host: OneHost, database_url: str, redis_url: str
+) -> None:
+    host.set(DATABASE_URL=database_url.replace("postgresql+psycopg2://", "postgresql://"), REDIS_URL=redis_url)
+    first = host.start()
+    with host.client() as client:
+        parameters = {"script_type": "bash", "script_content": "echo hello"}
+        client.create_pipeline(
+            {"name": "theirs", "tasks": [{"name": "greet", "operator": "custom_script", "parameters": parameters}]}
+        )
+        assert client.wait(client.start_run("theirs")["id"], seconds=30)["state"] == "success"
+    started = {Path(process.exe()).name for process in family(first)}
+    assert not {name for name in started if name.startswith(("postgres", "valkey", "redis"))}
+    assert not (host.folder / "data" / "postgres").exists()
+    assert not (host.folder / "data" / "redis").exists()
+    first.terminate()
+    assert first.wait(60) == 0
+    connection = psycopg2.connect(database_url.replace("postgresql+psycopg2://", "postgresql://"))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM pipelines")
+        assert cursor.fetchall() == [("theirs",)]
+    connection.close()
+    with redis.Redis.from_url(redis_url) as wire:
+        assert wire.ping()
 
 
 def test_a_second_start_and_a_clean_up_are_refused_in_one_sentence_while_the_system_runs(host: OneHost) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 COMPOSE = Path(__file__).resolve().parents[2] / "compose"
+WORKERS = ("worker-cpu", "worker-highmem", "worker-gpu")
 SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "SECRET_KEY", "ADMIN_KEY", "WORKER_KEY", "FLOWER_PASSWORD")
 
 
@@ -41,8 +42,60 @@ def test_only_the_api_and_flower_are_published_and_on_loopback_unless_said_other
 
 
 def test_workers_get_no_database_and_no_administrators_key(compose: dict[str, Any]) -> None:
-    for name in ("worker-cpu", "worker-highmem", "worker-gpu", "flower"):
+    for name in (*WORKERS, "flower"):
         assert not {"DATABASE_URL", "ADMIN_KEY", "SECRET_KEY"} & set(compose["services"][name]["environment"])
+
+
+def test_flower_can_not_seal_a_grant(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]["flower"]["environment"]) == {"REDIS_URL", "LOG_LEVEL", "FLOWER_BASIC_AUTH"}
+
+
+def test_workers_stop_before_the_schedulers_and_hand_back_what_they_run(compose: dict[str, Any]) -> None:
+    for name in WORKERS:
+        service = compose["services"][name]
+        assert service["stop_signal"] == "SIGQUIT"
+        assert int(service["stop_grace_period"].removesuffix("s")) >= 60
+        assert {"scheduler", "redis"} <= set(service["depends_on"])
+
+
+def test_no_command_line_holds_a_secret(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert "${" not in str(service.get("command"))
+
+
+def test_flower_refuses_to_start_without_a_password(compose: dict[str, Any], tmp_path: Path) -> None:
+    flower = compose["services"]["flower"]
+    refused = run(flower["command"], tmp_path, "celery", {"FLOWER_BASIC_AUTH": "admin:"})
+    assert refused.returncode == 1
+    assert "Set FLOWER_PASSWORD in compose/.env" in refused.stderr
+    started = run(flower["command"], tmp_path, "celery", {"FLOWER_BASIC_AUTH": "admin:word"})
+    assert started.stdout.split() == ["-A", "workers", "flower", "--address=0.0.0.0", "--port=5555"]
+
+
+def test_redis_reads_its_password_from_its_input(compose: dict[str, Any], tmp_path: Path) -> None:
+    started = run(compose["services"]["redis"]["command"], tmp_path, "redis-server", {"REDISCLI_AUTH": "the-word"})
+    arguments, *configuration = started.stdout.splitlines()
+    assert arguments.startswith("- --appendonly yes")
+    assert "the-word" not in arguments
+    assert configuration == ["requirepass the-word"]
+
+
+def run(
+    command: list[str], folder: Path, program: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a service's command with ``program`` replaced by one that shows its arguments and its input."""
+    stand_in = folder / program
+    stand_in.write_text('#!/bin/sh\necho "$*"\nexec cat\n')
+    stand_in.chmod(0o755)
+    return subprocess.run(
+        [word.replace("$$", "$") for word in command],
+        env={"PATH": f"{folder}:/usr/bin:/bin", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
 
 
 def test_every_built_target_exists_in_the_dockerfile(compose: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from operators.data_ingestion import DataIngestion
+from orchestrator.artifacts import ObjectArtifacts
 from orchestrator.operator import Connection, OperatorFailure, TaskContext
 from orchestrator.testing import check_parameters, make_context, run_operator
 from tests.contract.ingestion import CSV, ROWS, content, everything_in, failure
@@ -195,6 +196,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from operators.data_ingestion import DataIngestion
+from orchestrator.artifacts import ObjectArtifacts
 from orchestrator.testing import make_context, run_operator
 context = make_context(Path(sys.argv[1]))
 out = run_operator(DataIngestion, context, {"source_path": "big." + sys.argv[2], "output_format": sys.argv[3]})
@@ -282,3 +284,42 @@ def test_a_missing_object_bucket_or_store_is_told_apart(tmp_path: Path, s3_serve
     away = make_context(tmp_path, s3_options={**s3_server, "aws_endpoint_url": "http://127.0.0.1:9"})
     found = failure(away, {"source_path": f"s3://{bucket}/x.csv"})
     assert (found.reason, found.retryable) == ("unreachable", True)
+
+
+def test_a_connection_of_s3_is_read_inside_its_folder_only(
+    tmp_path: Path, s3_server: dict[str, str], bucket: str
+) -> None:
+    lake = Connection("lake", f"s3://{bucket}/in")
+    context = make_context(tmp_path, connections={"lake": lake}, s3_options=s3_server, s3_buckets=("another",))
+    put_object(s3_server, bucket, "in/x.csv", CSV)
+    put_object(s3_server, bucket, "other/x.csv", CSV)
+    inside = {"source": "lake", "source_path": f"s3://{bucket}/in/x.csv"}
+    assert run_operator(DataIngestion, context, inside)["dataset"]["rows"] == 3
+    for path in (f"s3://{bucket}/other/x.csv", "s3://another/in/x.csv", "../other/x.csv"):
+        assert failure(context, {"source": "lake", "source_path": path}).reason == "forbidden_address"
+    (tmp_path / "data" / "x.csv").write_bytes(CSV)
+    upwards = {"source_path": "x.csv", "destination": "lake", "destination_table": "../other/x.csv"}
+    assert failure(context, upwards).reason == "forbidden_address"
+
+
+def test_no_uri_of_s3_leads_into_the_artifact_store(tmp_path: Path, s3_server: dict[str, str], bucket: str) -> None:
+    artifacts = ObjectArtifacts.s3(bucket, "artifacts", s3_server)
+    lake = Connection("lake", f"s3://{bucket}")
+    context = make_context(tmp_path, artifacts=artifacts, s3_options=s3_server, connections={"lake": lake})
+    artifacts.put_bytes("another/run/t/1/secret.csv", CSV)
+    put_object(s3_server, bucket, "artifacts-of-others/x.csv", CSV)
+    (tmp_path / "data" / "x.csv").write_bytes(CSV)
+    for parameters in (
+        {"source_path": f"s3://{bucket}/artifacts/another/run/t/1/secret.csv"},
+        {"source_path": f"s3://{bucket}//artifacts/another/run/t/1/secret.csv"},
+        {"source_path": f"S3://{bucket}/artifacts/another/run/t/1/secret.csv"},
+        {"source": "lake", "source_path": "artifacts/another/run/t/1/secret.csv"},
+        {"source_path": "x.csv", "output_path": f"s3://{bucket}/artifacts/another/run/t/1/secret.csv"},
+        {"source_path": "x.csv", "destination": "lake", "destination_table": "artifacts/another/x.csv"},
+    ):
+        assert failure(context, parameters).reason == "forbidden_path"
+    found = failure(context, {"source_path": f"s3://user@{bucket}/x.csv"})
+    assert found.reason == "bad_parameters"
+    outside = {"source_path": f"s3://{bucket}/artifacts-of-others/x.csv"}
+    assert run_operator(DataIngestion, context, outside)["dataset"]["rows"] == 3
+    assert list(artifacts.list("another")) == ["another/run/t/1/secret.csv"]

@@ -176,3 +176,45 @@ def test_pages_that_form_a_circle_or_lead_elsewhere_are_refused(tmp_path: Path, 
     assert found.reason == "too_large"
     found = failure(context, {"source_path": f"{endless.url}/x", "pagination": {"type": "page"}, "max_bytes": 20})
     assert found.reason == "too_large"
+
+
+def crm_at(url: str) -> Connection:
+    options = {"token": "geheim", "headers": {"X-Key": "geheim"}, "params": {"key": "geheim"}}
+    return Connection("crm", f"{url}/v1", options)
+
+
+def test_the_credentials_of_a_connection_go_nowhere_else(tmp_path: Path, serve: Serve) -> None:
+    own, attacker = serve(lambda _p, _q, _h: (200, {}, [1])), serve(lambda _p, _q, _h: (200, {}, [1]))
+    context = api_context(tmp_path, connections={"crm": crm_at(own.url), "lake": Connection("lake", "s3://lake/in")})
+    for elsewhere in (f"{attacker.url}/v1/x", f"{own.url}/admin", f"{own.url}/v1/%2e%2e/admin", "s3://bucket/x.csv"):
+        found = failure(context, {"source": "crm", "source_path": elsewhere})
+        assert (found.reason, found.retryable) == ("forbidden_address", False)
+        assert "geheim" not in found.message
+    assert failure(context, {"source": "crm", "source_path": "../admin"}).reason == "forbidden_address"
+    assert failure(context, {"source": "lake", "source_path": f"{attacker.url}/x"}).reason == "forbidden_address"
+    assert (own.asked, attacker.asked) == ([], [])
+
+
+def test_a_full_url_below_that_of_the_connection_is_as_good_as_a_relative_path(tmp_path: Path, serve: Serve) -> None:
+    api = serve(lambda path, query, _h: (200, {}, [{"path": path, **query}]))
+    context = api_context(tmp_path, connections={"crm": crm_at(api.url)})
+    for path in ("customers", f"{api.url}/v1/customers"):
+        dataset = run_operator(DataIngestion, context, {"source": "crm", "source_path": path})["dataset"]
+        assert content(context, dataset["uri"]) == b'{"path":"/v1/customers","key":"geheim"}\n'
+    assert [asked["authorization"] for asked in api.asked] == ["Bearer geheim"] * 2
+
+
+def test_a_task_can_not_send_credentials_to_another_site_of_the_same_address(tmp_path: Path, serve: Serve) -> None:
+    api = serve(lambda _p, _q, _h: (200, {}, [1]))
+    context = api_context(tmp_path, connections={"crm": crm_at(api.url)})
+    run_operator(DataIngestion, context, {"source": "crm", "source_path": "x", "headers": {"host": "attacker.example"}})
+    assert api.asked[0]["host"] == api.url.removeprefix("http://")
+
+
+def test_credentials_do_not_follow_the_apis_redirect_to_another_host(tmp_path: Path, serve: Serve) -> None:
+    attacker = serve(lambda _p, _q, _h: (200, {}, [1]))
+    api = serve(lambda _p, _q, _h: (302, {"Location": f"{attacker.url}/x"}, b""))
+    context = api_context(tmp_path, connections={"crm": crm_at(api.url)})
+    run_operator(DataIngestion, context, {"source": "crm", "source_path": "x"})
+    [asked] = attacker.asked
+    assert not any("geheim" in value for value in asked.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.artifacts import ObjectArtifacts
 from orchestrator.inputs import describe_output, fingerprint, local_file
 from orchestrator.operator import OperatorFailure
 from orchestrator.testing import make_context
@@ -74,3 +75,21 @@ def test_an_output_that_was_handed_on_is_its_makers(tmp_path: Path) -> None:
     context = make_context(tmp_path, upstream_outputs={"compare": {"model": model}, "train": {"model": model}})
     assert describe_output(context, "model", model["uri"]) == {"task": "train", **model}
     assert describe_output(context, "dataset", model["uri"]) == {}
+
+
+def test_an_object_of_the_artifact_store_is_refused_by_its_place_in_s3(
+    s3_options: dict[str, str], tmp_path: Path
+) -> None:
+    context = make_context(tmp_path, s3_options=s3_options, artifacts=ObjectArtifacts.s3("bucket", "", s3_options))
+    with pytest.raises(OperatorFailure, match="artifact://") as caught:
+        local_file(context, "s3://bucket/models/m.bin")
+    assert caught.value.reason == "forbidden_path"
+
+
+def test_only_listed_buckets_are_opened_with_the_sites_keys(s3_options: dict[str, str], tmp_path: Path) -> None:
+    allowed = make_context(tmp_path, s3_options=s3_options, s3_buckets=("other", "bucket"))
+    assert local_file(allowed, "s3://bucket/models/m.bin").read_bytes() == b"weights"
+    narrow = make_context(tmp_path / "narrow", s3_options=s3_options, s3_buckets=("other",))
+    with pytest.raises(OperatorFailure, match="S3_BUCKETS") as caught:
+        local_file(narrow, "s3://bucket/models/m.bin")
+    assert caught.value.reason == "forbidden_path"

@@ -49,7 +49,9 @@ class FakeScheduler:
         self.chunks: list[LogChunk] = []
         self.verdict: str | None = "committed"
         """What outcomes are answered; ``None``: nothing."""
+        self.answers_claims = True
         self.replies_to_heartbeats = True
+        self.collects_logs = True
         self.cancel: dict[str, float] = {}
         self.fence: set[str] = set()
         self.drain = False
@@ -83,9 +85,12 @@ class FakeScheduler:
         self._hints.publish([SendHint(attempt_id, seq, queue)])
 
     def log(self, attempt_id: str) -> str:
-        """Return the log as collected so far."""
-        mine = {chunk.offset: chunk.content for chunk in self.chunks if chunk.attempt_id == attempt_id}
-        return b"".join(content for _, content in sorted(mine.items())).decode()
+        """Return the log as collected so far, up to its first gap; chunks that were sent again overlap."""
+        log = b""
+        for chunk in sorted(self.chunks, key=lambda chunk: chunk.offset):
+            if chunk.attempt_id == attempt_id and chunk.offset <= len(log):
+                log = log[: chunk.offset] + chunk.content + log[chunk.offset + len(chunk.content) :]
+        return log.decode()
 
     def outcome(self, attempt_id: str) -> Outcome | None:
         """Return what was first reported."""
@@ -117,7 +122,8 @@ class FakeScheduler:
             match entry.report:
                 case ClaimReceived() as claim:
                     self.claims.append(claim)
-                    self._answer_claim(claim)
+                    if self.answers_claims:
+                        self._answer_claim(claim)
                 case OutcomeReceived() as report:
                     self.outcomes.setdefault(report.attempt_id, []).append(report)
                     if self.verdict is not None:
@@ -126,10 +132,16 @@ class FakeScheduler:
                 case WorkerLeft(worker_id):
                     self.left.append(worker_id)
         self._events.ack([entry.id for entry in entries])
-        logs = self._logs.read(100, 0.01)
-        self.chunks += [chunk for _, chunk in logs if isinstance(chunk, LogChunk)]
-        self._logs.ack([entry_id for entry_id, _ in logs])
+        if self.collects_logs:
+            self._collect_logs()
         self._read_heartbeats()
+
+    def _collect_logs(self) -> None:
+        logs = self._logs.read(100, 0.01)
+        chunks = [chunk for _, chunk in logs if isinstance(chunk, LogChunk)]
+        self.chunks += chunks
+        self._logs.confirm(chunks)
+        self._logs.ack([entry_id for entry_id, _ in logs])
 
     def _answer_claim(self, claim: ClaimReceived) -> None:
         spec = self.specs.get(claim.attempt_id)

@@ -51,6 +51,12 @@ class Probe(Operator):
         time.sleep(parameters.get("seconds", 600))
         return {}
 
+    def count(self, context, parameters):
+        for number in range(parameters["lines"]):
+            print("line", number, flush=True)
+            time.sleep(parameters["seconds"] / parameters["lines"])
+        return {}
+
     def fail(self, context, parameters):
         raise OperatorFailure("bad_data", "The file is empty.", retryable=True, retry_after=7.0)
 
@@ -182,6 +188,8 @@ class ForkSite:
         self.spool = Spool(self.folders.spool)
         self.started: set[str] = set()
         self.ended: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.ready = threading.Event()
         self.died = threading.Event()
         site = Site(
             incarnation=self.incarnation,
@@ -197,7 +205,13 @@ class ForkSite:
             site,
             environment.fork_server_environment(variables, self.incarnation),
             self.lock.fd,
-            Listener(self.started.add, self.ended.add, self.died.set),
+            Listener(
+                ready=self.ready.set,
+                started=self.started.add,
+                ended=self.ended.add,
+                refused=self.refused.__setitem__,
+                died=self.died.set,
+            ),
         )
 
     def start(self, do: str, fresh_until: float | None = None, **fields: Any) -> str:

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -217,6 +218,31 @@ def test_too_many_requests_are_told_when_to_come_back(api: ApiSite) -> None:
     assert refused.json is not None
     assert refused.json["code"] == 429
     assert api.call("GET", "/api/v1/operators", role="viewer").status_code == 200
+
+
+def test_guessing_keys_is_refused_before_the_database_is_asked_and_locks_nobody_else_out(api: ApiSite) -> None:
+    guesses = api.services.guesses
+    guesses._rate, guesses._burst = 0.5, 3.0
+    assert api.call("GET", "/api/v1/operators", role="viewer").status_code == 200
+    seen = [api.call("GET", "/api/v1/operators", key=key).status_code for key in ("", "a", "b", "c", "d")]
+    assert seen == [401, 401, 401, 429, 429]
+    with patch.object(Keyring, "identify", side_effect=AssertionError("a guess went further")):
+        refused = api.call("GET", "/api/v1/operators", key="another-guess")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert api.call("GET", "/api/v1/operators", role="viewer").status_code == 200
+    away = {"REMOTE_ADDR": "192.0.2.7"}
+    assert api.call("GET", "/api/v1/operators", key="e", environ_overrides=away).status_code == 401
+    assert api.app.test_client().get("/healthz").status_code == 200
+
+
+def test_guesses_from_one_network_of_ipv6_count_together(api: ApiSite) -> None:
+    guesses = api.services.guesses
+    guesses._rate, guesses._burst = 0.5, 1.0
+    seen = [
+        api.call("GET", "/api/v1/runs", key="x", environ_overrides={"REMOTE_ADDR": address}).status_code
+        for address in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1", "not an address")
+    ]
+    assert seen == [401, 429, 401, 401]
 
 
 def test_answers_carry_an_id_and_careful_headers(api: ApiSite) -> None:

@@ -167,6 +167,30 @@ def test_a_private_registry_is_refused_unless_the_site_allows_it(api: ApiSite) -
     assert checked["valid"], checked["errors"]
 
 
+def test_a_url_that_a_connections_credentials_are_not_for_is_refused_at_the_save(api: ApiSite) -> None:
+    connections = {"crm": {"url": "https://crm.example/api", "token": "geheim"}, "lake": {"url": "s3://lake/in"}}
+    settings = replace(api.settings, connections=connections)
+    site = ApiSite(create_app(settings), settings, api.tenant_id, api.keys)
+    try:
+        for source, path, valid in (
+            ("crm", "https://attacker.example/x", False),
+            ("crm", "https://crm.example/admin", False),
+            ("crm", "https://crm.example/api/customers", True),
+            ("crm", "customers", True),
+            ("lake", "s3://other/in/x.csv", False),
+            ("lake", "s3://[other/in/x.csv", False),
+            ("lake", "s3://lake/in/x.csv", True),
+        ):
+            task = {"name": "a", "operator": "data_ingestion", "parameters": {"source": source, "source_path": path}}
+            checked = site.call("POST", "/api/v1/pipelines/validate", {"name": "x", "tasks": [task]})
+            assert checked.json is not None
+            told = [problem["pointer"] for problem in checked.json["errors"]]
+            assert told == ([] if valid else ["/tasks/0/parameters/source_path"]), path
+            assert "geheim" not in checked.text
+    finally:
+        site.services.close()
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api.app import create_app
 from tests.integration.api_site import DEFINITION, ApiSite
 
 SEEDS = sorted((Path(__file__).parents[1] / "seed_pipelines").glob("*.json"))
@@ -33,6 +35,25 @@ def test_an_identical_save_returns_the_same_version(api: ApiSite) -> None:
 
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json == again.json
+
+
+def test_the_same_content_becomes_a_new_version_when_the_site_makes_another_plan_of_it(api: ApiSite) -> None:
+    made = api.call("POST", "/api/v1/pipelines", DEFINITION)
+    assert made.json is not None
+    settings = replace(api.settings, default_retry_count=7)
+    changed = ApiSite(create_app(settings), settings, api.tenant_id, api.keys)
+    try:
+        posted = [changed.call("POST", "/api/v1/pipelines", DEFINITION) for _ in range(2)]
+        put = changed.call("PUT", f"/api/v1/pipelines/{made.json['id']}", DEFINITION)
+    finally:
+        changed.services.close()
+    seen = [(answer.status_code, (answer.json or {})["version"]) for answer in (*posted, put)]
+    assert seen == [(200, 2)] * 3
+    assert api.count("SELECT (plan #> '{tasks,0,retry,retries}')::int FROM pipeline_versions WHERE version = 2") == 7
+    back = api.call("PUT", f"/api/v1/pipelines/{made.json['id']}", DEFINITION)
+    assert back.json is not None
+    assert (back.json["version"], back.headers["ETag"]) == (1, made.headers["ETag"])
+    assert api.count("SELECT count(*) FROM pipeline_versions") == 2
 
 
 def test_another_content_under_a_taken_name_is_a_conflict(api: ApiSite) -> None:

@@ -69,6 +69,21 @@ def test_one_idempotency_key_makes_one_run(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM runs") == 1
 
 
+def test_idempotency_keys_are_forgotten_after_a_week(api: ApiSite) -> None:
+    api.saved()
+    body = {"pipeline_name": "two-scripts"}
+    for key in ("old", "older", "recent"):
+        api.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": key})
+    api.sql("UPDATE idempotency_keys SET created_at = now() - interval '8 days' WHERE key <> 'recent'")
+    api.sql("UPDATE idempotency_keys SET created_at = now() - interval '6 days' WHERE key = 'recent'")
+    again = api.call("POST", "/api/v1/runs", {**body, "parameters": {"a": 1}}, headers={"Idempotency-Key": "old"})
+    assert again.status_code == 201
+    assert "Idempotent-Replayed" not in again.headers
+    assert api.count("SELECT count(*) FROM idempotency_keys") == 2
+    recent = api.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "recent"})
+    assert recent.headers["Idempotent-Replayed"] == "true"
+
+
 def test_requests_at_once_with_one_key_make_one_run(api: ApiSite) -> None:
     api.saved()
     answers: list[str] = []

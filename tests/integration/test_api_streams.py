@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from api.attempt_log import AttemptLog, LogGaps
+from api.services import EXTENSION
 from api.sse import StreamSlots
 from tests.integration.api_site import ApiSite
 
@@ -67,6 +70,68 @@ def test_chunks_sent_twice_and_chunks_not_yet_there_do_no_harm(api: ApiSite, att
     api.services.artifacts.put_bytes(f"{prefix}/{3:015d}", b"lo\ngr")
     api.services.artifacts.put_bytes(f"{prefix}/{500:015d}", b"later")
     assert api.call("GET", f"{path}/logs").text == "hello\ngrüße\n"
+
+
+def lost_chunk(api: ApiSite, prefix: str) -> None:
+    """Leave out bytes 14 to 500 of the log."""
+    api.services.artifacts.put_bytes(f"{prefix}/{500:015d}", b"later\n")
+
+
+MARKED = "hello\ngrüße\n[486 bytes of this log are missing: they were lost on their way here.]\nlater\n"
+
+
+def test_a_lost_chunk_hides_nothing_that_came_after_it(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, prefix = attempt
+    lost_chunk(api, prefix)
+    waiting = api.call("GET", f"{path}/logs")
+    assert (waiting.text, waiting.headers["X-Next-Offset"]) == ("hello\ngrüße\n", "14")
+    api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now() - interval '10 seconds'")
+    json = {"Accept": "application/json"}
+    assert (api.call("GET", f"{path}/logs", headers=json).json or {})["complete"] is False
+    api.sql("UPDATE attempts SET ended_at = now() - interval '1 minute'")
+    whole = api.call("GET", f"{path}/logs", headers=json).json or {}
+    assert (whole["text"], whole["next_offset"], whole["complete"]) == (MARKED, 506, True)
+    offset, text = 0, ""
+    for _ in range(20):
+        part: Any = api.call("GET", f"{path}/logs?offset={offset}&limit=5", headers=json).json
+        text, offset = text + part["text"], part["next_offset"]
+        if part["complete"]:
+            break
+    assert (text, offset) == (MARKED, 506)
+
+
+def test_a_chunk_that_does_not_come_is_given_up_while_the_attempt_runs(api: ApiSite, attempt: tuple[str, str]) -> None:
+    _, prefix = attempt
+    lost_chunk(api, prefix)
+    now = [0.0]
+    gaps = LogGaps(clock=lambda: now[0])
+    log = AttemptLog(api.services.artifacts, prefix, gaps)
+    assert log.read(0, 1000, settled=False).content.decode() == "hello\ngrüße\n"
+    now[0] = 29.0
+    assert log.read(0, 1000, settled=False).more
+    now[0] = 31.0
+    part = log.read(0, 1000, settled=False)
+    assert (part.content.decode(), part.next_offset, part.more) == (MARKED, 506, False)
+    api.services.artifacts.put_bytes(f"{prefix}/{14:015d}", b"x" * 486)
+    assert b"missing" not in log.read(0, 1000, settled=False).content
+
+
+def test_following_goes_on_after_a_lost_chunk(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, prefix = attempt
+    lost_chunk(api, prefix)
+    api.app.extensions[EXTENSION] = replace(api.services, log_gaps=LogGaps(patience=1.0))
+    api.sql("UPDATE attempts SET state = 'succeeded', ended_at = now()")
+    found = events_of(api.call("GET", f"{path}/logs?follow=true").text)
+    assert "".join(content["text"] for kind, content in found if kind == "log") == MARKED
+    assert found[-1] == ("end", {"next_offset": 506})
+
+
+def test_a_log_settles_a_moment_after_the_end_that_the_database_tells(api: ApiSite, attempt: tuple[str, str]) -> None:
+    path, _ = attempt
+    for ago, complete in (("0.5 seconds", False), ("3 seconds", True)):
+        api.sql(f"UPDATE attempts SET state = 'succeeded', ended_at = clock_timestamp() - interval '{ago}'")
+        part = api.call("GET", f"{path}/logs", headers={"Accept": "application/json"}).json or {}
+        assert part["complete"] is complete
 
 
 def test_a_task_that_was_never_tried_has_an_empty_log(api: ApiSite, attempt: tuple[str, str]) -> None:

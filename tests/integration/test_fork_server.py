@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.records import Resources
@@ -208,6 +209,22 @@ def test_an_attempt_beside_a_killed_supervisor_goes_on(site: ForkSite, tmp_path:
     other = site.start("finish_on_term")
     site.wait_for_log(other, "ready")
     site.outcome(site.start("kill_supervisor", parameters={"notes": str(tmp_path / "pids")}))
+    site.client.stop(other, "preempted", 5.0)
+    assert site.outcome(other).state is AttemptState.SUCCEEDED
+
+
+def test_an_attempt_that_can_not_be_forked_costs_no_other(site: ForkSite) -> None:
+    assert site.ready.wait(20)
+    other = site.start("finish_on_term")
+    site.wait_for_log(other, "ready")
+    server = psutil.Process(site.client.process.pid)
+    former = server.rlimit(psutil.RLIMIT_NOFILE)
+    server.rlimit(psutil.RLIMIT_NOFILE, (3, former[1]))
+    attempt = site.start("skip")
+    wait_for(lambda: attempt in site.refused, what="refusal")
+    assert "Too many open files" in site.refused[attempt]
+    server.rlimit(psutil.RLIMIT_NOFILE, former)
+    assert site.outcome(site.start("skip")).state is AttemptState.SUCCEEDED
     site.client.stop(other, "preempted", 5.0)
     assert site.outcome(other).state is AttemptState.SUCCEEDED
 

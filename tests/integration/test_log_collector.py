@@ -78,6 +78,41 @@ def test_chunks_wait_while_the_store_is_away_and_are_taken_over_by_another(
     assert artifacts.get_bytes(f"artifact://{log_key(chunk(0, b''))}", 100) == b"kept"
 
 
+def test_what_is_stored_without_a_gap_is_told_before_the_chunks_are_removed(
+    client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    artifacts = SometimesAway(tmp_path, scope="shared")
+    collector = LogCollector(client, keys, SEAL, artifacts, "one")
+    publisher = LogPublisher(client, keys, SEAL, "worker")
+    entries = publisher.publish([chunk(0, b"hello"), chunk(10, b"after a gap")])
+    seen = publisher.look(["attempt"], entries)
+    assert seen.waiting == set(entries)
+    assert seen.stored == {}
+    collector.collect(0.01)
+    with pytest.raises(StoreUnavailable):
+        collector.collect(0.01)
+    assert publisher.look(["attempt"], entries).stored == {}, "nothing is told before it is stored"
+    artifacts.away = False
+    collect_all(LogCollector(client, keys, SEAL, artifacts, "two"), client, keys)
+    seen = publisher.look(["attempt", "another"], entries)
+    assert (seen.waiting, seen.stored) == (frozenset(), {"attempt": 5})
+    publisher.publish([chunk(5, b"world")])
+    publisher.publish([chunk(10, b"after a gap")])
+    collect_all(LogCollector(client, keys, SEAL, artifacts, "three"), client, keys)
+    assert publisher.look(["attempt"], []).stored == {"attempt": 21}
+
+
+def test_a_collector_whose_note_is_gone_goes_on_from_what_the_worker_knows(
+    client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    collector = LogCollector(client, keys, SEAL, LocalArtifacts(tmp_path, scope="shared"), "one")
+    publisher = LogPublisher(client, keys, SEAL, "worker")
+    publisher.publish([LogChunk("attempt", "tenant", "run", 100, b"hello", confirmed=100)])
+    collect_all(collector, client, keys)
+    assert publisher.look(["attempt"], []).stored == {"attempt": 105}
+    assert 0 < client.ttl(keys.logged("attempt")) <= 3600
+
+
 def test_forged_and_misnamed_chunks_are_dropped_and_counted(client: Client, keys: Keys, tmp_path: Path) -> None:
     collector = LogCollector(client, keys, SEAL, LocalArtifacts(tmp_path, scope="shared"), "one")
     LogPublisher(client, keys, Seal("another key"), "worker").publish([chunk(0, b"forged")])

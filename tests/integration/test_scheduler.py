@@ -227,6 +227,36 @@ def test_a_cancelled_run_stops_what_runs_and_starts_nothing(site: Site) -> None:
     assert site.rows("SELECT result FROM commands WHERE applied_at IS NULL") == []
 
 
+def test_a_run_whose_plan_no_scheduler_here_can_read_fails_and_the_next_one_goes(site: Site) -> None:
+    site = replace(site, settings=replace(site.settings, max_concurrent_runs=1))
+    unreadable = seed_run(site.engine, plan=Plan((planned("only"),)), priority=9)
+    with site.engine.begin() as connection:
+        query = "UPDATE pipeline_versions SET plan = '{}' WHERE id = (SELECT version_id FROM runs WHERE id = :id)"
+        connection.execute(text(query), {"id": unreadable.id})
+    site.lead()
+    with site.worker():
+        run = site.submit()
+        site.wait_for(run)
+    [failed] = site.rows("SELECT state, reason, message FROM runs WHERE id = :id", id=unreadable.id)
+    assert (failed.state, failed.reason) == ("failed", "plan_unreadable")
+    assert failed.message.endswith(".")
+    tasks = site.rows("SELECT state FROM task_runs WHERE run_id = :id", id=unreadable.id)
+    assert [task.state for task in tasks] == ["cancelled"]
+
+
+def test_an_attempt_whose_gpu_is_busy_goes_again_and_is_charged_to_nobody(site: Site) -> None:
+    busy = Outcome(AttemptState.LOST, "gpu_busy", "The device is used by process 7.", infrastructure=True)
+    site.lead()
+    with site.worker(behave=lambda spec: busy if spec.number == 1 else Outcome(AttemptState.SUCCEEDED)) as worker:
+        run = site.submit(Plan((planned("a"),)))
+        site.wait_for(run)
+        first, second = (worker.granted_at[spec.attempt_id] for spec in worker.granted)
+        assert second - first >= 1.0
+    [task] = site.rows("SELECT attempts, failures, losses FROM task_runs")
+    assert tuple(task) == (2, 0, 0)
+    assert site.rows("SELECT count FROM refusals WHERE what = 'uncharged'") == [(1,)]
+
+
 def test_a_run_that_waits_for_a_place_can_be_cancelled(site: Site) -> None:
     site = replace(site, settings=replace(site.settings, max_concurrent_runs=1))
     site.lead()

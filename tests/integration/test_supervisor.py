@@ -67,6 +67,18 @@ def test_lines_of_the_children_come_with_their_names_and_stay_in_the_log(
     assert supervisor.log("one").read_text() == "first\nsecond\n"
 
 
+def test_a_stop_that_takes_long_says_what_it_waits_for(
+    tmp_path: Path, supervisor: Supervisor, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.local.supervisor.SLOW_SECONDS", 0.2)
+    supervisor.start(
+        shell("slow", "trap 'sleep 0.5; exit 0' TERM; echo up; while :; do sleep 0.05; done", tmp_path), rank=0
+    )
+    assert run_until(supervisor, lambda: len(listener.lines) == 1)
+    supervisor.stop()
+    assert listener.sentences == ["Waiting for slow to end; running tasks have their grace to stop."]
+
+
 def test_a_process_that_is_killed_starts_again_and_the_supervisor_says_so(
     tmp_path: Path, supervisor: Supervisor, listener: Listener
 ) -> None:

@@ -113,6 +113,20 @@ def test_acknowledged_entries_are_gone_and_others_are_not(client: Client, stream
     assert len(stream.read(200, 0.1)) == 2
 
 
+def test_a_worker_can_tell_whether_its_report_still_waits(client: Client, stream: EventStream) -> None:
+    worker = reporter(client)
+    claim, outcome = worker.claim("attempt", 1, "nonce"), worker.outcome_from_spool(b"{}")
+    assert worker.is_unread(claim)
+    assert worker.is_unread(outcome)
+    (entry,) = stream.read(1, 0.1)
+    assert worker.is_unread(claim), "read is not acknowledged: a leader that dies now has not answered it"
+    stream.ack([entry.id])
+    assert not worker.is_unread(claim)
+    assert worker.is_unread(outcome)
+    client.flushdb()
+    assert not worker.is_unread(outcome)
+
+
 def test_a_new_leader_gets_at_once_what_the_old_one_has_read_and_not_acknowledged(
     client: Client, stream: EventStream
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,39 @@ def test_redis_flushed_in_the_middle_loses_nothing(scheduler: FakeScheduler, sta
     assert reported(scheduler, later) is AttemptState.SUCCEEDED
 
 
+def test_logs_that_a_flush_of_redis_took_arrive_all_the_same(
+    scheduler: FakeScheduler, start_worker: StartWorker
+) -> None:
+    worker = start_worker()
+    attempt = scheduler.attempt("count", parameters={"lines": 40, "seconds": 4})
+    wait_for(lambda: "line 3\n" in scheduler.log(attempt), what="the log's beginning")
+    scheduler.collects_logs = False
+    log = worker.data / "attempts" / attempt / "log"
+    wait_for(lambda: "line 20\n" in log.read_text() and scheduler.client.xlen(scheduler.keys.logs) >= 2)
+    scheduler.client.flushdb()
+    scheduler.collects_logs = True
+    assert reported(scheduler, attempt) is AttemptState.SUCCEEDED
+    whole = "".join(f"line {number}\n" for number in range(40))
+    wait_for(lambda: scheduler.log(attempt) == whole, what="the whole log")
+    wait_for(lambda: not list((worker.data / "attempts").iterdir()), what="removed folder")
+
+
+def test_a_log_stays_on_its_host_until_it_is_stored(scheduler: FakeScheduler, start_worker: StartWorker) -> None:
+    worker = start_worker()
+    scheduler.collects_logs = False
+    attempt = scheduler.attempt("echo")
+    assert reported(scheduler, attempt) is AttemptState.SUCCEEDED
+    wait_for(lambda: not list((worker.data / "spool").iterdir()), what="answered outcome")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(30) == 0
+    assert (worker.data / "attempts" / attempt / "log").exists()
+    scheduler.client.delete(scheduler.keys.logs)
+    scheduler.collects_logs = True
+    start_worker()
+    wait_for(lambda: "hello from task-1" in scheduler.log(attempt), what="the log, sent by the next incarnation")
+    wait_for(lambda: not list((worker.data / "attempts").iterdir()), what="removed folder")
+
+
 def test_a_cancel_kills_a_tree_that_double_forks_and_ignores_term(
     scheduler: FakeScheduler, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -264,6 +298,60 @@ def test_a_dead_fork_server_is_replaced(scheduler: FakeScheduler, start_worker: 
     next(child for child in children if "workers.fork_server" in child.cmdline()).kill()
     assert reported(scheduler, attempt) is AttemptState.LOST
     assert reported(scheduler, scheduler.attempt("skip")) is AttemptState.SUCCEEDED
+
+
+def test_a_worker_whose_fork_server_can_not_live_eats_no_hints(
+    scheduler: FakeScheduler, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"if 'workers.fork_server' in sys.orig_argv and os.path.exists({str(broken)!r}):\n"
+        "    os._exit(3)\n"
+    )
+    worker = start_worker(PYTHONPATH=f"{site}:{Path(__file__).parents[2]}")
+    (incarnation,) = scheduler.heartbeats
+    assert not scheduler.heartbeats[incarnation][0].draining
+    broken.touch()
+    children = psutil.Process(worker.process.pid).children()
+    next(child for child in children if "workers.fork_server" in child.cmdline()).kill()
+    wait_for(lambda: scheduler.latest()[incarnation].draining, what="heartbeat of a worker that can start nothing")
+    queue = scheduler.keys.queue("cpu")
+    # Its consumer stops within a second; what it still took is dropped, and the real scheduler sends it again.
+    wait_for(lambda: scheduler.attempt("skip") and scheduler.client.llen(queue) > 0, what="a hint that stays")
+    assert scheduler.outcomes == {}
+    broken.unlink()
+    wait_for(lambda: not scheduler.latest()[incarnation].draining, 60, "heartbeat of a worker that is able again")
+    wait_for(lambda: scheduler.outcomes, what="an outcome of what waited")
+    assert {report.outcome.state for reports in scheduler.outcomes.values() for report in reports} == {
+        AttemptState.SUCCEEDED
+    }
+
+
+def test_a_claim_outlasts_a_control_plane_that_is_away(scheduler: FakeScheduler, start_worker: StartWorker) -> None:
+    start_worker()
+    attempt = scheduler.attempt("skip", hint=False)
+    spec = scheduler.specs.pop(attempt)
+    scheduler.answers_claims = False
+    scheduler.hint(attempt)
+    wait_for(lambda: len(scheduler.claims) >= 3, 60, "repeated claims")
+    assert len({claim.nonce for claim in scheduler.claims}) == 1
+    scheduler.specs[attempt] = spec
+    scheduler.answers_claims = True
+    assert reported(scheduler, attempt) is AttemptState.SUCCEEDED
+
+
+def test_a_data_dir_of_another_host_is_refused_with_a_sentence(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "data").mkdir()
+    other = {"machine": "another", "hostname": "another-host", "boot_id": "another"}
+    (tmp_path / "data" / "host-machine.json").write_text(json.dumps(other))
+    worker = WorkerProcess(tmp_path, redis_url)
+    assert worker.process.wait(30) != 0
+    text = worker.log.read_text()
+    assert "which is that of host 'another-host'" in text
+    assert "Traceback" not in text
 
 
 def test_a_warm_shutdown_finishes_what_runs_and_says_goodbye(

@@ -29,6 +29,7 @@ from orchestrator.records import (
     GpuDevice,
     Heartbeat,
     Outcome,
+    Plan,
     Reservation,
     Resources,
     Usage,
@@ -39,7 +40,7 @@ from orchestrator.store.loader import load_attempts, load_commands, load_queued_
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from scheduler.registered_models import settle_registrations
-from tests.integration.seeded_runs import SeededRun, seed_run
+from tests.integration.seeded_runs import SeededRun, planned, seed_run
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -374,7 +375,7 @@ def test_a_conflicting_registration_becomes_a_failure_and_an_open_version_the_ne
     commit(engine, *ending(run, attempt, reported("7", "x").outcome, AttemptState.SUCCEEDED, TaskState.SUCCESS))
     with engine.connect() as connection:
         reports = [reported("7", "x"), reported("7", "y"), reported("", "z"), reported("", "z")]
-        settled = settle_registrations(connection, reports)
+        settled = settle_registrations(connection, reports, lambda _report: True)
         same, other, following, next_one = [item.outcome for item in settled if isinstance(item, OutcomeReceived)]
     assert same.state is AttemptState.SUCCEEDED
     assert (other.state, other.reason, other.retryable) == (AttemptState.FAILED, "registry_conflict", False)
@@ -382,6 +383,54 @@ def test_a_conflicting_registration_becomes_a_failure_and_an_open_version_the_ne
     assert following.records[0]["version"] == "8"
     assert following.outputs["registration"]["version"] == "8"
     assert next_one.records[0]["version"] == "9"
+
+
+def test_a_report_that_will_not_count_takes_no_version_and_makes_no_conflict(engine: Engine) -> None:
+    run, attempt = granted_attempt(engine)
+
+    def reported(token: str, digest: str) -> OutcomeReceived:
+        record = {"kind": "model", "name": "m", "version": "1", "digest": digest, "uri": "artifact://m"}
+        return OutcomeReceived("worker", attempt.id, token, Outcome(AttemptState.SUCCEEDED, records=(record,)))
+
+    forged, real = reported("forged", "x"), reported(attempt.token, "y")
+    with engine.connect() as connection:
+        settled = list(settle_registrations(connection, [forged, real], lambda report: report.token == attempt.token))
+    assert settled[0] is forged
+    assert [item.outcome.state for item in settled if isinstance(item, OutcomeReceived)] == [AttemptState.SUCCEEDED] * 2
+    assert run.tasks
+
+
+def test_a_worker_that_ended_lately_or_still_holds_something_is_loaded_as_ended(engine: Engine) -> None:
+    _, attempt = granted_attempt(engine)
+    names = ("worker", "lately", "long_ago")
+    commit(engine, *(SaveWorker(heartbeat(name, seq=4), joined=True) for name in names))
+    ends = (Transition(Entity.WORKER, name, WorkerState.ONLINE, WorkerState.LOST, "lease") for name in names)
+    commit(engine, *ends)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE workers SET ended_at = ended_at - interval '1 day' WHERE id IN ('worker', 'long_ago')")
+        )
+        snapshot = load_snapshot(connection, PlanCache(), now=100_000.0)
+    assert {worker.id: (worker.state, worker.seq) for worker in snapshot.workers} == {
+        "lately": (WorkerState.LOST, 4),
+        "worker": (WorkerState.LOST, 4),
+    }, f"attempt {attempt.id} is still charged to 'worker'"
+    assert {worker.id: worker.seen_at for worker in snapshot.workers} == {
+        "lately": pytest.approx(100_000.0, abs=30),
+        "worker": pytest.approx(100_000.0 - 86_400.0, abs=30),
+    }
+
+
+def test_an_unreadable_plan_stands_in_nobodys_way(engine: Engine) -> None:
+    unreadable = seed_run(engine, plan=Plan((planned("only"),)), priority=9)
+    following = seed_run(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE pipeline_versions SET plan = '{\"format\": 99}' WHERE id = (SELECT version_id "
+                                "FROM runs WHERE id = :id)"), {"id": unreadable.id})  # fmt: skip
+        bad, good = load_queued_runs(connection, PlanCache(), 0.0, limit=2)
+    assert (bad.run.id, [task.name for task in bad.plan.tasks]) == (unreadable.id, ["only"])
+    assert "format 99" in bad.unreadable
+    assert (good.run.id, good.unreadable) == (following.id, "")
 
 
 def granted_attempt(engine: Engine) -> tuple[SeededRun, AttemptRecord]:

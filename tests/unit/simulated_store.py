@@ -52,7 +52,7 @@ Undo = list[tuple[dict[str, Any], str, Any]]
 _ABSENT = object()
 LIVE_RUNS = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 _COLUMN_TO_FIELD = {"deadline_at": "deadline"}
-_IGNORED = {"exit_code"}
+_IGNORED = {"exit_code", "ended_at"}
 
 
 class ModelStore:
@@ -325,7 +325,7 @@ class ModelStore:
             attempts=tuple(a for a in self.attempts.values() if a.state not in ATTEMPT_TERMINAL),
             reservations=tuple(self.reservations.values()),
             hosts=tuple(self.hosts.values()),
-            workers=tuple(w for w in self.workers.values() if w.state not in {WorkerState.LOST, WorkerState.DRAINED}),
+            workers=tuple(self.workers.values()),
         )
 
     def queued_runs(self) -> list[RunRecord]:

@@ -26,7 +26,6 @@ from orchestrator.states import RUN_TERMINAL, AttemptState, RunState
 from tests.unit.simulated_store import LostLease, ModelStore, StaleRow, Violation
 
 GIB = 2**30
-CLAIM_LIFE = 20.0
 GRANT_LIFE = 30.0
 
 OUTCOMES = (
@@ -39,6 +38,8 @@ OUTCOMES = (
     Outcome(AttemptState.TIMED_OUT),
     Outcome(AttemptState.PREEMPTED),
     Outcome(AttemptState.LOST, "runner_vanished"),
+    Outcome(AttemptState.LOST, "fork_failed", infrastructure=True),
+    Outcome(AttemptState.FAILED, "gpu_busy", infrastructure=True),
 )
 
 
@@ -62,10 +63,12 @@ class Worker:
     host: Host
     queues: tuple[str, ...]
     slots: int
+    mask: tuple[str, ...] = ()
+    """GPUs of its host that it may use."""
     frozen: bool = False
     seq: int = 0
     claims: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Attempt → nonce of the open claim and when it was made."""
+    """Attempt → nonce of the open claim and when it was last sent."""
     trees: dict[str, str] = field(default_factory=dict)
     """Attempt → token of the process trees that live."""
     open: dict[str, str] = field(default_factory=dict)
@@ -73,8 +76,23 @@ class Worker:
     cancelled: set[str] = field(default_factory=set)
 
 
-Reply = tuple[str, str, str, str, float, object]
-"""kind, worker, attempt, nonce or token, valid until, token of a grant or verdict."""
+Start = tuple[Host, tuple[str, ...], int, tuple[str, ...]]
+"""What a worker is started with: host, queues, slots, GPU mask."""
+Reply = tuple[str, str, str, str, object]
+"""kind, worker, attempt, nonce or token, token of a grant or verdict."""
+
+
+def check_books(kernel: Kernel) -> None:
+    """Hold the kernel's sums and devices against its reservations (I13)."""
+    ledger = kernel.ledger
+    for host in ledger.hosts.values():
+        held = [r for r in ledger.reservations.values() if r.host_id == host.id]
+        devices = {device: r.attempt_id for r in held for device in r.devices}
+        if len(devices) != sum(len(r.devices) for r in held) or devices != host.devices_used:
+            raise Violation(f"I13: host {host.id} marks {host.devices_used}, reservations hold {held}")
+        sums = sum(r.resources.cpu for r in held), sum(r.resources.memory for r in held)
+        if sums != (host.cpu_used, host.memory_used):
+            raise Violation(f"I13: host {host.id} counts {host.cpu_used}, {host.memory_used}, reservations {sums}")
 
 
 class World:
@@ -92,15 +110,22 @@ class World:
         self.commands: list[Command] = []
         self.was_reset = False
         self.redis_away = False
-        gpu = GpuDevice("gpu-0", memory=16 * GIB)
+        gpus = [GpuDevice(f"gpu-{n}", memory=16 * GIB) for n in range(3)]
         self.hosts = {
-            "a": Host("a", Capacity(4000, 8 * GIB, (gpu,))),
-            "b": Host("b", Capacity(2000, 4 * GIB)),
+            "a": Host("a", Capacity(4000, 8 * GIB, tuple(gpus[:2]))),
+            "b": Host("b", Capacity(2000, 4 * GIB, (gpus[2],))),
         }
         self.workers: dict[str, Worker] = {}
-        for host, queues, slots in (("a", ("cpu",), 2), ("a", ("cpu", "gpu"), 1), ("b", ("cpu",), 2)):
-            self.start_worker(self.hosts[host], queues, slots)
-        self.gone: list[tuple[Host, tuple[str, ...], int]] = []
+        starts: tuple[tuple[str, tuple[str, ...], int, tuple[str, ...]], ...] = (
+            ("a", ("cpu",), 2, ()),
+            ("a", ("cpu", "gpu"), 1, ("gpu-0",)),
+            ("a", ("gpu",), 1, ("gpu-1",)),
+            ("b", ("cpu",), 1, ()),
+            ("b", ("cpu", "gpu"), 1, ("gpu-2",)),
+        )
+        for host, queues, slots, mask in starts:
+            self.start_worker(self.hosts[host], queues, slots, mask)
+        self.gone: list[Start] = []
         self.old_leader: tuple[Kernel, int] | None = None
         self.kernel, self.epoch = self._lead()
 
@@ -175,6 +200,7 @@ class World:
             if kernel is self.kernel:
                 self.kernel = self._rebuild()
             return
+        check_books(kernel)
         if self.redis_away:
             return
         self._send(kernel, effects)
@@ -211,15 +237,14 @@ class World:
                     self.hints.append((effect.queue, effect.attempt_id, effect.seq))
                 case fx.SendGrant(attempt=attempt, nonce=nonce) if kernel.is_granted(attempt):
                     self.store.note_grant(attempt, nonce)
-                    self.replies.append(
-                        ("grant", attempt.worker_id, attempt.id, nonce, self.now + GRANT_LIFE, attempt.token)
-                    )
+                    worker = self.workers.get(attempt.worker_id)
+                    if worker is not None and not set(attempt.devices) <= set(worker.mask):
+                        raise Violation(f"I13: {attempt.id} is granted {attempt.devices} at {worker.id}, {worker.mask}")
+                    self.replies.append(("grant", attempt.worker_id, attempt.id, nonce, attempt.token))
                 case fx.SendDenial():
-                    self.replies.append(("denial", effect.worker_id, effect.attempt_id, effect.nonce, 0.0, ""))
+                    self.replies.append(("denial", effect.worker_id, effect.attempt_id, effect.nonce, ""))
                 case fx.SendAnswer():
-                    self.replies.append(
-                        ("answer", effect.worker_id, effect.attempt_id, effect.token, 0.0, effect.verdict)
-                    )
+                    self.replies.append(("answer", effect.worker_id, effect.attempt_id, effect.token, effect.verdict))
 
     # People
 
@@ -234,8 +259,8 @@ class World:
 
     # Workers
 
-    def start_worker(self, host: Host, queues: tuple[str, ...], slots: int) -> None:
-        worker = Worker(self.new_id("w"), host, queues, slots)
+    def start_worker(self, host: Host, queues: tuple[str, ...], slots: int, mask: tuple[str, ...]) -> None:
+        worker = Worker(self.new_id("w"), host, queues, slots, mask)
         self.workers[worker.id] = worker
         self.beat(worker)
 
@@ -254,7 +279,7 @@ class World:
             worker.seq,
             worker.queues,
             worker.slots,
-            host.capacity,
+            replace(host.capacity, gpus=tuple(gpu for gpu in host.capacity.gpus if gpu.uuid in worker.mask)),
             running=dict(worker.open),
             dead=tuple(host.dead),
         )
@@ -289,7 +314,7 @@ class World:
 
     def deliver(self, reply: Reply) -> None:
         """Bring one reply to its worker, if that still lives."""
-        kind, worker_id, attempt_id, key, until, what = reply
+        kind, worker_id, attempt_id, key, what = reply
         worker = self.workers.get(worker_id)
         if worker is None or worker.frozen:
             return
@@ -304,8 +329,10 @@ class World:
         claim = worker.claims.get(attempt_id)
         if claim is None or claim[0] != key:
             return
+        if kind == "grant" and self.now - claim[1] > GRANT_LIFE:
+            return
         del worker.claims[attempt_id]
-        if kind == "grant" and self.now <= until and attempt_id not in worker.cancelled:
+        if kind == "grant" and attempt_id not in worker.cancelled:
             worker.trees[attempt_id] = worker.open[attempt_id] = str(what)
 
     def finish(self, worker: Worker, attempt_id: str, outcome: Outcome) -> None:
@@ -322,21 +349,19 @@ class World:
         self.stream.append(OutcomeReceived(ran_by, attempt_id, token, outcome, worker.id))
 
     def resend(self, worker: Worker) -> None:
-        """Repeat open claims with the same nonce, and outcomes nobody has answered."""
+        """Repeat open claims with the same nonce until they are answered, and outcomes nobody has answered."""
         if worker.frozen:
             return
-        for attempt_id, (nonce, made) in list(worker.claims.items()):
-            if self.now - made > CLAIM_LIFE:
-                del worker.claims[attempt_id]
-            else:
-                self.stream.append(ClaimReceived(worker.id, attempt_id, 1, nonce))
+        for attempt_id, (nonce, _) in list(worker.claims.items()):
+            worker.claims[attempt_id] = (nonce, self.now)
+            self.stream.append(ClaimReceived(worker.id, attempt_id, 1, nonce))
         for attempt_id in worker.host.spool:
             self._report(worker, attempt_id)
 
     def crash(self, worker: Worker, *, polite: bool = False) -> None:
         """The worker's processes die, its trees with them; a polite one says so."""
         del self.workers[worker.id]
-        self.gone.append((worker.host, worker.queues, worker.slots))
+        self.gone.append((worker.host, worker.queues, worker.slots, worker.mask))
         for attempt_id in worker.trees:
             worker.host.dead[attempt_id] = None
         if polite:

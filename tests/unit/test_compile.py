@@ -380,6 +380,36 @@ def test_an_operator_that_breaks_its_promise_is_named() -> None:
         compile_pipeline(pipeline(task("a", "broken")), {"broken": Broken}, SITE)
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("question", ["problems", "produces", "active_inputs", "connection_names"])
+@pytest.mark.parametrize("answer", [ZeroDivisionError("oops"), None, "dataset", [1], [Unprintable()], "attribute"])
+def test_whatever_an_operator_of_a_third_party_answers_is_a_plan_or_a_problem(question: str, answer: Any) -> None:
+    def told(parameters: Mapping[str, Json]) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    broken = type("Broken", (Script,), {"name": "broken", question: "x" if answer == "attribute" else told})
+    document = pipeline(task("a", "make"), task("b", "broken", "a"))
+    with pytest.raises(InvalidDefinition) as caught:
+        compile_pipeline(document, {**OPERATORS, "broken": broken}, SITE)
+    [problem] = caught.value.problems
+    assert problem.pointer == "/tasks/1/parameters"
+    assert "'broken'" in problem.message
+    assert problem.message.endswith(".")
+
+
+@pytest.mark.parametrize("schema", [{"type": "objet"}, {"properties": 7}, {"$ref": "#/nowhere"}, None])
+def test_an_operator_with_a_broken_schema_is_named(schema: Any) -> None:
+    broken = type("Broken", (Script,), {"name": "broken", "parameters_schema": schema})
+    with pytest.raises(InvalidDefinition, match="'broken' failed to check"):
+        compile_pipeline(pipeline(task("a", "broken", parameters={"a": 1})), {"broken": broken}, SITE)
+
+
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

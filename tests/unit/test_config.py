@@ -101,6 +101,7 @@ def test_a_variable_is_read_as_its_kind(variable: str, text: str, name: str, val
         ("LOG_LEVEL", "LOUD", "none of DEBUG"),
         ("MAX_MEMORY_GB", "-4", "can't be negative"),
         ("WORKER_LEASE_SECONDS", "6", "more than two of them"),
+        ("ENABLE_TRACING", "true", "not built yet"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_was_expected(variable: str, text: str, sentence: str) -> None:

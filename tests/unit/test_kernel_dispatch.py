@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.effects import Count, SendHint, Transition
-from orchestrator.events import RedisAway, RedisBack, Tick
-from orchestrator.states import RunState, TaskState
+from orchestrator.events import ClaimReceived, OutcomeReceived, RedisAway, RedisBack, RunSubmitted, Tick
+from orchestrator.records import Outcome, Plan, PlannedTask, RunRecord, TaskRunRecord
+from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import GIB, SUCCESS, Driver, task
 
 
@@ -181,6 +182,93 @@ def test_a_big_task_is_not_starved_by_small_ones_of_higher_priority() -> None:
     assert not driver.dispatched(), "the freed core is held for the big task"
     driver.end("s2")
     assert driver.dispatched() == ["big"]
+
+
+def hold_for_big() -> Driver:
+    """Room is held on host ``a`` for a task that has waited long; host ``b`` has none of it."""
+    driver = Driver(lease=1000)
+    driver.worker("w1", host="a", cpu=2000)
+    driver.run(task("s1"), task("s2"), priority=1)
+    driver.start("s1", "s2")
+    driver.run(task("big", cpu=2000), run_id="patient")
+    driver.tick(after=31)
+    assert list(driver.kernel.ledger.held.values()) == ["a"]
+    return driver
+
+
+def test_no_room_is_held_on_the_host_of_a_worker_that_drains() -> None:
+    driver = hold_for_big()
+    driver.command("drain", worker_id="w1")
+    assert not driver.kernel.ledger.held
+
+
+def test_no_room_is_held_on_the_host_of_a_worker_that_has_fallen_silent() -> None:
+    driver = hold_for_big()
+    driver.worker("w2", host="b", cpu=2000)
+    driver.tick(after=501)
+    assert list(driver.kernel.ledger.held.values()) != ["a"]
+
+
+def test_held_room_stays_while_another_worker_of_the_host_can_take_the_task() -> None:
+    driver = hold_for_big()
+    driver.worker("w3", host="a", cpu=2000)
+    driver.command("drain", worker_id="w1")
+    assert list(driver.kernel.ledger.held.values()) == ["a"]
+
+
+def test_an_attempt_that_moves_goes_by_the_pools_queue_or_by_its_workers_own() -> None:
+    driver = Driver(lease=1000)
+    driver.worker("deaf", cpu=2000)
+    driver.run(task("a", cpu=2000))
+    driver.worker("small", host="b", cpu=1000)
+    driver.worker("well", host="c", cpu=2000)
+    driver.tick(after=20)
+    driver.tick(after=20)
+    assert driver.attempt("a").worker_id == "well"
+    assert driver.hints() == [(driver.attempt("a").id, 3, "w.well")], "small could not take it"
+
+
+def test_timers_of_attempts_and_tasks_that_have_ended_do_not_pile_up() -> None:
+    driver = Driver()
+    driver.worker(slots=9)
+    for number in range(1200):
+        driver.run(task("a", timeout=86400.0), task("b"), run_id=f"r{number}")
+        attempts = [driver.attempt(name, f"r{number}") for name in "ab"]
+        driver.feed(
+            *(ClaimReceived("w1", attempt.id, 1, "n") for attempt in attempts),
+            OutcomeReceived("w1", attempts[0].id, attempts[0].token, SUCCESS),
+            OutcomeReceived("w1", attempts[1].id, attempts[1].token, Outcome(AttemptState.FAILED)),
+        )
+        driver.command("cancel", run_id=f"r{number}")
+    assert not driver.kernel.attempts
+    assert len(driver.kernel.deadlines) <= 1010
+    assert len(driver.kernel.retries) <= 1010
+
+
+def test_a_run_whose_plan_can_not_be_read_fails_with_a_reason_and_takes_no_place() -> None:
+    driver = Driver(max_runs=1)
+    driver.worker()
+    rows = (TaskRunRecord("bad.a", "bad", "a"), TaskRunRecord("bad.b", "bad", "b"))
+    plan = Plan((PlannedTask("a", ""), PlannedTask("b", "")))
+    record = RunRecord("bad", "tenant", RunState.QUEUED)
+    driver.run(task("a"), run_id="good")
+    driver.feed(RunSubmitted(record, rows, plan, unreadable="A stored plan has format 9."), Tick())
+    assert (driver.last("bad").after, driver.last("bad").reason) == (RunState.FAILED, "plan_unreadable")
+    assert "format 9" in driver.last("bad").message
+    assert driver.state("a", "bad") is TaskState.CANCELLED
+    assert not driver.kernel.knows_run("bad")
+    driver.feed(RunSubmitted(record, rows, plan, unreadable="A stored plan has format 9."))
+    assert not driver.of(Transition), "its row was read before it was ended"
+
+
+def test_a_run_whose_plan_can_not_be_read_can_be_cancelled() -> None:
+    driver = Driver()
+    record = RunRecord("bad", "tenant", RunState.QUEUED)
+    rows = (TaskRunRecord("bad.a", "bad", "a"),)
+    driver.feed(RunSubmitted(record, rows, Plan((PlannedTask("a", ""),)), hold=True, unreadable="Why."))
+    assert not driver.effects
+    driver.command("cancel", run_id="bad")
+    assert driver.last("bad").after is RunState.CANCELLED
 
 
 def test_next_due_names_the_nearest_timer() -> None:

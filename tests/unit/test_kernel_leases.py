@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.effects import Count, RetireQueue
-from orchestrator.events import HeartbeatSeen, OutcomeReceived, RedisAway, RedisBack, Tick, WorkerLeft
+from orchestrator.effects import Count, Release, RetireQueue
+from orchestrator.events import HeartbeatSeen, OutcomeReceived, ReconcileDue, RedisAway, RedisBack, Tick, WorkerLeft
 from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
 from tests.unit.kernel_driver import SUCCESS, Driver, task
 
@@ -102,6 +102,7 @@ def test_a_granted_attempt_that_no_heartbeat_shows_is_lost_after_two_that_were_s
     driver.claim("a")
     attempt = driver.attempt("a")
     driver.beat()
+    driver.now += 31
     driver.beat()
     assert driver.state("a") is TaskState.RUNNING
     driver.beat()
@@ -169,6 +170,30 @@ def test_a_worker_that_says_goodbye_leaves_nothing_behind() -> None:
     assert not driver.held()
 
 
+def test_what_a_host_that_never_returns_held_is_given_back_once_its_workers_are_forgotten() -> None:
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.tick(after=31)
+    driver.tick(after=2900)
+    driver.feed(ReconcileDue())
+    assert attempt.id in driver.held()
+    driver.tick(after=200)
+    driver.feed(ReconcileDue())
+    assert Release(attempt.id) in driver.effects
+    assert "abandoned" in [count.what for count in driver.of(Count)]
+    assert not driver.kernel.ledger.hosts
+    assert not driver.kernel.workers
+
+
+def test_worker_after_worker_leaves_no_trace_in_memory() -> None:
+    driver = busy()
+    driver.feed(WorkerLeft("w1"))
+    driver.tick(after=4000)
+    driver.feed(ReconcileDue())
+    kernel = driver.kernel
+    assert (kernel.workers, kernel.grants, kernel.shown, kernel.ledger.hosts) == ({}, {}, {}, {})
+
+
 def worker_state(driver: Driver, worker_id: str = "w1") -> WorkerState:
     return driver.kernel.workers[worker_id].state
 
@@ -190,6 +215,30 @@ def test_mass_expiry_is_held_for_one_lease_and_then_trickles() -> None:
     assert lost(driver) == 2
     driver.tick(after=1)
     assert lost(driver) == 3
+
+
+def test_mass_expiry_is_held_though_every_worker_speaks_at_a_moment_of_its_own() -> None:
+    driver = busy(10)
+    for n in range(1, 11):
+        driver.now += 0.5
+        live(driver, f"w{n}")
+    first = driver.now - 4.5
+    while driver.now < first + 59:
+        driver.tick(after=0.5)
+    assert lost(driver) == 0
+    driver.tick(after=2)
+    assert lost(driver) == 1
+
+
+def test_workers_that_fall_silent_one_after_the_other_are_lost_in_turn() -> None:
+    driver = busy(6)
+    for n in range(1, 4):
+        for _ in range(6):
+            driver.now += 5
+            live(driver, *(f"w{m}" for m in range(n + 1, 7)))
+            driver.tick()
+        driver.tick(after=1)
+        assert lost(driver) == n
 
 
 def test_workers_that_come_back_during_the_hold_lose_nothing() -> None:

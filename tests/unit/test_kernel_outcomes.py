@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.effects import Release, SaveOutcome
 from orchestrator.events import OutcomeReceived
+from orchestrator.kernel import would_publish
 from orchestrator.records import EndedAttempt, Outcome, PlannedTask
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import NO_JITTER, SUCCESS, Driver, task
@@ -75,6 +76,21 @@ def test_an_outcome_whose_grant_the_rows_have_lost_is_committed() -> None:
     assert driver.run_state() is RunState.SUCCESS
 
 
+def test_only_a_report_that_will_count_would_be_published() -> None:
+    driver = running()
+    attempt = driver.attempt("a")
+    real = OutcomeReceived("w1", attempt.id, attempt.token, SUCCESS)
+    assert would_publish(driver.kernel, real)
+    assert not would_publish(driver.kernel, replace(real, token="forged"))
+    assert not would_publish(driver.kernel, replace(real, worker_id="w2"))
+    assert not would_publish(driver.kernel, replace(real, outcome=FAILED))
+    assert not would_publish(driver.kernel, replace(real, attempt_id="x"))
+    driver.command("cancel", run_id="r1")
+    assert not would_publish(driver.kernel, real)
+    driver.end("a")
+    assert not would_publish(driver.kernel, real)
+
+
 def test_a_failed_task_waits_and_is_tried_again() -> None:
     driver = running()
     driver.end("a", FAILED)
@@ -124,7 +140,9 @@ def test_a_preempted_attempt_goes_again_at_no_charge() -> None:
     driver = running()
     driver.end("a", Outcome(AttemptState.PREEMPTED), tick=False)
     changes = driver.last("r1.a").changes
-    assert (driver.state("a"), changes["failures"], changes["losses"]) == (TaskState.READY, 0, 0)
+    assert (driver.state("a"), changes["failures"], changes["losses"]) == (TaskState.RETRY_WAIT, 0, 0)
+    driver.tick(after=1)
+    assert driver.dispatched() == ["a"]
 
 
 def test_two_upstreams_that_end_in_one_batch_start_their_join_once() -> None:

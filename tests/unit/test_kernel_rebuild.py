@@ -5,12 +5,15 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+import pytest
+
 from orchestrator.effects import Count, CreateAttempt, SendGrant, Transition
-from orchestrator.events import ClaimReceived, OutcomeReceived, ReconcileDue, Tick
+from orchestrator.events import ClaimReceived, HeartbeatSeen, OutcomeReceived, ReconcileDue, Tick
 from orchestrator.kernel import Kernel, KernelSettings, Snapshot, decide
 from orchestrator.records import (
     AttemptRecord,
     Capacity,
+    Heartbeat,
     HostRecord,
     Plan,
     Reservation,
@@ -101,6 +104,28 @@ def test_a_run_whose_last_task_ended_without_closing_it_is_closed() -> None:
     kernel = rebuilt(*(row(name, TaskState.SUCCESS) for name in "abc"))
     effects = decide(kernel, ReconcileDue(), 50.0)
     assert [(e.id, e.after) for e in effects if isinstance(e, Transition)] == [("r1", RunState.SUCCESS)]
+
+
+def ended_worker(state: WorkerState) -> Kernel:
+    kernel = Kernel(KernelSettings(new_id=lambda: "new"), 50.0)
+    worker = WorkerRecord("w1", "a", "boot", state, frozenset({"cpu"}), 2, {}, "shared", 50.0, 7)
+    kernel.load(Snapshot(hosts=(HostRecord("a", "boot", Capacity(2000, 4 * GIB)),), workers=(worker,)), 50.0)
+    return kernel
+
+
+@pytest.mark.parametrize("state", [WorkerState.LOST, WorkerState.DRAINED])
+def test_an_old_heartbeat_of_an_ended_worker_does_not_bring_it_back(state: WorkerState) -> None:
+    kernel = ended_worker(state)
+    old = Heartbeat("w1", "a", "boot", "a", "w1", 7, ("cpu",), 2, Capacity(2000, 4 * GIB))
+    assert decide(kernel, HeartbeatSeen(old), 51.0) == []
+    assert kernel.workers["w1"].state is state
+
+
+def test_a_lost_worker_that_speaks_again_is_online_and_its_row_says_no_end() -> None:
+    kernel = ended_worker(WorkerState.LOST)
+    new = Heartbeat("w1", "a", "boot", "a", "w1", 8, ("cpu",), 2, Capacity(2000, 4 * GIB))
+    [back] = [e for e in decide(kernel, HeartbeatSeen(new), 51.0) if isinstance(e, Transition)]
+    assert (back.before, back.after, back.changes) == (WorkerState.LOST, WorkerState.ONLINE, {"ended_at": None})
 
 
 def test_reconcile_repairs_and_reports_what_events_have_missed() -> None:

@@ -75,7 +75,6 @@ heartbeats = st.builds(
     started=st.frozensets(words, max_size=3),
     dead=st.lists(words, max_size=3).map(tuple),
     draining=st.booleans(),
-    epoch=counts,
     store_scope=words,
     version=words,
 )

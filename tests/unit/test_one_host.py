@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,8 +20,9 @@ from orchestrator.local.address import DEFAULT, keep_address, read_address
 from orchestrator.local.demo_view import elapsed, result_text
 from orchestrator.local.folder_lock import folder_lock
 from orchestrator.local.keys import NAMES, keep_keys, read_keys
+from orchestrator.local.log_lines import level_of
 from orchestrator.local.ports import free_port, is_free, remembered_port
-from orchestrator.local.processes import NEEDS, SECRETS, one_host_environment, process_specs
+from orchestrator.local.processes import NEEDS, SECRETS, STORES, one_host_environment, process_specs
 from orchestrator.local.restart import LONGEST_DELAY, STEADY_SECONDS, Restarts
 from orchestrator.local.supervisor import describe_end
 from orchestrator.local.tail import Tail
@@ -110,8 +114,21 @@ def test_every_process_sees_only_the_secrets_it_needs(tmp_path: Path) -> None:
     seen = {spec.name: SECRETS & set(spec.environment) for spec, _ in specs}
     assert set(seen) == {"api", "scheduler", "worker", "worker-gpu", "flower"}
     assert seen["worker"] == seen["worker-gpu"] == {"REDIS_URL", "WORKER_KEY"}
+    assert seen["flower"] == {"REDIS_URL"}
     assert "WORKER_KEY" not in seen["api"]
     assert all(names <= NEEDS[name.split("-")[0]] for name, names in seen.items())
+
+
+def test_workers_are_stopped_first_and_hand_back_what_they_run(tmp_path: Path) -> None:
+    settings = replace(load_settings({}), data_dir=tmp_path)
+    ranked = process_specs(settings, environment(tmp_path), gpu=True)
+    workers = {spec.name: rank for spec, rank in ranked if spec.name.startswith("worker")}
+    assert set(workers) == {"worker", "worker-gpu"}
+    assert min(workers.values()) > max(rank for spec, rank in ranked if spec.name not in workers) > STORES
+    for spec, _ in ranked:
+        if spec.name in workers:
+            assert spec.stop_signal == signal.SIGQUIT
+            assert spec.stop_seconds > settings.cancel_grace_seconds + 20
 
 
 def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
@@ -163,9 +180,74 @@ def test_the_tail_emits_whole_lines_and_keeps_the_file_bounded(tmp_path: Path, m
     assert (tmp_path / "one.log.1").read_text() == "first\nhalf more\n"
 
 
+def shown(*lines: str, least: int = logging.WARNING) -> list[str]:
+    """Return what a terminal shows of lines that one process logs."""
+    stream = io.StringIO()
+    terminal = Terminal(least=least, stream=stream)
+    for line in lines:
+        terminal.log_line("api", line)
+    return [line.removeprefix("api        | ") for line in stream.getvalue().splitlines()]
+
+
+def record(level: str, action: str, **fields: object) -> str:
+    return json.dumps({**fields, "level": level, "logger": "api", "at": "now", "process": "api", "action": action})
+
+
+@pytest.mark.parametrize(
+    "line, level",
+    [
+        (record("info", "request", status=200), logging.INFO),
+        (record("warning", "redis_away"), logging.WARNING),
+        (record("error", "it broke"), logging.ERROR),
+        ("[2026-11-23 04:38:54 +0000] [1279] [INFO] Starting gunicorn 27.0.1", logging.INFO),
+        ("[2026-11-23 04:38:54 +0000] [1279] [ERROR] Worker (pid:7) was sent SIGKILL!", logging.ERROR),
+        ("[I 261123 04:38:55 command:177] Visit me at http://127.0.0.1:5555", logging.INFO),
+        ("[W 261123 04:38:56 inspector:98] Inspect method stats failed", logging.WARNING),
+        ("2026-11-23 04:38:54.102 UTC [1264] LOG:  starting PostgreSQL 18.4", logging.INFO),
+        ("2026-11-23 04:38:54.102 UTC [1264] ERROR:  duplicate key value", logging.INFO),
+        ("2026-11-23 04:38:54.102 UTC [1264] FATAL:  the database system is starting up", logging.ERROR),
+        ("1245:M 23 Nov 2026 04:38:53.519 * Running mode=standalone, port=36417.", logging.INFO),
+        ("1245:M 23 Nov 2026 04:38:53.488 # WARNING Memory overcommit must be enabled!", logging.WARNING),
+        ("2026-11-23 04:38:55 [debug    ] no_gpus          why=NVMLError", logging.DEBUG),
+        ("Traceback (most recent call last):", logging.ERROR),
+        (" -------------- cpu@vm v5.7.0 (collider)", None),
+        ("{not json", None),
+        ("[1, 2]", None),
+    ],
+)
+def test_the_level_of_a_line_is_read_in_the_form_of_the_process_that_wrote_it(line: str, level: int | None) -> None:
+    assert level_of(line) == level
+
+
+def test_the_terminal_shows_warnings_and_errors_for_people_and_leaves_the_rest_to_the_log_files() -> None:
+    assert shown(
+        record("info", "request", status=200),
+        record("warning", "redis_away", doing="heartbeat", error="refused"),
+        record("error", "agent_step_failed", exception="Traceback …\n  here\nValueError: 7"),
+    ) == [
+        "WARNING redis_away doing=heartbeat error=refused",
+        "ERROR agent_step_failed ValueError: 7 (all of it is in the log)",
+    ]
+
+
+def test_a_traceback_is_shown_whole() -> None:
+    trace = ("Traceback (most recent call last):", '  File "x.py", line 1', "ValueError: 7")
+    after = "[2026-11-23 04:38:54 +0000] [1279] [INFO] Starting gunicorn 27.0.1"
+    assert shown("banner", *trace, after, "more of it") == list(trace)
+
+
+def test_verbose_shows_every_line_as_it_is() -> None:
+    lines = (record("info", "request", status=200), "banner", "")
+    assert shown(*lines, least=Terminal.ALL) == list(lines)
+
+
+def test_quiet_shows_none() -> None:
+    assert shown(record("critical", "the end"), "Traceback (most recent call last):", least=Terminal.NONE) == []
+
+
 def test_the_terminal_writes_no_colours_into_a_pipe() -> None:
     stream = io.StringIO()
-    terminal = Terminal(stream=stream)
+    terminal = Terminal(least=Terminal.ALL, stream=stream)
     terminal.log_line("api", "ready")
     terminal.say("Stopped.")
     assert stream.getvalue() == "api        | ready\nStopped.\n"

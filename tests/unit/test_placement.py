@@ -23,7 +23,10 @@ def worker(
     state: WorkerState = WorkerState.ONLINE,
     **labels: str,
 ) -> WorkerRecord:
-    return WorkerRecord(worker_id, host, "boot", state, frozenset(queues), slots, labels, "shared", 0.0, 1)
+    devices = frozenset(f"gpu{n}" for n in range(4))
+    return WorkerRecord(
+        worker_id, host, "boot", state, frozenset(queues), slots, labels, "shared", 0.0, 1, devices=devices
+    )
 
 
 def ledger(**hosts: Capacity) -> Ledger:
@@ -155,10 +158,10 @@ def test_held_room_is_left_to_the_ask_it_is_held_for() -> None:
     books = ledger(a=Capacity(2000, 8 * GIB))
     big = ask(cpu=2000)
     books.hold("a", big)
-    assert books.fit("a", ask()) is None
-    assert books.fit("a", big) == ()
+    assert books.fit(worker("w1"), ask()) is None
+    assert books.fit(worker("w1"), big) == ()
     books.drop_hold(big)
-    assert books.fit("a", ask()) == ()
+    assert books.fit(worker("w1"), ask()) == ()
 
 
 @given(
@@ -181,7 +184,7 @@ def test_the_books_balance_after_any_sequence(steps: list[tuple[str, int, int, i
         elif what == "bury":
             books.bury(attempt_id)
         elif attempt_id not in books.reservations:
-            free = books.fit("a", wanted)
+            free = books.fit(worker("w1"), wanted)
             if free is not None:
                 books.take(Reservation(attempt_id, "a", "w1", wanted.resources, free))
         host = books.hosts["a"]

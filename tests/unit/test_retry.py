@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import Outcome, RetryPolicy
-from orchestrator.retry import NextTry, after_failure, after_loss, back_off
+from orchestrator.retry import UNCHARGED, NextTry, after_failure, after_loss, back_off
 from orchestrator.states import AttemptState
 
 PLAIN = RetryPolicy(retries=3, delay=10, factor=2, max_delay=100, jitter=0)
 
 
 def after(outcome: Outcome, *, failures: int = 0, losses: int = 0, policy: RetryPolicy = PLAIN) -> NextTry:
-    return after_failure(policy, failures, losses, outcome, "attempt", 3)
+    return after_failure(policy, failures, losses, outcome, "attempt", 3, tries=failures + losses + 1)
 
 
 def failed(
@@ -81,11 +82,26 @@ def test_infrastructure_losses_use_no_retry_of_the_user() -> None:
 
 
 def test_the_third_infrastructure_loss_is_poison() -> None:
-    then = after_loss(0, 2, 3, "worker_lost", "")
+    then = after_loss(0, 2, 3, "worker_lost", "", tries=3)
     assert (then.again, then.reason, then.losses) == (False, "poison", 3)
     assert "worker_lost" in then.message
 
 
 def test_a_preempted_try_is_charged_to_nobody() -> None:
     then = after(failed(state=AttemptState.PREEMPTED), failures=3, losses=2)
-    assert (then.again, then.delay, then.failures, then.losses) == (True, 0, 3, 2)
+    assert (then.again, then.delay, then.failures, then.losses) == (True, 1, 3, 2)
+    assert not then.charged
+
+
+@pytest.mark.parametrize("reason", sorted(UNCHARGED))
+def test_an_end_that_killed_nothing_is_charged_to_nobody_however_often_it_comes(reason: str) -> None:
+    for tries in range(1, 50):
+        then = after_loss(1, 2, 3, reason, "", tries=tries + 3)
+        assert (then.again, then.failures, then.losses, then.charged) == (True, 1, 2, False)
+        assert then.delay == min(60.0, 2.0 ** (tries - 1))
+    reported = after(failed(reason, infrastructure=True), failures=1, losses=2)
+    assert (reported.again, reported.charged) == (True, False)
+
+
+def test_the_word_of_an_operator_is_not_enough_to_be_charged_to_nobody() -> None:
+    assert after(failed("gpu_busy")).charged

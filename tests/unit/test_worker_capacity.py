@@ -76,6 +76,7 @@ class FakeNvml:
         self.processes: dict[int, list[Any]] = {0: [], 1: []}
         self.split = {0: False, 1: False}
         self.broken = {0: False, 1: False}
+        self.silent = {0: False, 1: False}
 
     def nvmlInit(self) -> None:  # noqa: N802
         pass
@@ -98,6 +99,8 @@ class FakeNvml:
         return SimpleNamespace(total=80 * GIB)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        if self.silent[handle]:
+            raise NvmlError("Unknown Error")
         return self.processes[handle]
 
     def nvmlDeviceGetMigMode(self, handle: int) -> Sequence[int]:  # noqa: N802
@@ -140,6 +143,16 @@ def test_a_foreign_process_makes_a_device_busy_and_one_of_ours_does_not() -> Non
     assert ours.devices()[0].busy_with == ""
     assert "is used by" in ours.obstacle(["GPU-a000"]), "not handed out again before it is free"
     assert ours.used_memory(["GPU-a000", "GPU-b000"]) == 7
+
+
+def test_a_device_whose_users_the_driver_can_not_name_is_not_handed_out() -> None:
+    nvml = FakeNvml()
+    nvml.silent[0] = True
+    gpus = Gpus(nvml, None, lambda pid: True)
+    assert "Unknown Error" in gpus.obstacle(["GPU-a000"])
+    assert "Unknown Error" in gpus.devices()[0].busy_with
+    assert gpus.obstacle(["GPU-b000"]) == gpus.devices()[1].busy_with == ""
+    assert gpus.used_memory(["GPU-a000"]) == 0
 
 
 def test_a_broken_or_split_device_says_why_it_is_not_offered() -> None:

@@ -24,12 +24,19 @@ class Wire:
         self.answer: Callable[[str, str], None] = lambda attempt, nonce: None
         self.ages: list[float] = []
         self.is_away = False
+        self.unread: set[str] = set()
+        self.looked_for: list[str] = []
 
-    def claim(self, attempt_id: str, seq: int, nonce: str) -> None:
+    def claim(self, attempt_id: str, seq: int, nonce: str) -> str:
         self.sent.append((attempt_id, seq, nonce))
         if self.is_away:
             raise StoreUnavailable("away")
         threading.Thread(target=self.answer, args=(attempt_id, nonce)).start()
+        return f"entry-{len(self.sent)}"
+
+    def is_unread(self, entry_id: str) -> bool:
+        self.looked_for.append(entry_id)
+        return entry_id in self.unread
 
     def open(self, grant: SealedGrant, *, age: float) -> GrantSpec:
         self.ages.append(age)
@@ -41,6 +48,28 @@ class Wire:
 @pytest.fixture
 def wire() -> Wire:
     return Wire()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have claims sent again every hundredth of a second."""
+    monkeypatch.setattr("workers.claim.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("workers.claim.LONGEST_DELAY", 0.01)
+
+
+def asking(claims: Claims) -> tuple[threading.Thread, list[GrantSpec | None]]:
+    """Claim in another thread; returns it and what will hold the answer."""
+    answers: list[GrantSpec | None] = []
+    thread = threading.Thread(target=lambda: answers.append(claims.ask("a", 1)))
+    thread.start()
+    return thread, answers
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_a_granted_attempt_is_held_before_the_claimant_goes_on(wire: Wire) -> None:
@@ -62,10 +91,55 @@ def test_a_denied_claim_is_nothing(wire: Wire) -> None:
     assert answered == [True]
 
 
-def test_a_claim_is_given_up_after_its_patience(wire: Wire) -> None:
+def test_a_claim_is_given_up_when_the_worker_leaves(wire: Wire) -> None:
     claims = Claims(wire, wire, lambda spec: pytest.fail("held"))
-    assert claims.ask("a", 1, patience=0.1) is None
+    thread, answers = asking(claims)
+    wait_for(lambda: bool(wire.sent))
+    claims.give_up()
+    thread.join(5)
+    assert answers == [None]
     assert not claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b"")), "a late grant finds nobody"
+    assert claims.ask("b", 1) is None, "nothing is claimed any more"
+    assert len(wire.sent) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_claim_is_repeated_with_its_nonce_however_long_nobody_answers(wire: Wire) -> None:
+    claims = Claims(wire, wire, lambda spec: None)
+    thread, answers = asking(claims)
+    wait_for(lambda: len(wire.sent) >= 50)
+    assert len({nonce for _, _, nonce in wire.sent}) == 1
+    claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
+    thread.join(5)
+    assert answers[0] is not None
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_claim_that_still_waits_on_the_stream_is_not_sent_again(wire: Wire) -> None:
+    claims = Claims(wire, wire, lambda spec: None)
+    wire.unread = {"entry-1"}
+    thread, _ = asking(claims)
+    wait_for(lambda: len(wire.looked_for) >= 5)
+    assert len(wire.sent) == 1
+    wire.unread = set()
+    wait_for(lambda: len(wire.sent) >= 2)
+    claims.give_up()
+    thread.join(5)
+
+
+def test_a_grant_that_came_too_late_is_asked_for_again_at_once(wire: Wire) -> None:
+    now = [100.0]
+    claims = Claims(wire, wire, lambda spec: None, clock=lambda: now[0])
+    wire.unread = {"entry-1"}
+    thread, answers = asking(claims)
+    wait_for(lambda: bool(wire.sent))
+    now[0] += 40.0
+    assert not claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b"forged"))
+    wait_for(lambda: len(wire.sent) == 2)
+    assert claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
+    thread.join(5)
+    assert wire.ages == [40.0, 0.0]
+    assert answers[0] is not None
 
 
 def test_a_claim_is_sent_again_with_its_nonce_when_redis_was_reset(wire: Wire) -> None:
@@ -83,10 +157,20 @@ def test_a_claim_is_sent_again_with_its_nonce_when_redis_was_reset(wire: Wire) -
     assert wire.sent[0][1] == 4
 
 
-def test_redis_being_away_only_takes_patience(wire: Wire) -> None:
+@pytest.mark.usefixtures("quick")
+def test_redis_being_away_only_delays_a_claim(wire: Wire) -> None:
     wire.is_away = True
-    claims = Claims(wire, wire, lambda spec: pytest.fail("held"))
-    assert claims.ask("a", 1, patience=0.1) is None
+    claims = Claims(wire, wire, lambda spec: None)
+
+    def answer(attempt: str, nonce: str) -> None:
+        claims.deliver(SealedGrant(attempt, nonce, 30.0, b""))
+
+    wire.answer = answer
+    thread, answers = asking(claims)
+    wait_for(lambda: len(wire.sent) >= 3)
+    wire.is_away = False
+    thread.join(5)
+    assert answers[0] is not None
 
 
 @pytest.mark.parametrize("wrong", ["nonce", "attempt", "box"])
@@ -104,19 +188,21 @@ def test_a_grant_that_does_not_fit_its_claim_grants_nothing(wire: Wire, wrong: s
         delivered.append(claims.deliver(grant))
 
     wire.answer = answer
-    assert claims.ask("a", 1, patience=0.2) is None
+    thread, answers = asking(claims)
+    wait_for(lambda: bool(delivered))
+    claims.give_up()
+    thread.join(5)
+    assert answers == [None]
     assert not any(delivered)
 
 
 def test_a_double_hint_makes_one_claim(wire: Wire) -> None:
     claims = Claims(wire, wire, lambda spec: None)
-    first = threading.Thread(target=claims.ask, args=("a", 1, 1.0))
-    first.start()
-    deadline = time.monotonic() + 5
-    while not wire.sent and time.monotonic() < deadline:
-        time.sleep(0.005)
+    first, _ = asking(claims)
+    wait_for(lambda: bool(wire.sent))
     assert claims.ask("a", 2) is None
     assert len(wire.sent) == 1
+    claims.give_up()
     first.join()
 
 

@@ -22,11 +22,17 @@ class Reporter:
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.is_away = False
+        self.is_read = True
 
-    def outcome_from_spool(self, body: bytes) -> None:
+    def outcome_from_spool(self, body: bytes) -> str:
         if self.is_away:
             raise StoreUnavailable("away")
         self.sent.append(outcome_report(body)[0])
+        return f"entry-{len(self.sent)}"
+
+    def is_unread(self, entry_id: str) -> bool:
+        assert entry_id == f"entry-{len(self.sent)}"
+        return not self.is_read
 
 
 class Clock:
@@ -119,14 +125,30 @@ def test_an_outcome_is_sent_after_2_4_8_and_at_most_30_seconds(spool: Spool, clo
     assert times[:6] == [0, 2, 6, 14, 30, 60]
 
 
+def test_an_outcome_that_nobody_has_read_yet_is_not_sent_again(spool: Spool, clock: Clock) -> None:
+    reporter = Reporter()
+    outcomes = sender(spool, reporter, clock)
+    spool.write("a", "token", "me", DONE)
+    outcomes.add("a")
+    reporter.is_read = False
+    for _ in range(600):
+        outcomes.send_due()
+        clock.now += 1
+    assert reporter.sent == ["a"]
+    reporter.is_read = True
+    clock.now += 30
+    outcomes.send_due()
+    assert reporter.sent == ["a", "a"], "it was read, and its answer was lost"
+
+
 def test_only_an_answer_with_its_token_ends_the_sending(spool: Spool, clock: Clock) -> None:
     outcomes = sender(spool, Reporter(), clock)
     spool.write("a", "token", "me", DONE)
     outcomes.add("a")
     assert not outcomes.take_answer(Answer("a", "another", "committed"))
-    assert outcomes.has_waiting()
+    assert outcomes.next_at() is not None
     assert outcomes.take_answer(Answer("a", "token", "committed"))
-    assert not outcomes.has_waiting()
+    assert outcomes.next_at() is None
     assert not spool.has("a")
 
 

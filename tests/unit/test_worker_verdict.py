@@ -24,6 +24,13 @@ OK = {"end": "ok", "outputs": {"rows": 1}, "records": [{"kind": "model"}]}
 EXIT_1 = 1 << 8
 
 
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40"), (64, "SIGRTMAX")])
+def test_every_signal_can_be_named(number: int, name: str) -> None:
+    outcome = judge(status=number)
+    assert (outcome.state, outcome.reason) == (AttemptState.FAILED, "signal")
+    assert name in outcome.message
+
+
 def test_a_finished_task_succeeds_with_its_outputs() -> None:
     outcome = judge(result=OK)
     assert outcome == Outcome(

@@ -1,0 +1,171 @@
+"""The agent without Redis, Celery and processes: what it does when devices, the disk or its fork server fail it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orchestrator.config import load_settings
+from orchestrator.records import Heartbeat
+from orchestrator.states import AttemptState
+from orchestrator.wire.messages import Answer, DesiredState, GrantSpec
+from workers.agent import Agent
+from workers.attempt_folder import AttemptFolder
+from workers.beat import Beat
+from workers.fork_client import ForkClient, Listener
+from workers.gpus import Gpus
+from workers.host import Host
+from workers.running import Running
+
+pytestmark = pytest.mark.timeout(20)
+
+
+class Busy(Gpus):
+    """A host whose one device is always in use."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, lambda pid: False)
+
+    def obstacle(self, devices: Any) -> str:
+        return "device GPU-1 is used by process 7" if devices else ""
+
+
+class NoForkServer:
+    def close(self) -> None:
+        pass
+
+
+class Worker:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = load_settings(
+            {"DATA_DIR": str(tmp_path), "REDIS_URL": "redis://127.0.0.1:1", "WORKER_KEY": "k" * 32}
+        )
+        self.host = Host(settings)
+        self.listeners: list[Listener] = []
+        monkeypatch.setattr(self.host, "open_fork_server", self._open)
+        self.intake: list[bool] = []
+        self.agent = Agent(self.host, self.host.me("w@h", 1, ("cpu",)), Busy(), self.intake.append)
+        self.listeners[0].ready()
+
+    def _open(self, listener: Listener) -> ForkClient:
+        self.listeners.append(listener)
+        return cast("ForkClient", NoForkServer())
+
+    def grant(self, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> GrantSpec:
+        """Have the next claim granted."""
+        spec = GrantSpec("a1", "token", "run", "tenant", "task", 1, "probe", {}, **fields)
+
+        def ask(attempt_id: str, seq: int) -> GrantSpec:
+            self.agent._accept(spec)
+            return spec
+
+        monkeypatch.setattr(self.agent._claims, "ask", ask)
+        return spec
+
+    def close(self) -> None:
+        self.agent._client.close()
+        self.host._lock.release()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    made = Worker(tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+def test_a_device_that_does_not_get_free_is_a_loss_by_that_name(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.agent.GPU_FREE_SECONDS", 0.0)
+    worker.grant(monkeypatch, devices=("GPU-1",))
+    worker.agent.take("a1", 1)
+    spooled = worker.agent._spool.read("a1")
+    assert spooled is not None
+    assert (spooled.outcome.state, spooled.outcome.reason) == (AttemptState.LOST, "gpu_busy")
+    assert spooled.outcome.infrastructure
+    assert "used by process 7" in spooled.outcome.message
+
+
+def test_a_cancel_that_comes_while_it_waits_for_its_device_ends_the_wait(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = worker.grant(monkeypatch, devices=("GPU-1",))
+    began = time.monotonic()
+    monkeypatch.setattr(
+        worker.agent._stopping,
+        "wait",
+        lambda seconds: worker.agent._apply(DesiredState(epoch=1, hb_seq=1, cancel=((spec.attempt_id, 5.0),))),
+    )
+    worker.agent.take("a1", 1)
+    assert time.monotonic() - began < 5
+    spooled = worker.agent._spool.read("a1")
+    assert spooled is not None
+    assert spooled.outcome.state is AttemptState.CANCELLED
+
+
+def test_an_answer_frees_the_attempt_even_when_the_disk_is_full(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.grant(monkeypatch)
+    worker.agent._claims.ask("a1", 1)
+    held = worker.agent._running.get("a1")
+    assert held is not None
+    held.stop = "cancelled"
+    worker.agent._trees.start(held, None)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(AttemptFolder, "write", full)
+    worker.agent._take_answer(Answer("a1", "token", "committed"))
+    assert worker.agent._running.all() == []
+    assert not worker.agent._spool.has("a1")
+
+
+def test_a_worker_that_could_start_nothing_takes_no_hints_until_it_can(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(worker.agent._claims, "ask", lambda attempt_id, seq: asked.append(attempt_id))
+    worker.agent._mind_intake()
+    assert worker.intake == []
+    worker.listeners[0].died()
+    assert worker.agent.is_draining, "its heartbeat says so"
+    worker.agent.take("a1", 1)
+    assert asked == []
+    worker.agent._mind_intake()
+    worker.agent._mind_intake()
+    worker.agent._trees.tend()
+    worker.listeners[1].ready()
+    worker.agent._mind_intake()
+    assert worker.intake == [False, True]
+    worker.agent.take("a1", 1)
+    assert asked == ["a1"]
+
+
+def test_a_worker_that_leaves_lets_go_of_its_claims(worker: Worker) -> None:
+    worker.agent.leave()
+    worker.agent._mind_intake()
+    assert worker.agent._claims.ask("a1", 1) is None
+    assert worker.intake == [], "Celery itself takes no more"
+
+
+def test_what_a_beat_remembers_is_bounded_while_nobody_hears_it(worker: Worker) -> None:
+    class Sink:
+        def publish(self, heartbeat: Heartbeat) -> None:
+            pass
+
+    now = [0.0]
+    settings = worker.host.settings
+    beat = Beat(worker.agent._beat.me, settings, Sink(), Running(lambda: None), Busy(), clock=lambda: now[0])
+    for _ in range(2000):
+        beat.publish(draining=False)
+        now[0] += 1.0
+    assert len(beat._sent_at) <= settings.worker_lease
+    beat.heard(2000)
+    assert beat.fresh_until() == 1999.0 + beat.unheard_limit
