@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from api import (
-    access,
-    around,
-    docs,
-    health,
-    keys,
-    liveness,
-    metrics,
-    models,
-    operators,
-    pipelines,
-    run_events,
-    run_tasks,
-    runs,
-    statistics,
-    task_logs,
-    workers,
-)
+from api import access, around
 from api.attempt_log import LogGaps
 from api.cursors import CursorSeal
 from api.http_metrics import HttpMetrics
 from api.keyring import Keyring
 from api.live import LiveWire
 from api.openapi import config, register
-from api.resource import Resource
+from api.resources import RESOURCES
 from api.services import EXTENSION, Services
 from api.sse import StreamSlots
 from api.throttle import Throttle
@@ -40,25 +24,8 @@ from orchestrator.logs import configure_logs
 from orchestrator.registry import load_operators
 from orchestrator.store.engine import Limits, create_store_engine
 
-RESOURCES: list[Resource] = [
-    pipelines.blueprint,
-    runs.blueprint,
-    run_tasks.blueprint,
-    task_logs.blueprint,
-    run_events.blueprint,
-    operators.blueprint,
-    workers.blueprint,
-    models.blueprint,
-    keys.blueprint,
-    metrics.blueprint,
-    health.blueprint,
-    statistics.blueprint,
-    liveness.blueprint,
-    docs.blueprint,
-]
-
-LIMITS = Limits(connect=2.0, pool=1.0)
-"""With the database away every answer is 503 within 3 s (I8)."""
+LIMITS = Limits(connect=2.0, pool=0.5)
+"""With the database away every answer is 503 within 3 s (I8); libpq can't wait less than 2 s for a connection."""
 _MOST_STREAMS = 32
 """Half of the 64 threads the server is started with."""
 
@@ -76,6 +43,8 @@ def create_app(settings: Settings) -> Flask:
     app.extensions[EXTENSION] = _services(settings)
     around.install(app)
     access.install(app)
+    if n := settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
     register(app, RESOURCES)
     return app
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.artifacts import ArtifactStore, uri_of
+from orchestrator.wire.log_stream import CHUNK_BYTES
 
 GAP_PATIENCE = 30.0
 """Seconds that a missing chunk may be on its way: workers send again what got lost in Redis."""
@@ -64,26 +65,62 @@ class AttemptLog:
 
         :param settled: nothing is on its way any more, so that a missing chunk is lost for certain.
         """
-        keys = list(self.artifacts.list(self.prefix))
-        starts = [int(key.rpartition("/")[2]) for key in keys]
+        chunks = _Chunks(self.artifacts, list(self.artifacts.list(self.prefix)), settled)
         found, here = bytearray(), offset
-        place = max(0, bisect.bisect_right(starts, offset) - 1)
-        for start, key in zip(starts[place:], keys[place:], strict=True):
-            if len(found) >= limit:
-                return LogPart(bytes(found), here, more=True)
-            if start > here:
+        rest = chunks.at(here)
+        while len(found) < limit:
+            if rest:
+                taken = rest[: limit - len(found)]
+                found += taken
+                here += len(taken)
+            else:
+                start = chunks.after(here)
+                if start is None:
+                    return LogPart(bytes(found), here, more=False)
                 if not (settled or self.gaps.is_lost(self.prefix, here)):
                     return LogPart(bytes(found), here, more=True)
                 found += _in_place_of(start - here, at_line_start=not found or found.endswith(b"\n"))
                 here = start
-            # Chunks may overlap when a worker sent one again after a lost answer.
-            rest = self.artifacts.get_bytes(uri_of(key), _CHUNK_LIMIT)[here - start :]
-            taken = rest[: max(0, limit - len(found))]
-            found += taken
-            here += len(taken)
-            if len(taken) < len(rest):
-                return LogPart(bytes(found), here, more=True)
-        return LogPart(bytes(found), here, more=False)
+            rest = chunks.at(here)
+        return LogPart(bytes(found), here, more=bool(rest) or chunks.after(here) is not None)
+
+
+class _Chunks:
+    """The chunks that one read may need, each fetched at most once.
+
+    A worker that had no answer sends chunks again, cut otherwise, so that they overlap in any way.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, keys: list[str], settled: bool) -> None:
+        self._artifacts = artifacts
+        self._keys = keys
+        self._settled = settled
+        self._starts = [int(key.rpartition("/")[2]) for key in keys]
+        self._fetched: dict[int, bytes] = {}
+
+    def after(self, offset: int) -> int | None:
+        """Return where the next chunk starts."""
+        place = bisect.bisect_right(self._starts, offset)
+        return self._starts[place] if place < len(self._starts) else None
+
+    def at(self, offset: int) -> bytes:
+        """Return what some chunk has from this offset on; nothing where no chunk covers it."""
+        newest = bisect.bisect_right(self._starts, offset) - 1
+        oldest = min(newest, bisect.bisect_left(self._starts, offset - CHUNK_BYTES))
+        for place in range(newest, max(0, oldest) - 1, -1):
+            content, start = self._content(place), self._starts[place]
+            if start + len(content) > offset:
+                return content[offset - start :]
+            if start + len(content) == offset and place == len(self._starts) - 1 and not self._settled:
+                # The end of a growing log, which followers ask for again and again. Should an older chunk reach further
+                # all the same, it is found once another chunk has come or the attempt has ended.
+                return b""
+        return b""
+
+    def _content(self, place: int) -> bytes:
+        if place not in self._fetched:
+            self._fetched[place] = self._artifacts.get_bytes(uri_of(self._keys[place]), _CHUNK_LIMIT)
+        return self._fetched[place]
 
 
 def _in_place_of(missing: int, *, at_line_start: bool) -> bytes:

@@ -62,10 +62,10 @@ class Keyring:
             _, known = self._known.get(key_prefix(key), (0.0, None))
         return known is not None and hmac.compare_digest(known.digest, key_digest(key))
 
-    def forget(self) -> None:
-        """Look every key up again: one was just revoked here."""
+    def forget(self, prefix: str) -> None:
+        """Look this key up again: it was just revoked here."""
         with self._lock:
-            self._known.clear()
+            self._known.pop(prefix, None)
 
     def _find(self, prefix: str) -> KnownKey | None:
         now = self._clock()

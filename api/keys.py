@@ -97,5 +97,5 @@ class Key(MethodView):
     def delete(self, key_id: UUID) -> None:
         """Revoke an API key."""
         with services().engine.begin() as connection:
-            api_keys.revoke_key(connection, caller().tenant_id, str(key_id))
-        services().keyring.forget()
+            prefix = api_keys.revoke_key(connection, caller().tenant_id, str(key_id))
+        services().keyring.forget(prefix)

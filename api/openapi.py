@@ -12,6 +12,7 @@ from flask import Flask
 from api.definition_schema import DEFINITION, TASK
 from api.errors import ErrorSchema, RestApi
 from api.resource import ERRORS, Resource, response_name
+from api.resources import RESOURCES
 from orchestrator import __version__
 
 TITLE = "Pipeline Orchestrator"
@@ -67,8 +68,6 @@ def register(app: Flask, blueprints: list[Resource]) -> RestApi:
 
 def document() -> dict[str, Any]:
     """Return the document without starting anything: no store is asked."""
-    from api.app import RESOURCES
-
     app = Flask("api.openapi")
     app.config.update(config())
     document: dict[str, Any] = register(app, RESOURCES).spec.to_dict()

@@ -138,6 +138,13 @@ class Settings:
     host: str = setting("HOST", "127.0.0.1", "Address the API listens on.")
     port: int = setting("PORT", 8001, "Port the API listens on.", integer)
     flower_port: int = setting("FLOWER_PORT", 5555, "Port Flower listens on in the one-host command.", integer)
+    trusted_proxies: int = setting(
+        "TRUSTED_PROXIES",
+        0,
+        "Reverse proxies in a row before the API, each of which sets X-Forwarded-For, -Proto and -Host. With fewer than "
+        "are there, all callers share the proxy's address, and its limit of guesses; with more, a caller names its own.",
+        integer,
+    )
     debug: bool = setting("DEBUG", False, "Log at DEBUG. Never enables a debugger.", boolean)
     log_level: str = setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.")
 
@@ -341,6 +348,7 @@ _NOT_NEGATIVE = (
     "max_cpu_cores",
     "max_gpu_count",
     "max_memory_gb",
+    "trusted_proxies",
     "worker_lease_seconds",
 )
 

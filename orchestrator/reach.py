@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from orchestrator.errors import ForbiddenAddress
 from orchestrator.outbound.address import parse_target
+
+_MOST_DECODINGS = 5
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def is_below(url: str, top: str) -> bool:
@@ -31,8 +35,16 @@ def is_below(url: str, top: str) -> bool:
 
 
 def climbs(path: str) -> bool:
-    """Say whether some server could read this path as one that leads upwards, also when it decodes it twice."""
-    return any(part in {".", ".."} for part in _segments(unquote(unquote(path))))
+    """Say whether some server could read this path as one that leads upwards, however often it decodes it.
+
+    So could one with control characters, which some servers leave out, and one encoded too often to be meant well.
+    """
+    for _ in range(_MOST_DECODINGS):
+        decoded = unquote(path)
+        if decoded == path:
+            return _CONTROL.search(path) is not None or any(part in {".", ".."} for part in _segments(path))
+        path = decoded
+    return True
 
 
 def _segments(path: str) -> Sequence[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from orchestrator.records import Outcome, RetryPolicy
 from orchestrator.states import AttemptState
 
-UNCHARGED = frozenset({"never_started", "gpu_busy", "fork_failed", "preempted"})
+UNCHARGED = frozenset({"never_started", "gpu_busy", "fork_failed", "preempted", "worker_left"})
 """Reasons of infrastructure ends that neither the task nor its runner can be blamed for: nothing was killed by them,
-so they count as no loss and no failure. The one list of them: workers and rules agree by these words."""
+so they count as no loss and no failure. The one list of them: workers and rules agree by these words. A worker that
+says goodbye runs nothing any more, so what it was granted and has not reported (``worker_left``) never started."""
 
 LONGEST_UNCHARGED_DELAY = 60.0
 """Seconds; what ends uncharged again and again is tried about once a minute."""

@@ -28,7 +28,8 @@ def log_key(chunk: LogChunk) -> str:
 
 
 class LogCollector(threading.Thread):
-    """Runs beside the leader. A chunk stored twice is the same object, so nothing needs to be exactly once."""
+    """Runs beside the leader. A chunk stored twice is the same object or a longer one at its place, so nothing needs to
+    be exactly once."""
 
     def __init__(self, client: Client, keys: Keys, seal: Seal, artifacts: ArtifactStore, consumer: str) -> None:
         super().__init__(name="log-collector", daemon=True)
@@ -65,11 +66,14 @@ class LogCollector(threading.Thread):
         :raises StoreUnavailable: Redis or the artifact store does not answer; the chunks stay on the stream.
         """
         entries = self._stream.read(BATCH, block)
+        stored = self._stream.stored(chunk.attempt_id for _, chunk in entries if isinstance(chunk, LogChunk))
         done: list[LogChunk] = []
         for _, chunk in entries:
             if isinstance(chunk, Refused):
                 self._count("forged_log", chunk.why)
                 continue
+            if chunk.offset + len(chunk.content) <= stored.get(chunk.attempt_id, 0):
+                continue  # an old entry, claimed late: a longer chunk may lie at its place by now
             try:
                 self._artifacts.put_bytes(log_key(chunk), chunk.content)
             except ForbiddenPath as error:  # counts as stored: sent again it would be refused again

@@ -9,6 +9,7 @@ are dropped.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,17 +52,18 @@ class Spool:
         if any(self._answered(attempt_id, verdict).exists() for verdict in KEPT_VERDICTS):
             return False
         target = self._file(attempt_id)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        # Several threads may report the same attempt at once: that it never started, and that it could not.
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
         try:
+            with open(temporary, "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
             os.link(temporary, target)  # fails when the name is taken, unlike a rename
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         self._sync_folder()
         return True
 

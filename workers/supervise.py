@@ -58,6 +58,8 @@ class Supervisor:
         """Start the task, and return when nothing of it lives and its outcome is on disk."""
         try:
             self._prepare()
+            if self._is_abandoned():
+                return
             self._child = self._start_child()
         except OSError as error:  # no process, descriptor or disk block left: nothing of the task has run
             self._selector.close()  # writing the outcome needs a descriptor
@@ -100,6 +102,16 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(wake_in, selectors.EVENT_READ, lambda: os.read(wake_in, 4096))
         self._selector.register(self._control, selectors.EVENT_READ, self._obey)
+
+    def _is_abandoned(self) -> bool:
+        """Say whether the fork server died before anything started: the worker then reports it as never started, and
+        a start that comes late would be a second one."""
+        try:
+            return self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _start_child(self) -> int:
         """Fork the task's first process; the fork comes last, so whatever fails, nothing of the task has run."""

@@ -45,6 +45,7 @@ def _records(context: TaskContext, plan: Plan) -> Iterator[Any]:
     max_pages = int(limits.get("max_pages", 10_000))
     left = plan.max_bytes or 0
     page: Page | None = start_page(limits or None, plan.location)
+    top = plan.connection.url if plan.connection is not None else None
     pages = records = 0
     while page is not None:
         if pages >= max_pages:
@@ -56,7 +57,7 @@ def _records(context: TaskContext, plan: Plan) -> Iterator[Any]:
         yield from found
         pages, records = pages + 1, records + len(found)
         context.log("page read", page=pages, records=records)
-        page = next_page(limits or None, page, response, body, len(found))
+        page = next_page(limits or None, page, response, body, len(found), top)
 
 
 def _get(context: TaskContext, plan: Plan, page: Page, max_bytes: int) -> Response:

@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from orchestrator.operator import Json, OperatorFailure
 from orchestrator.outbound import Response
+from orchestrator.reach import is_below
 
 _LINK = re.compile(r'<([^>]*)>\s*((?:;\s*[\w*-]+\s*=\s*(?:"[^"]*"|[^",;]*)\s*)*)')
 _NEXT = re.compile(r'rel\s*=\s*(?:"[^"]*\bnext\b[^"]*"|next\b)', re.IGNORECASE)
@@ -44,11 +45,12 @@ def start_page(pagination: Mapping[str, Json] | None, url: str) -> Page:
 
 
 def next_page(
-    pagination: Mapping[str, Json] | None, page: Page, response: Response, body: Any, found: int
+    pagination: Mapping[str, Json] | None, page: Page, response: Response, body: Any, found: int, top: str | None = None
 ) -> Page | None:
     """Return the request after this one, or ``None`` at the end.
 
-    :raises OperatorFailure: the API leads in a circle or to another host.
+    :param top: the URL of the connection whose credentials the request carries; a link must lie below it.
+    :raises OperatorFailure: the API leads in a circle, to another host, or out of ``top``.
     """
     if pagination is None:
         return None
@@ -62,7 +64,7 @@ def next_page(
         return replace(page, params={**page.params, name: position}, position=position)
     if kind == "cursor":
         return _after_cursor(pagination, page, body)
-    return _after_link(page, response)
+    return _after_link(page, response, top)
 
 
 def value_at(body: Any, path: str) -> Any:
@@ -85,7 +87,7 @@ def _after_cursor(pagination: Mapping[str, Json], page: Page, body: Any) -> Page
     return replace(page, params={**page.params, name: cursor}, seen=_unseen(page, str(cursor)))
 
 
-def _after_link(page: Page, response: Response) -> Page | None:
+def _after_link(page: Page, response: Response, top: str | None) -> Page | None:
     links = _LINK.findall(response.headers.get("link", ""))
     target = next((url for url, attributes in links if _NEXT.search(attributes)), None)
     if target is None:
@@ -94,6 +96,12 @@ def _after_link(page: Page, response: Response) -> Page | None:
     if urlsplit(url)[:2] != urlsplit(page.url)[:2]:
         raise OperatorFailure(
             "forbidden_address", f"{response.url} gives a next page on another host; credentials do not go there."
+        )
+    if top is not None and not is_below(url, top):
+        raise OperatorFailure(
+            "forbidden_address",
+            f"{response.url} gives a next page that does not lie below the connection's URL; credentials do not go "
+            "there. Give the connection a URL that both lie below.",
         )
     return Page(url, own_query=False, seen=_unseen(page, url))
 

@@ -30,7 +30,16 @@ def dispatch(changes: Changes) -> None:
     if changes.kernel.redis_away:
         _tell_redis_is_away(changes)
         return
-    waiting.stirred = False
+    while waiting.stirred:
+        # Again when a task was placed for which room was held: what was kept from others is theirs now.
+        waiting.stirred = False
+        _place_heads(changes)
+    for line in waiting.lines.values():
+        _explain_line(changes, line)
+
+
+def _place_heads(changes: Changes) -> None:
+    """Place the best-ranked tasks until every line is empty or blocked."""
     heads = _open_heads(changes)
     while heads:
         _, line = heapq.heappop(heads)
@@ -39,8 +48,6 @@ def dispatch(changes: Changes) -> None:
             following = line.head()
             if following is not None:
                 heapq.heappush(heads, (following[0], line))
-    for line in waiting.lines.values():
-        _explain_line(changes, line)
 
 
 def _open_heads(changes: Changes) -> list[tuple[Rank, Line]]:
@@ -96,12 +103,13 @@ def _explain_line(changes: Changes, line: Line) -> None:
     """Tell the tasks that joined the line what it waits for.
 
     While the line waits for capacity only its head is told each change of mind (cpu, then memory, then a slot …):
-    behind it thousands may stand.
+    behind it thousands may stand. What the head was told counts, not whether the line is still blocked: a later line
+    of the same pass may have unblocked it.
     """
-    if line.blocked is not None:
+    if line.told is not None:
         for node in line.unexplained:
             if node.state is TaskState.READY and node.run.dispatches and node.ask == line.ask:
-                changes.explain(node, line.blocked.reason, line.blocked.message)
+                changes.explain(node, line.told.reason, line.told.message)
     line.unexplained = []
 
 

@@ -58,13 +58,16 @@ def _admitted_by_breaker(
 ) -> list[WorkerRecord]:
     """Return those that may be given up now.
 
-    If more than half are silent when the first expires (three incarnations at least, or more than 100 attempts), the
-    fault is more likely ours than theirs: hold one more lease, then give up a tenth of them per lease. The silent are
-    counted, not the expired: heartbeats are spread over an interval, so that leases never end at one moment.
+    If more than half are silent when the first expires (three incarnations at least, or more than 100 attempts; on
+    more than one host, for one host does die at once), the fault is more likely ours than theirs: hold one more lease,
+    then give up a tenth of them per lease. The silent are counted, not the expired: heartbeats are spread over an
+    interval, so that leases never end at one moment.
     """
     kernel = changes.kernel
     attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in silent)
-    is_mass = bool(expired) and len(silent) > SHARE_AT_ONCE * live and (len(silent) >= 3 or attempts > 100)
+    are_many = len(silent) >= 3 or attempts > 100
+    is_one_host = len({worker.host_id for worker in silent}) < 2
+    is_mass = bool(expired) and len(silent) > SHARE_AT_ONCE * live and are_many and not is_one_host
     if not kernel.settings.breaker or not is_mass:
         kernel.breaker_until = None
         return expired

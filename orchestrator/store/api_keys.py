@@ -96,8 +96,8 @@ def list_keys(connection: Connection, tenant_id: str, window: Window, *, role: s
     return read_page(connection, query, window)
 
 
-def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> None:
-    """End the key now; revoking twice is no error.
+def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> str:
+    """End the key now and return its prefix; revoking twice is no error.
 
     :raises NotFound: no such key of this tenant.
     :raises Conflict: it is the last administrator's key.
@@ -113,7 +113,7 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> None:
         .scalars()
         .all()
     )
-    _get(connection, tenant_id, key_id)
+    prefix: str = _get(connection, tenant_id, key_id)["prefix"]
     if list(admins) == [key_id]:
         raise Conflict("This is the last administrator's key; create another one before revoking it.")
     connection.execute(
@@ -121,6 +121,7 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> None:
         .where(k.c.tenant_id == tenant_id, k.c.id == key_id, k.c.revoked_at.is_(None))
         .values(revoked_at=func.clock_timestamp())
     )
+    return prefix
 
 
 _SHOWN = (k.c.id, k.c.name, k.c.role, k.c.prefix, k.c.created_at, k.c.expires_at, k.c.revoked_at)

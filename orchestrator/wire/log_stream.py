@@ -128,12 +128,9 @@ class LogStream:
         are sent again, and stored as the same objects.
         """
         in_order = sorted(chunks, key=lambda chunk: chunk.offset)
-        attempts = sorted({chunk.attempt_id for chunk in in_order})
-        if not attempts:
+        if not in_order:
             return
-        with redis_errors("reading what is stored of logs"):
-            ends: Any = self._client.mget([self._keys.logged(attempt_id) for attempt_id in attempts])
-        stored = dict(_ends(attempts, ends))
+        stored = self.stored(chunk.attempt_id for chunk in in_order)
         for chunk in in_order:
             end = max(stored.get(chunk.attempt_id, 0), chunk.confirmed)
             if chunk.offset <= end:
@@ -144,6 +141,15 @@ class LogStream:
             pipeline.set(self._keys.logged(attempt_id), end, ex=LOGGED_SECONDS)
         with redis_errors("noting what is stored of logs"):
             pipeline.execute()
+
+    def stored(self, attempt_ids: Iterable[str]) -> dict[str, int]:
+        """Return how many bytes of these attempts' logs were noted as stored without a gap."""
+        attempts = sorted(set(attempt_ids))
+        if not attempts:
+            return {}
+        with redis_errors("reading what is stored of logs"):
+            ends: Any = self._client.mget([self._keys.logged(attempt_id) for attempt_id in attempts])
+        return dict(_ends(attempts, ends))
 
     def ack(self, ids: Iterable[str]) -> None:
         self._stream.ack(ids)

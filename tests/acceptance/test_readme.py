@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,23 @@ def test_the_quickstarts_pipeline_and_the_how_tos_operator_run(system: System) -
     system.wait_until(
         lambda: "Sampled. rows=449 of=1797" in system.client.logs(runs[1], "sample")["text"], "the log's last line"
     )
+
+
+def test_the_quickstarts_commands_show_what_training_printed(system: System, tmp_path: Path) -> None:
+    page = blocks("docs/quickstart.md")
+    (tmp_path / "hello.json").write_text(page["hello.json"])
+    commands = page["the commands"]
+    assert re.findall(r"\.venv/bin/(\S+)", commands) == ["orchestrator"] * commands.count(".venv/bin/")
+    script = f"""
+        export ORCHESTRATOR_URL=$API ORCHESTRATOR_API_KEY=$KEY
+        cd {shlex.quote(str(tmp_path))}
+        {commands.replace(".venv/bin/orchestrator", "orchestrator")}
+    """
+    output = bash(system, script)
+    assert "Model stored." in output
+    assert "hello version" in output
+    run = next(iter(system.client.runs(pipeline_name="hello")))
+    assert system.finish(run["id"])["state"] == "success"
 
 
 def test_the_quickstarts_mistakes_are_told_as_it_says(system: System) -> None:

@@ -211,6 +211,24 @@ def test_a_task_can_not_send_credentials_to_another_site_of_the_same_address(tmp
     assert api.asked[0]["host"] == api.url.removeprefix("http://")
 
 
+def test_the_credentials_of_a_connection_follow_no_link_out_of_its_url(tmp_path: Path, serve: Serve) -> None:
+    for target in ("/admin", "/v10/x", "../admin", "/v1/%252e%252e/admin", "/v1/.%0a./admin", "http://geheim@h/v1/x"):
+        link = f'<{target}>; rel="next"'
+        api = serve(lambda path, _q, _h, link=link: (200, {"Link": link} if path == "/v1/x" else {}, [1]))  # type: ignore[misc]
+        context = api_context(tmp_path, connections={"crm": crm_at(api.url)})
+        found = failure(context, {"source": "crm", "source_path": "x", "pagination": {"type": "link"}})
+        assert (found.reason, found.retryable) == ("forbidden_address", False), target
+        assert len(api.asked) == 1, target
+
+
+def test_a_link_below_the_connections_url_is_followed_with_its_credentials(tmp_path: Path, serve: Serve) -> None:
+    api = serve(paged)
+    context = api_context(tmp_path, connections={"crm": Connection("crm", api.url, {"token": "geheim"})})
+    parameters = {"source": "crm", "source_path": "x", "pagination": {"type": "link"}}
+    assert run_operator(DataIngestion, context, parameters)["dataset"]["rows"] == 7
+    assert [asked["authorization"] for asked in api.asked] == ["Bearer geheim"] * 3
+
+
 def test_credentials_do_not_follow_the_apis_redirect_to_another_host(tmp_path: Path, serve: Serve) -> None:
     attacker = serve(lambda _p, _q, _h: (200, {}, [1]))
     api = serve(lambda _p, _q, _h: (302, {"Location": f"{attacker.url}/x"}, b""))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 
 from api.access import PUBLIC_ENDPOINTS, required_role
+from api.app import create_app
 from api.keyring import Keyring
+from api.services import EXTENSION, Services
 from api.throttle import Throttle
 from orchestrator.store.api_keys import Role
 from tests.integration.api_site import DEFINITION, ApiSite
@@ -190,6 +194,16 @@ def test_a_key_is_shown_once_works_and_ends_when_revoked(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM api_keys WHERE encode(digest, 'escape') LIKE :key", key=made["key"]) == 0
 
 
+def test_a_revoked_key_is_forgotten_at_once_and_no_other(api: ApiSite) -> None:
+    made = api.call("POST", "/api/v1/keys", {"name": "ci", "role": "viewer"}).json
+    assert made is not None
+    for key in (made["key"], api.keys["viewer"]):
+        assert api.call("GET", "/api/v1/runs", key=key).status_code == 200
+    assert api.call("DELETE", f"/api/v1/keys/{made['id']}").status_code == 204
+    keyring = api.services.keyring
+    assert (keyring.remembers(made["key"]), keyring.remembers(api.keys["viewer"])) == (False, True)
+
+
 def test_an_expired_key_is_refused(api: ApiSite) -> None:
     body = {"name": "old", "role": "viewer", "expires_at": "2020-01-01T00:00:00Z"}
     made = api.call("POST", "/api/v1/keys", body).json
@@ -243,6 +257,26 @@ def test_guesses_from_one_network_of_ipv6_count_together(api: ApiSite) -> None:
         for address in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1", "not an address")
     ]
     assert seen == [401, 429, 401, 401]
+
+
+@pytest.mark.parametrize(
+    "proxies, seen",
+    [
+        (0, [401, 429, 429, 429]),  # what a caller says of itself is not believed
+        (1, [401, 401, 429, 429]),
+        (2, [401, 401, 401, 429]),
+    ],
+)
+def test_guesses_count_against_the_address_that_the_trusted_proxies_saw(
+    api: ApiSite, proxies: int, seen: list[int]
+) -> None:
+    app = create_app(replace(api.settings, trusted_proxies=proxies))
+    services = cast("Services", app.extensions[EXTENSION])
+    services.guesses._rate, services.guesses._burst = 0.01, 1.0
+    chains = ("192.0.2.1, 10.0.0.1", "192.0.2.2, 10.0.0.2", "192.0.2.3, 10.0.0.2", "203.0.113.9, 192.0.2.3, 10.0.0.2")
+    with closing(services):
+        found = [app.test_client().get("/api/v1/runs", headers={"X-Forwarded-For": chain}).status_code for chain in chains]
+    assert found == seen
 
 
 def test_answers_carry_an_id_and_careful_headers(api: ApiSite) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from api.attempt_log import AttemptLog, LogGaps
+from api.attempt_log import AttemptLog, LogGaps, LogPart
 from api.services import EXTENSION
 from api.sse import StreamSlots
 from tests.integration.api_site import ApiSite
@@ -70,6 +71,36 @@ def test_chunks_sent_twice_and_chunks_not_yet_there_do_no_harm(api: ApiSite, att
     api.services.artifacts.put_bytes(f"{prefix}/{3:015d}", b"lo\ngr")
     api.services.artifacts.put_bytes(f"{prefix}/{500:015d}", b"later")
     assert api.call("GET", f"{path}/logs").text == "hello\ngrüße\n"
+
+
+def test_no_offset_misses_bytes_that_an_overlapping_chunk_has(api: ApiSite, attempt: tuple[str, str]) -> None:
+    whole = bytes(ord("a") + place % 26 for place in range(700))
+    prefix = f"{attempt[1]}-overlapping"
+    log = AttemptLog(api.services.artifacts, prefix, LogGaps())
+    for start, end in ((0, 500), (20, 450), (100, 200), (150, 160), (500, 600), (590, 700)):
+        api.services.artifacts.put_bytes(f"{prefix}/{start:015d}", whole[start:end])
+    for offset in range(701):
+        assert log.read(offset, 1000, settled=False) == LogPart(whole[offset:], 700, more=False), offset
+    api.services.artifacts.put_bytes(f"{prefix}/{595:015d}", whole[595:600])
+    for offset in range(701):
+        assert log.read(offset, 1000, settled=True) == LogPart(whole[offset:], 700, more=False), offset
+    found, offset = b"", 0
+    for _ in range(1000):
+        part = log.read(offset, 7, settled=True)
+        found, offset = found + part.content, part.next_offset
+        if not part.more:
+            break
+    assert found == whole
+
+
+def test_the_tail_of_a_long_log_is_asked_for_with_one_read(api: ApiSite, attempt: tuple[str, str]) -> None:
+    artifacts, prefix = api.services.artifacts, f"{attempt[1]}-long"
+    for start in range(0, 3000, 10):
+        artifacts.put_bytes(f"{prefix}/{start:015d}", b"ten bytes\n")
+    log = AttemptLog(artifacts, prefix, LogGaps())
+    with patch.object(type(artifacts), "get_bytes", autospec=True, side_effect=type(artifacts).get_bytes) as reads:
+        assert log.read(3000, 1000, settled=False) == LogPart(b"", 3000, more=False)
+        assert reads.call_count == 1
 
 
 def lost_chunk(api: ApiSite, prefix: str) -> None:

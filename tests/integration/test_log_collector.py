@@ -123,16 +123,18 @@ def test_forged_and_misnamed_chunks_are_dropped_and_counted(client: Client, keys
     assert list(tmp_path.rglob("*passwd*")) == []
 
 
+@pytest.mark.timeout(90)
 def test_the_thread_goes_on_after_the_store_was_away(client: Client, keys: Keys, tmp_path: Path) -> None:
     artifacts = SometimesAway(tmp_path, scope="shared")
     collector = LogCollector(client, keys, SEAL, artifacts, "one")
     collector.start()
     LogPublisher(client, keys, SEAL, "worker").publish([chunk(0, b"late")])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not any(count.what == "log_delayed" for count in collector.take_counts()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     artifacts.away = False
+    deadline = time.monotonic() + 30
     while not artifacts.exists(f"artifact://{log_key(chunk(0, b''))}"):
         assert time.monotonic() < deadline
         time.sleep(0.01)

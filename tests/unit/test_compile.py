@@ -562,8 +562,17 @@ def test_a_thousand_tasks_compile_in_a_moment() -> None:
         task(f"t{n}", kinds[n % 4][0], *([f"t{n - 1}"] if n % 4 else []), parameters=kinds[n % 4][1], cpu=1)
         for n in range(1000)
     ]
-    real(pipeline(tasks[0]))
-    started = time.process_time()
-    assert len(real(pipeline(*tasks)).plan.tasks) == 1000
-    # 0.07 s on one core of 2026; ten times that is a mistake in the algorithm, not a slow machine.
-    assert time.process_time() - started < 1.0
+    whole, quarter = _compile_seconds(tasks), _compile_seconds(tasks[:250])
+    print(f"250 tasks: {quarter:.3f} s, 1,000 tasks: {whole:.3f} s")
+    assert whole < 10 * quarter, "four times the tasks; a quadratic algorithm takes sixteen times as long"
+    assert whole < 5
+
+
+def _compile_seconds(tasks: Sequence[Json]) -> float:
+    """Return the processor time of the quickest of three compilations."""
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        assert len(real(pipeline(*tasks)).plan.tasks) == len(tasks)
+        seconds.append(time.process_time() - started)
+    return min(seconds)

@@ -196,6 +196,15 @@ def hold_for_big() -> Driver:
     return driver
 
 
+def test_what_waited_behind_held_room_is_placed_or_told_why_in_the_same_pass() -> None:
+    driver = hold_for_big()
+    driver.end("s1", tick=False)
+    driver.end("s2", tick=False)
+    driver.run(task("s3"), task("s4"), run_id="more", priority=1)
+    assert driver.dispatched() == ["big"]
+    assert [driver.reason(name, "more")[0] for name in ("s3", "s4")] == ["waiting_for_cpu", "waiting_for_cpu"]
+
+
 def test_no_room_is_held_on_the_host_of_a_worker_that_drains() -> None:
     driver = hold_for_big()
     driver.command("drain", worker_id="w1")

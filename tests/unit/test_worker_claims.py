@@ -13,7 +13,7 @@ from orchestrator.wire.messages import Denial, GrantSpec, SealedGrant
 from workers.attempt_folder import is_safe_id
 from workers.claim import Claims
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(90)
 
 
 class Wire:
@@ -66,7 +66,7 @@ def asking(claims: Claims) -> tuple[threading.Thread, list[GrantSpec | None]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -80,7 +80,7 @@ def test_a_granted_attempt_is_held_before_the_claimant_goes_on(wire: Wire) -> No
     spec = claims.ask("a", 1)
     assert spec is not None
     assert held == ["a"]
-    assert 0 <= wire.ages[0] < 5
+    assert 0 <= wire.ages[0] < 30
 
 
 def test_a_denied_claim_is_nothing(wire: Wire) -> None:
@@ -96,7 +96,7 @@ def test_a_claim_is_given_up_when_the_worker_leaves(wire: Wire) -> None:
     thread, answers = asking(claims)
     wait_for(lambda: bool(wire.sent))
     claims.give_up()
-    thread.join(5)
+    thread.join(30)
     assert answers == [None]
     assert not claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b"")), "a late grant finds nobody"
     assert claims.ask("b", 1) is None, "nothing is claimed any more"
@@ -110,7 +110,7 @@ def test_a_claim_is_repeated_with_its_nonce_however_long_nobody_answers(wire: Wi
     wait_for(lambda: len(wire.sent) >= 50)
     assert len({nonce for _, _, nonce in wire.sent}) == 1
     claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
-    thread.join(5)
+    thread.join(30)
     assert answers[0] is not None
 
 
@@ -124,7 +124,7 @@ def test_a_claim_that_still_waits_on_the_stream_is_not_sent_again(wire: Wire) ->
     wire.unread = set()
     wait_for(lambda: len(wire.sent) >= 2)
     claims.give_up()
-    thread.join(5)
+    thread.join(30)
 
 
 def test_a_grant_that_came_too_late_is_asked_for_again_at_once(wire: Wire) -> None:
@@ -137,7 +137,7 @@ def test_a_grant_that_came_too_late_is_asked_for_again_at_once(wire: Wire) -> No
     assert not claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b"forged"))
     wait_for(lambda: len(wire.sent) == 2)
     assert claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
-    thread.join(5)
+    thread.join(30)
     assert wire.ages == [40.0, 0.0]
     assert answers[0] is not None
 
@@ -169,7 +169,7 @@ def test_redis_being_away_only_delays_a_claim(wire: Wire) -> None:
     thread, answers = asking(claims)
     wait_for(lambda: len(wire.sent) >= 3)
     wire.is_away = False
-    thread.join(5)
+    thread.join(30)
     assert answers[0] is not None
 
 
@@ -191,7 +191,7 @@ def test_a_grant_that_does_not_fit_its_claim_grants_nothing(wire: Wire, wrong: s
     thread, answers = asking(claims)
     wait_for(lambda: bool(delivered))
     claims.give_up()
-    thread.join(5)
+    thread.join(30)
     assert answers == [None]
     assert not any(delivered)
 
