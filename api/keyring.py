@@ -42,14 +42,16 @@ class Keyring:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[float, KnownKey]] = OrderedDict()
 
-    def identify(self, key: str) -> Caller | None:
+    def identify(self, key: str, *, stale: bool = False) -> Caller | None:
         """Return who has this key, ``None`` for a key that is not valid.
 
+        :param stale: while the database is away, a key that was valid a minute ago will do. For the health pages: any
+            other page would wait for the database once more, and answer 503 too late.
         :raises StoreUnavailable: the database is away and the key was not seen lately.
         """
         if not _is_key(key):
             return None
-        known = self._find(key_prefix(key))
+        known = self._find(key_prefix(key), stale)
         if known is None or not hmac.compare_digest(known.digest, key_digest(key)):
             return None
         return Caller(known.id, known.tenant_id, known.name, known.role)
@@ -67,7 +69,7 @@ class Keyring:
         with self._lock:
             self._known.pop(prefix, None)
 
-    def _find(self, prefix: str) -> KnownKey | None:
+    def _find(self, prefix: str, stale: bool) -> KnownKey | None:
         now = self._clock()
         with self._lock:
             at, remembered = self._known.get(prefix, (float("-inf"), None))
@@ -77,7 +79,7 @@ class Keyring:
             with self._engine.connect() as connection:
                 found = find_key(connection, prefix)
         except StoreUnavailable:
-            if remembered is not None and now - at < _STALE_SECONDS:
+            if stale and remembered is not None and now - at < _STALE_SECONDS:
                 return remembered
             raise
         with self._lock:

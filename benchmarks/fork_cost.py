@@ -86,7 +86,7 @@ def _fork_server(folder: Path) -> Iterator[tuple[ForkClient, queue.Queue[str], G
     died = threading.Event()
     client = ForkClient(
         site, environment.fork_server_environment(variables, incarnation), lock.fd,
-        Listener(lambda: None, lambda _: None, ended.put, lambda attempt_id, why: ended.put(why), died.set),
+        Listener(lambda: None, lambda _: None, ended.put, lambda _, why: ended.put(why), died.set),
     )  # fmt: skip
     spec = GrantSpec(
         attempt_id="", token="token", run_id="run", tenant_id="tenant", task="task", number=1, operator="noop",

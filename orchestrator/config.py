@@ -141,8 +141,8 @@ class Settings:
     trusted_proxies: int = setting(
         "TRUSTED_PROXIES",
         0,
-        "Reverse proxies in a row before the API, each of which sets X-Forwarded-For, -Proto and -Host. With fewer than "
-        "are there, all callers share the proxy's address, and its limit of guesses; with more, a caller names its own.",
+        "Reverse proxies in a row before the API, each of which sets X-Forwarded-For, -Proto and -Host. Too few: all "
+        "callers share the proxy's address and its limit of guesses. Too many: a caller chooses its own address.",
         integer,
     )
     debug: bool = setting("DEBUG", False, "Log at DEBUG. Never enables a debugger.", boolean)

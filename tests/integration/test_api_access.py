@@ -275,7 +275,9 @@ def test_guesses_count_against_the_address_that_the_trusted_proxies_saw(
     services.guesses._rate, services.guesses._burst = 0.01, 1.0
     chains = ("192.0.2.1, 10.0.0.1", "192.0.2.2, 10.0.0.2", "192.0.2.3, 10.0.0.2", "203.0.113.9, 192.0.2.3, 10.0.0.2")
     with closing(services):
-        found = [app.test_client().get("/api/v1/runs", headers={"X-Forwarded-For": chain}).status_code for chain in chains]
+        found = [
+            app.test_client().get("/api/v1/runs", headers={"X-Forwarded-For": chain}).status_code for chain in chains
+        ]
     assert found == seen
 
 

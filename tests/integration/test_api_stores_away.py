@@ -101,6 +101,20 @@ def test_a_key_that_was_just_valid_still_reads_health_while_the_database_is_away
         site.services.close()
 
 
+def test_a_key_that_is_remembered_does_not_make_a_deaf_database_cost_twice_the_time(
+    api: ApiSite, deaf_port: int
+) -> None:
+    assert api.call("GET", "/monitoring/health").status_code == 200
+    away = replace(api.settings, database_url=f"postgresql+psycopg2://u:p@127.0.0.1:{deaf_port}/db")
+    site = ApiSite(create_app(away), away, api.tenant_id, api.keys)
+    remembered = api.services.keyring._known.items()
+    site.services.keyring._known.update({prefix: (time.monotonic() - 30, key) for prefix, (_, key) in remembered})
+    try:
+        refused_in_time(site, "GET", "/api/v1/runs")
+    finally:
+        site.services.close()
+
+
 def test_an_exhausted_pool_is_503_within_three_seconds(api: ApiSite) -> None:
     assert api.call("GET", "/api/v1/runs").status_code == 200
     held = [api.engine.connect() for _ in range(api.settings.database_pool_size)]

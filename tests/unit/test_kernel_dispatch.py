@@ -202,7 +202,8 @@ def test_what_waited_behind_held_room_is_placed_or_told_why_in_the_same_pass() -
     driver.end("s2", tick=False)
     driver.run(task("s3"), task("s4"), run_id="more", priority=1)
     assert driver.dispatched() == ["big"]
-    assert [driver.reason(name, "more")[0] for name in ("s3", "s4")] == ["waiting_for_cpu", "waiting_for_cpu"]
+    assert driver.reason("s3", "more")[0] == "waiting_for_cpu"
+    assert driver.reason("s4", "more") == ("waiting_for_cpu", "Asks 1 cpu; host a has 0 of 2 free.")
 
 
 def test_no_room_is_held_on_the_host_of_a_worker_that_drains() -> None:
