@@ -40,7 +40,9 @@ class OpenClaim:
     attempt_id: str
     nonce: str
     entry: str = ""
-    """What was sent last, on the stream; empty when it is to be sent again in any case."""
+    """What was sent last, on the stream."""
+    is_due: bool = True
+    """Whether it is to be sent even if what was sent last is unread; may be set while it is being sent."""
     sent_at: float = 0.0
     spec: GrantSpec | None = None
     denied: str = ""
@@ -114,7 +116,7 @@ class Claims:
                 except (ForgedMessage, UnreadableMessage) as error:
                     log.warning("grant_refused", attempt_id=reply.attempt_id, error=str(error))
                     if age > reply.lifetime:  # the claim waited longer than a grant is good for: ask for a fresh one
-                        claim.entry = ""
+                        claim.is_due = True
                         claim.woken.set()
                     return False
                 self._on_grant(spec)
@@ -127,7 +129,7 @@ class Claims:
         with self._lock:
             waiting = list(self._open.values())
         for claim in waiting:
-            claim.entry = ""
+            claim.is_due = True
             claim.woken.set()
 
     def give_up(self) -> None:
@@ -140,8 +142,9 @@ class Claims:
 
     def _send(self, claim: OpenClaim, seq: int) -> None:
         try:
-            if claim.entry and self._sender.is_unread(claim.entry):
+            if not claim.is_due and claim.entry and self._sender.is_unread(claim.entry):
                 return
+            claim.is_due = False
             claim.sent_at = self._clock()
             claim.entry = self._sender.claim(claim.attempt_id, seq, claim.nonce)
         except StoreUnavailable as error:

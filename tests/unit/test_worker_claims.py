@@ -22,6 +22,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, int, str]] = []
         self.answer: Callable[[str, str], None] = lambda attempt, nonce: None
+        self.before_claim_returns: Callable[[], object] = lambda: None
         self.ages: list[float] = []
         self.is_away = False
         self.unread: set[str] = set()
@@ -32,6 +33,7 @@ class Wire:
         if self.is_away:
             raise StoreUnavailable("away")
         threading.Thread(target=self.answer, args=(attempt_id, nonce)).start()
+        self.before_claim_returns()
         return f"entry-{len(self.sent)}"
 
     def is_unread(self, entry_id: str) -> bool:
@@ -130,11 +132,18 @@ def test_a_claim_that_still_waits_on_the_stream_is_not_sent_again(wire: Wire) ->
 def test_a_grant_that_came_too_late_is_asked_for_again_at_once(wire: Wire) -> None:
     now = [100.0]
     claims = Claims(wire, wire, lambda spec: None, clock=lambda: now[0])
-    wire.unread = {"entry-1"}
+    wire.unread = {"entry-1", "entry-2"}
+    late = threading.Event()
+
+    def answer_late(attempt: str, nonce: str) -> None:
+        if len(wire.sent) == 1:
+            now[0] += 40.0
+            assert not claims.deliver(SealedGrant(attempt, nonce, 30.0, b"forged"))
+            late.set()
+
+    wire.answer = answer_late
+    wire.before_claim_returns = lambda: late.wait(30)  # the answer may be quicker than the return of what it answers
     thread, answers = asking(claims)
-    wait_for(lambda: bool(wire.sent))
-    now[0] += 40.0
-    assert not claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b"forged"))
     wait_for(lambda: len(wire.sent) == 2)
     assert claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
     thread.join(30)
