@@ -156,8 +156,10 @@ def _type(spec: Mapping[str, Any]) -> str:
 def commands_page() -> str:
     """Return ``docs/reference/commands.md``: what ``orchestrator --help`` and its commands say."""
     parts = [NOTE, COMMANDS]
+    # As the group hands them on: click remembers on each command the help option of the context that first asked.
+    width = {"max_content_width": 100, "terminal_width": 100, **cli.context_settings}
     for path, command in _commands(cli, ("orchestrator",)):
-        with click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100) as context:
+        with click.Context(command, info_name=" ".join(path), **width) as context:
             parts.append(f"\n## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "".join(parts)
 
