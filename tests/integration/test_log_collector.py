@@ -113,6 +113,19 @@ def test_a_collector_whose_note_is_gone_goes_on_from_what_the_worker_knows(
     assert 0 < client.ttl(keys.logged("attempt")) <= 3600
 
 
+def test_an_old_chunk_that_is_claimed_late_does_not_replace_a_longer_one(
+    client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    artifacts = LocalArtifacts(tmp_path, scope="shared")
+    publisher = LogPublisher(client, keys, SEAL, "worker")
+    collector = LogCollector(client, keys, SEAL, artifacts, "one")
+    publisher.publish([chunk(0, b"hello world")])
+    collect_all(collector, client, keys)
+    publisher.publish([chunk(0, b"hello")])
+    collect_all(collector, client, keys)
+    assert artifacts.get_bytes(f"artifact://{log_key(chunk(0, b''))}", 100) == b"hello world"
+
+
 def test_forged_and_misnamed_chunks_are_dropped_and_counted(client: Client, keys: Keys, tmp_path: Path) -> None:
     collector = LogCollector(client, keys, SEAL, LocalArtifacts(tmp_path, scope="shared"), "one")
     LogPublisher(client, keys, Seal("another key"), "worker").publish([chunk(0, b"forged")])

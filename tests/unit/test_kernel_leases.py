@@ -170,6 +170,15 @@ def test_a_worker_that_says_goodbye_leaves_nothing_behind() -> None:
     assert not driver.held()
 
 
+def test_what_a_leaving_worker_was_granted_is_charged_to_nobody() -> None:
+    """It says goodbye only when nothing runs: what it has not reported never started. Restarts make no poison."""
+    driver = busy()
+    driver.feed(WorkerLeft("w1"))
+    assert driver.state("a1") is TaskState.RETRY_WAIT
+    node = driver.kernel.tasks["r1.a1"]
+    assert (node.failures, node.losses) == (0, 0)
+
+
 def test_what_a_host_that_never_returns_held_is_given_back_once_its_workers_are_forgotten() -> None:
     driver = busy()
     attempt = driver.attempt("a1")
@@ -248,6 +257,20 @@ def test_workers_that_come_back_during_the_hold_lose_nothing() -> None:
     driver.tick(after=14)
     assert lost(driver) == 0
     assert all(driver.state(f"a{n}") is TaskState.RUNNING for n in range(1, 7))
+
+
+def test_one_host_that_dies_with_most_workers_trips_no_breaker() -> None:
+    driver = Driver()
+    for n in range(1, 4):
+        driver.worker(f"w{n}", host="big", slots=1)
+    driver.worker("w4", host="small", slots=1)
+    for _ in range(6):
+        driver.now += 5
+        live(driver, "w4")
+        driver.tick()
+    driver.tick(after=1)
+    assert [worker_state(driver, f"w{n}") for n in range(1, 4)] == [WorkerState.LOST] * 3
+    assert "breaker" not in [count.what for count in driver.of(Count)]
 
 
 def test_a_few_dead_workers_trip_no_breaker() -> None:
