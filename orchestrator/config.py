@@ -246,6 +246,12 @@ class Settings:
     cancel_grace_seconds: float = setting(
         "CANCEL_GRACE_SECONDS", 10.0, "Between TERM and KILL to a task's tree.", number
     )
+    drain_seconds: float = setting(
+        "DRAIN_SECONDS", 3600.0, "How long a worker that leaves waits for its tasks; then it preempts them.", number
+    )
+    adopt_seconds: float = setting(
+        "ADOPT_SECONDS", 600.0, "How long an `adopt` task waits for its host's next worker; then it is lost.", number
+    )
     max_infrastructure_losses: int = setting(
         "MAX_INFRASTRUCTURE_LOSSES", 3, "Tries lost to infrastructure, then poison.", integer
     )
@@ -340,10 +346,12 @@ _ABOVE_ZERO = (
     "redispatch_seconds",
 )
 _NOT_NEGATIVE = (
+    "adopt_seconds",
     "cancel_grace_seconds",
     "default_retry_count",
     "default_retry_delay_seconds",
     "default_retry_max_delay_seconds",
+    "drain_seconds",
     "highmem_threshold_gb",
     "max_cpu_cores",
     "max_gpu_count",

@@ -76,6 +76,10 @@ class PlannedTask:
     grace: float = 10.0
     """Seconds between TERM and KILL."""
     exclusive: bool = False
+    on_drain: str = "wait"
+    """What a draining worker does with it: ``wait`` until it ends, ``checkpoint`` (TERM, grace) or ``kill``."""
+    on_worker_loss: str = "kill"
+    """``kill``: it dies with its worker. ``adopt``: it goes on, and the host's next incarnation reports for it."""
     critical: bool = True
     links: tuple[InputLink, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -156,6 +160,11 @@ class AttemptRecord:
     """A cancel is wanted; carried in every heartbeat reply until the attempt is terminal."""
     regranted_at: float | None = None
     """When the same grant was last sent again; only in memory."""
+    keeper_id: str = ""
+    """The later incarnation on its host that adopted it and answers for it; empty while ``worker_id`` does itself.
+    Its outcome still names ``worker_id``, which ran it."""
+    orphaned_at: float | None = None
+    """Since when nobody answers for an attempt that waits to be adopted."""
     missed_by: int = 0
     """Heartbeats of its incarnation taken after the grant that did not show it."""
 
@@ -236,6 +245,8 @@ class WorkerRecord:
     version: str = ""
     draining: bool = False
     """A drain is wanted by command; the worker may also drain by itself, then only its state says so."""
+    drain_until: float | None = None
+    """When a commanded drain stops waiting and preempts what still runs; ``None``: by the worker's own setting."""
     devices: frozenset[str] | None = None
     """UUIDs of the GPUs it may use: its own mask, which may differ from its neighbours'. ``None``: this leader has not
     heard them yet, so that it plans no GPU there."""

@@ -116,6 +116,8 @@ def _spec(
         timeout=task.timeout,
         grace=task.grace,
         exclusive=task.exclusive,
+        on_drain=task.on_drain,
+        on_worker_loss=task.on_worker_loss,
         registry_url=registry_url,
         pipeline=pipeline,
     )

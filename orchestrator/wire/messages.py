@@ -63,6 +63,8 @@ class GrantSpec:
     timeout: float | None = None
     grace: float = 10.0
     exclusive: bool = False
+    on_drain: str = "wait"
+    on_worker_loss: str = "kill"
     registry_url: str | None = None
     pipeline: str = ""
 
@@ -114,6 +116,8 @@ class DesiredState:
     fence: tuple[str, ...] = ()
     """Attempts that are no longer ours: kill their trees, keep their outcomes to yourself."""
     drain: bool = False
+    drain_left: float | None = None
+    """Seconds until a drain stops waiting for what runs; ``None``: as long as the worker's own setting allows."""
     gen: int = 0
     """The generation counter; lower than before means that Redis was reset: send open claims and outcomes again."""
     confirm: tuple[tuple[str, str], ...] = ()
@@ -202,6 +206,8 @@ def grant_body(spec: GrantSpec) -> bytes:
         "timeout": spec.timeout,
         "grace": spec.grace,
         "exclusive": spec.exclusive,
+        "on_drain": spec.on_drain,
+        "on_worker_loss": spec.on_worker_loss,
         "registry_url": spec.registry_url,
         "pipeline": spec.pipeline,
     }
@@ -233,6 +239,8 @@ def grant_from_body(body: bytes) -> GrantSpec:
         timeout=fields.number_or_none("timeout"),
         grace=fields.number("grace", 10.0),
         exclusive=fields.flag("exclusive", False),
+        on_drain=fields.text("on_drain", "wait"),
+        on_worker_loss=fields.text("on_worker_loss", "kill"),
         registry_url=fields.text_or_none("registry_url"),
         pipeline=fields.text("pipeline", ""),
     )
@@ -272,6 +280,7 @@ def read_control(kind: str, body: bytes) -> Denial | Answer | DesiredState:
         cancel=fields.pairs("cancel"),
         fence=fields.texts("fence"),
         drain=fields.flag("drain", False),
+        drain_left=fields.number_or_none("drain_left"),
         gen=fields.integer("gen", 0),
         confirm=fields.text_pairs("confirm"),
     )
