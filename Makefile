@@ -12,10 +12,10 @@ FAST_TESTS := tests/unit tests/contract tests/architecture
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test check bench clean lock fmt migrate docs .venv python-is-new-enough
+.PHONY: help demo up test check containers bench clean lock fmt migrate docs .venv python-is-new-enough
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## start everything, train models through it, keep serving; ARGS=--once ends after the runs
 	@exec $(RUN) -m orchestrator.local demo $(ARGS)
@@ -24,7 +24,7 @@ up: $(VENV)/.installed ## start the same system without the example; Ctrl-C stop
 	@exec $(RUN) -m orchestrator.local up $(ARGS)
 
 test: $(VENV)/.installed-dev ## run all tests except chaos and load
-	$(RUN) -m pytest $(FAST_TESTS) tests/integration -m "not chaos and not load" -n auto --dist loadscope $(ARGS)
+	$(RUN) -m pytest $(FAST_TESTS) tests/integration tests/chaos -m "not chaos and not load" -n auto --dist loadscope $(ARGS)
 	$(RUN) -m pytest tests/acceptance -m "not chaos and not load" $(ARGS)
 
 check: $(VENV)/.installed-dev ## all that CI checks besides the tests: format, lint, types, import contracts, docs
@@ -34,6 +34,16 @@ check: $(VENV)/.installed-dev ## all that CI checks besides the tests: format, l
 	$(BIN)/lint-imports
 	$(RUN) docs/generate.py --check
 	$(RUN) -m pytest -q $(FAST_TESTS) -n auto
+
+containers: $(VENV)/.installed-dev ## start the compose file in a container engine and break it: memory, networks, restarts
+	$(RUN) -m pytest tests/containers -v -rA $(ARGS)
+
+chaos: $(VENV)/.installed-dev ## break everything on purpose: nothing lost, nothing twice; ARGS='--seed=7 -k flush' repeats
+	$(RUN) -m pytest tests/chaos -m chaos -v $(ARGS)
+	$(if $(findstring -k,$(ARGS)),,SIMULATION=long $(RUN) -m pytest tests/unit/test_simulation.py -v)
+
+chaos-quick: $(VENV)/.installed-dev ## the scenarios of it that CI runs
+	$(RUN) -m pytest tests/chaos -m chaos_quick -v $(ARGS)
 
 bench: $(VENV)/.installed-dev ## tasks per second and ms per hop, beside Celery's own chain and chord
 	$(RUN) -m benchmarks $(ARGS)

@@ -7,7 +7,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import access, around
 from api.attempt_log import LogGaps
+from api.backlog import Backlog
 from api.cursors import CursorSeal
+from api.hangs import Hangs
 from api.http_metrics import HttpMetrics
 from api.keyring import Keyring
 from api.live import LiveWire
@@ -18,21 +20,25 @@ from api.sse import StreamSlots
 from api.throttle import Throttle
 from api.versions import VersionShelf
 from orchestrator.artifacts import open_artifacts
+from orchestrator.circuit import Circuit
 from orchestrator.compile import Site
 from orchestrator.config import Settings
 from orchestrator.logs import configure_logs
 from orchestrator.registry import load_operators
 from orchestrator.store.engine import Limits, create_store_engine
 
-LIMITS = Limits(connect=2.0, pool=0.5)
-"""With the database away every answer is 503 within 3 s (I8); libpq can't wait less than 2 s for a connection."""
+LIMITS = Limits(connect=1.3, pool=0.5, statement=1.8, answer=2.0, lock=1.0)
+"""With what a request may wait in all (``around.ALLOWANCE``) every answer comes within 3 s (I8)."""
+_SILENCE_HOLD = 1.0
+"""Seconds between two looks at a database that was silent; all other requests are 503 at once."""
 _MOST_STREAMS = 32
 """Half of the 64 threads the server is started with."""
 
 
-def create_app(settings: Settings) -> Flask:
+def create_app(settings: Settings, *, hang_limit: float | None = None) -> Flask:
     """Return the application.
 
+    :param hang_limit: seconds after which requests that hang end the process; for servers that are started again.
     :raises ConfigurationError: a secret or an address is missing, or an operator can't be loaded.
     """
     settings.require("secret_key", "admin_key", "database_url", "redis_url")
@@ -40,7 +46,7 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("api", static_folder=None)
     app.config.update(config(), MAX_CONTENT_LENGTH=settings.max_body_bytes, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions[EXTENSION] = _services(settings)
+    app.extensions[EXTENSION] = _services(settings, Hangs(hang_limit))
     around.install(app)
     access.install(app)
     if n := settings.trusted_proxies:
@@ -49,10 +55,14 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def _services(settings: Settings) -> Services:
+def _services(settings: Settings, hangs: Hangs) -> Services:
     operators = load_operators(settings.operators_path)
     engine = create_store_engine(
-        settings.database_url, pool_size=settings.database_pool_size, application="orchestrator-api", limits=LIMITS
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        application="orchestrator-api",
+        limits=LIMITS,
+        circuit=Circuit(_SILENCE_HOLD),
     )
     return Services(
         settings=settings,
@@ -63,6 +73,8 @@ def _services(settings: Settings) -> Services:
         site=Site.of(settings),
         keyring=Keyring(engine),
         throttle=Throttle(settings.rate_limit_per_second),
+        hangs=hangs,
+        backlog=Backlog(settings.max_queued_runs),
         cursors=CursorSeal(settings.secret_key),
         versions=VersionShelf(),
         metrics=HttpMetrics(),

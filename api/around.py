@@ -10,9 +10,12 @@ from flask import Flask, Response, g, request
 
 from api.services import services
 from orchestrator.logs import get_logger, ids_in_scope
+from orchestrator.store import patience
 
 log = get_logger(__name__)
 
+ALLOWANCE = 2.0
+"""Seconds one request may wait for PostgreSQL, all its statements together; then it is 503."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADERS = {
@@ -29,15 +32,22 @@ def install(app: Flask) -> None:
     """Put this around every request; it must come before the guard, whose refusals are counted too."""
     app.before_request(_begin)
     app.after_request(_end)
+    app.teardown_request(_note_end)
 
 
 def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     g.began = time.perf_counter()
+    services().hangs.begun()
+    g.is_under_way = True
+    patience.allow(ALLOWANCE)
 
 
 def _end(response: Response) -> Response:
+    # What is still to come of a stream may take its time; each of its statements has its own limit.
+    patience.allow(None)
+    _note_end()
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["X-Request-Id"] = g.get("request_id", "")
@@ -58,3 +68,9 @@ def _end(response: Response) -> Response:
             caller=caller.name if caller is not None else None,
         )
     return response
+
+
+def _note_end(_: BaseException | None = None) -> None:
+    """Note once that the request has its answer; an error in what comes after a view must not hide it."""
+    if g.pop("is_under_way", False):
+        services().hangs.ended()

@@ -79,6 +79,18 @@ TASK: dict[str, Any] = {
         "timeout_seconds": _number(0, _YEAR, above=True),
         "grace_seconds": _number(0, 86400, description="Between TERM and KILL."),
         "exclusive": {"type": "boolean", "description": "Stops itself when cut off from the scheduler."},
+        "on_drain": {
+            "type": "string",
+            "enum": ["wait", "checkpoint", "kill"],
+            "description": "When its worker drains: wait until it ends (or the drain's deadline), stop it at once with "
+            "its grace so that it can save what it has, or kill it. It goes again elsewhere, at no cost to retries.",
+        },
+        "on_worker_loss": {
+            "type": "string",
+            "enum": ["kill", "adopt"],
+            "description": "When its worker's process dies: die with it, or go on and be adopted by the host's next "
+            "worker. Not together with exclusive.",
+        },
         "critical": {"type": "boolean", "description": "Whether the run fails with this task."},
     },
 }

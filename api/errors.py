@@ -32,6 +32,11 @@ RETRY_SECONDS = 2
 _MOST_PROBLEMS = 200
 _DRAINED_BYTES = 64 * 2**20
 
+_AGAIN = (
+    "Try again after the seconds in Retry-After. A change may or may not have been made: with the same Idempotency-Key "
+    "a run is never started twice."
+)
+
 STATUS_OF: Mapping[type[OrchestratorError], int] = {
     InvalidDefinition: 422,
     ForbiddenAddress: 422,
@@ -136,8 +141,13 @@ def answer_our_error(error: OrchestratorError) -> Response:
     if code == 503:
         # The driver's words may hold addresses and names of ours: they go to the log only.
         log.warning("store_unavailable", error=str(error), request_id=g.get("request_id"))
-        return error_response(code, "A store the API needs does not answer; nothing was changed. Try again.")
+        return error_response(code, f"{_why(error)} {_AGAIN}")
     return error_response(code, str(error))
+
+
+def _why(error: OrchestratorError) -> str:
+    known = error.explanation if isinstance(error, StoreUnavailable) else ""
+    return known or "A store the API needs does not answer."
 
 
 def answer_unstorable(error: DataError) -> Response:

@@ -18,6 +18,11 @@ from orchestrator.store.api_keys import Role
 
 blueprint = Resource("health", __name__, url_prefix="/monitoring", description="Whether everything answers.")
 
+_NO_LEADER = "No scheduler leads; start one with `python -m scheduler`."
+_LEAVES_ALONE = (
+    "Runs under way have plans of another release that the leading scheduler can't read, so it leaves them alone; its "
+    "log names them. Start schedulers of the release that made them, and stop this one."
+)
 _WORDS = ["healthy", "degraded", "unhealthy"]
 _SLOW_REPORTS = 5_000
 """Reports waiting for the leader; more means that it doesn't keep up."""
@@ -79,6 +84,8 @@ def _stores() -> dict[str, dict[str, Any]]:
             revision = reports.schema_revision(connection)
             leader = reports.read_leader(connection)
             workers = reports.count_live_workers(connection)
+            # The leader says it at every reconcile.
+            leaves_alone = reports.has_left_runs_alone(connection, 3 * services().settings.reconcile_seconds)
     except StoreUnavailable:
         away = {"status": "unhealthy", "message": "PostgreSQL does not answer."}
         unknown = {"status": "unhealthy", "message": "Not known while PostgreSQL does not answer."}
@@ -93,8 +100,8 @@ def _stores() -> dict[str, dict[str, Any]]:
             "milliseconds": round(took * 1000, 2),
         },
         "leader": {
-            "status": "healthy" if leads else "degraded",
-            "message": "" if leads else "No scheduler leads; start one with `python -m scheduler`.",
+            "status": "healthy" if leads and not leaves_alone else "degraded",
+            "message": _LEAVES_ALONE if leads and leaves_alone else "" if leads else _NO_LEADER,
             "holder": leader.holder if leader else None,
             "epoch": leader.epoch if leader else None,
             "renewed_seconds_ago": round(leader.age, 3) if leader else None,
@@ -115,7 +122,15 @@ def _wire() -> dict[str, dict[str, Any]]:
         return {"redis": away, "stream": {"status": "degraded", "message": "Not known while Redis does not answer."}}
     slow = facts.waiting_reports > _SLOW_REPORTS
     return {
-        "redis": {"status": "healthy", "version": facts.version, "milliseconds": facts.milliseconds},
+        "redis": {
+            "status": "degraded" if facts.is_full else "healthy",
+            "message": "Redis is full (maxmemory): no task is given to a worker until there is room; runs are accepted "
+            "and wait."
+            if facts.is_full
+            else "",
+            "version": facts.version,
+            "milliseconds": facts.milliseconds,
+        },
         "stream": {
             "status": "degraded" if slow else "healthy",
             "message": "The leader does not keep up with its reports." if slow else "",

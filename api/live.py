@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from orchestrator.circuit import Circuit
 from orchestrator.errors import StoreUnavailable
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.progress import Progress, read_progress
@@ -14,8 +17,9 @@ from orchestrator.wire.redis import connect, redis_errors
 from orchestrator.wire.stream import wake
 
 _TIMEOUT = 1.0
-_HOLD_SECONDS = 5.0
-"""After a failure Redis is not asked again for this long, so that requests do not each wait for it."""
+_FULL_AT = 0.95
+_HOLD_SECONDS = 2.0
+"""After a failure Redis is asked by one request in this time, so that they do not each wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class RedisFacts:
     waiting_reports: int
     """Entries of the event stream that the leader has not yet acknowledged."""
     waiting_log_chunks: int
+    is_full: bool
+    """It takes nothing in any more, or will not soon (``maxmemory``)."""
 
 
 class LiveWire:
@@ -33,8 +39,7 @@ class LiveWire:
     def __init__(self, redis_url: str, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = connect(redis_url, timeout=_TIMEOUT, retries=0)
         self._keys = Keys(namespace)
-        self._clock = clock
-        self._held_until = float("-inf")
+        self.circuit = Circuit(_HOLD_SECONDS, clock)
         self._wanted = threading.Event()
         self._ending = False
         self._start = threading.Lock()
@@ -48,27 +53,33 @@ class LiveWire:
 
     def progress(self, attempt_ids: Sequence[str]) -> dict[str, Progress]:
         """Return the progress of these attempts; nothing while Redis is away."""
-        if not attempt_ids or self._clock() < self._held_until:
+        if not attempt_ids:
             return {}
         try:
-            return read_progress(self._client, self._keys, attempt_ids)
+            with self._asking():
+                return read_progress(self._client, self._keys, attempt_ids)
         except StoreUnavailable:
-            self._held_until = self._clock() + _HOLD_SECONDS
             return {}
 
     def facts(self) -> RedisFacts:
         """Ask Redis how it is.
 
-        :raises StoreUnavailable: no answer within about a second.
+        :raises StoreUnavailable: no answer within about a second, or none a moment ago.
         """
         began = time.perf_counter()
-        with redis_errors("asking for its health"):
+        with self._asking(), redis_errors("asking for its health"):
             self._client.ping()
             took = time.perf_counter() - began
-            server: object = self._client.info("server")
+            server: Any = self._client.info("server")
+            memory: Any = self._client.info("memory")
             events, logs = self._client.xlen(self._keys.events), self._client.xlen(self._keys.logs)
-        version = str(server.get("redis_version", "")) if isinstance(server, dict) else ""
-        return RedisFacts(version, round(took * 1000, 2), int(str(events)), int(str(logs)))
+        return RedisFacts(
+            version=str(server.get("redis_version", "")),
+            milliseconds=round(took * 1000, 2),
+            waiting_reports=int(str(events)),
+            waiting_log_chunks=int(str(logs)),
+            is_full=_is_full(memory),
+        )
 
     def close(self) -> None:
         """End the thread and close the connections."""
@@ -77,6 +88,21 @@ class LiveWire:
         if self._thread is not None:
             self._thread.join(timeout=5)
         self._client.close()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Ask Redis unless somebody has just found it silent.
+
+        :raises StoreUnavailable: it is better not asked now.
+        """
+        if self.circuit.refuses():
+            raise StoreUnavailable("Redis did not answer a moment ago; it is not asked again yet.")
+        try:
+            yield
+        except StoreUnavailable:
+            self.circuit.silent()
+            raise
+        self.circuit.answered()
 
     def _start_thread(self) -> None:
         # Started by the first request, not at import: a server that forks afterwards would lose the thread.
@@ -95,3 +121,10 @@ class LiveWire:
                 wake(self._client, self._keys)
             except StoreUnavailable:
                 continue
+
+
+def _is_full(memory: Mapping[str, Any]) -> bool:
+    """Say whether there is a limit, and whether it is reached. With an eviction policy there is always room."""
+    most = int(memory.get("maxmemory", 0))
+    keeps = memory.get("maxmemory_policy", "noeviction") == "noeviction"
+    return keeps and 0 < most * _FULL_AT <= int(memory.get("used_memory", 0))

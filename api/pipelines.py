@@ -8,7 +8,7 @@ from uuid import UUID
 
 from flask import Response, jsonify, request
 from flask.views import MethodView
-from marshmallow import Schema, fields
+from marshmallow import Schema, fields, validate
 
 from api.access import caller
 from api.address_checks import address_problems
@@ -20,6 +20,7 @@ from api.services import services
 from orchestrator.compile import Compiled, compile_pipeline
 from orchestrator.errors import InvalidDefinition
 from orchestrator.plan_json import describe, plan_to_json
+from orchestrator.spec import ON_DRAIN, ON_WORKER_LOSS
 from orchestrator.store import definitions
 from orchestrator.store.api_keys import Role
 from orchestrator.store.definitions import Definition, revision
@@ -74,6 +75,8 @@ class PlannedTaskSchema(Schema):
     )
     retries = fields.Integer(required=True)
     timeout_seconds = fields.Float(required=True, allow_none=True)
+    on_drain = fields.String(required=True, validate=validate.OneOf(ON_DRAIN))
+    on_worker_loss = fields.String(required=True, validate=validate.OneOf(ON_WORKER_LOSS))
 
 
 class RunNeedSchema(Schema):

@@ -44,6 +44,7 @@ class TaskRunSchema(Schema):
     attempt_id = fields.UUID(required=True, allow_none=True)
     failures = fields.Integer(required=True, metadata={"description": "Tries charged to `retries`."})
     losses = fields.Integer(required=True, metadata={"description": "Tries lost to infrastructure."})
+    generation = fields.Integer(required=True, metadata={"description": "1, and one more with each rerun of it."})
     queue = fields.String(required=True)
     worker = fields.String(required=True, allow_none=True, metadata={"description": "Its name, as in Flower."})
     ready_at = fields.DateTime(required=True, allow_none=True)
@@ -68,6 +69,15 @@ class AttemptSchema(Schema):
     host_id = fields.String(required=True)
     worker_id = fields.String(required=True)
     worker = fields.String(required=True, allow_none=True)
+    keeper_id = fields.String(
+        required=True,
+        metadata={"description": "The later worker of its host that has adopted it; empty when none has."},
+    )
+    orphaned_at = fields.DateTime(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Since when it waits to be adopted, its worker being lost."},
+    )
     cpu = fields.Float(required=True, metadata={"description": "Cores reserved."})
     memory_bytes = fields.Integer(required=True)
     gpus = fields.Integer(required=True)

@@ -1,4 +1,4 @@
-"""Runs: started once per Idempotency-Key, pinned to a version, read with their task runs, cancelled by the leader."""
+"""Runs: started once per Idempotency-Key, pinned to a version, read with their tasks, cancelled and started again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from api.resource import Resource, needs
 from api.run_tasks import TaskRunSchema, show_tasks
 from api.services import services
 from orchestrator.compile import run_problems
-from orchestrator.errors import InvalidDefinition
+from orchestrator.errors import Conflict, InvalidDefinition
 from orchestrator.states import RUN_TERMINAL, RunState
 from orchestrator.store import run_queries, run_requests
 from orchestrator.store.api_keys import Role
@@ -65,6 +65,37 @@ class RunRequestSchema(Schema):
             raise ValidationError("Name the pipeline by either pipeline_id or pipeline_name.")
 
 
+class ChosenTasks(fields.Field[Any]):
+    """``failed``, ``all``, or a list of names of tasks."""
+
+    _names = fields.List(fields.String(validate=validate.Length(1, 128)), validate=validate.Length(1, 1000))
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **_: Any) -> Any:
+        if isinstance(value, str):
+            return validate.OneOf(["failed", "all"])(value)
+        return self._names.deserialize(value, attr, data)
+
+
+class RerunRequestSchema(Schema):
+    chosen = ChosenTasks(
+        data_key="from",
+        load_default="failed",
+        metadata={
+            "description": "Where to start from; everything downstream is run again too. `failed`: the tasks that are "
+            "failed, upstream_failed or cancelled.",
+            "oneOf": [
+                {"type": "string", "enum": ["failed", "all"]},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "minLength": 1, "maxLength": 128},
+                    "minItems": 1,
+                    "maxItems": 1000,
+                },
+            ],
+        },
+    )
+
+
 class RunSummarySchema(Schema):
     id = fields.UUID(required=True)
     pipeline_id = fields.UUID(required=True)
@@ -77,6 +108,7 @@ class RunSummarySchema(Schema):
     triggered_by = fields.String(required=True)
     trigger = fields.String(required=True)
     priority = fields.Integer(required=True)
+    generation = fields.Integer(required=True, metadata={"description": "1, and one more with each rerun."})
     created_at = fields.DateTime(required=True)
     started_at = fields.DateTime(required=True, allow_none=True)
     ended_at = fields.DateTime(required=True, allow_none=True)
@@ -147,6 +179,7 @@ class Runs(MethodView):
                     connection, caller().tenant_id, key, _fingerprint(body), wanted_id
                 )
             if run_id == wanted_id:
+                services().backlog.let_in(connection, caller().tenant_id)
                 run_requests.insert_run(connection, _new_run(connection, run_id, body, triggered_by))
         services().live.wake()
         response = _shown(run_id, 201)
@@ -179,6 +212,34 @@ class RunCancel(MethodView):
                 run_requests.request_cancel(connection, caller().tenant_id, str(run_id), caller().name)
         services().live.wake()
         return _shown(str(run_id), 202)
+
+
+@blueprint.route("/<uuid:run_id>/rerun")
+class RunRerun(MethodView):
+    @needs(Role.OPERATOR)
+    @blueprint.refuses(409)
+    @blueprint.body(RerunRequestSchema, example={"from": "failed"})
+    @blueprint.answers(202, RunSchema, description="The leader will start it again; its `generation` then is higher.")
+    def post(self, body: Mapping[str, Any], run_id: UUID) -> Response:
+        """Start a run again that has ended: in place, as its next generation; 409 while it is active."""
+        with services().engine.begin() as connection:
+            row = run_queries.get_run(connection, caller().tenant_id, str(run_id))
+            _require_readable(connection, row)
+            run_requests.request_rerun(
+                connection, caller().tenant_id, str(run_id), caller().name, chosen=body["chosen"]
+            )
+        services().live.wake()
+        return _shown(str(run_id), 202)
+
+
+def _require_readable(connection: Connection, run: Mapping[str, Any]) -> None:
+    try:
+        services().versions.get(connection, caller().tenant_id, run["version_id"])
+    except ValueError as error:
+        raise Conflict(
+            f"Version {run['version']} of {run['pipeline_name']!r} was saved by another release, and this one can't "
+            f"read its plan: {error} Start a run of a newer version."
+        ) from error
 
 
 def _shown(run_id: str, status: int) -> Response:

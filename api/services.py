@@ -10,7 +10,9 @@ from flask import current_app
 from sqlalchemy import Engine
 
 from api.attempt_log import LogGaps
+from api.backlog import Backlog
 from api.cursors import CursorSeal
+from api.hangs import Hangs
 from api.http_metrics import HttpMetrics
 from api.keyring import Keyring
 from api.live import LiveWire
@@ -35,6 +37,8 @@ class Services:
     site: Site
     keyring: Keyring
     throttle: Throttle
+    backlog: Backlog
+    hangs: Hangs
     cursors: CursorSeal
     versions: VersionShelf
     metrics: HttpMetrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flask import request
 from flask.views import MethodView
 from marshmallow import Schema, fields, validate
 from webargs.fields import DelimitedList
@@ -61,6 +62,11 @@ class WorkerSchema(Schema):
     version = fields.String(required=True)
     store_scope = fields.String(required=True)
     draining = fields.Boolean(required=True)
+    drain_until = fields.DateTime(
+        required=True,
+        allow_none=True,
+        metadata={"description": "When what it still runs is stopped and goes elsewhere, if a drain has a deadline."},
+    )
     capacity = fields.Nested(
         CapacitySchema, required=True, metadata={"description": "Of its host, for all workers on it."}
     )
@@ -75,6 +81,16 @@ class WorkerSchema(Schema):
     started_at = fields.DateTime(required=True)
     seen_at = fields.DateTime(required=True, allow_none=True)
     ended_at = fields.DateTime(required=True, allow_none=True)
+
+
+class DrainRequestSchema(Schema):
+    deadline_seconds = fields.Float(
+        validate=validate.Range(0, 366 * 86400),
+        metadata={
+            "description": "After so long the worker stops what it still runs, which then goes elsewhere at no cost to "
+            "retries; 0 is at once. Left out: DRAIN_SECONDS of the worker, or the deadline of an earlier drain."
+        },
+    )
 
 
 class CommandSchema(Schema):
@@ -97,6 +113,11 @@ class WorkerListQuery(PageQuery):
 
 
 WorkerPage = page_of(WorkerSchema)
+
+_OPTIONAL_BODY = {
+    "required": False,
+    "content": {"application/json": {"schema": DrainRequestSchema, "example": {"deadline_seconds": 600}}},
+}
 
 
 @blueprint.route("")
@@ -132,11 +153,15 @@ class Worker(MethodView):
 @blueprint.route("/<string:worker_id>/drain")
 class Drain(MethodView):
     @needs(Role.ADMIN)
-    @blueprint.refuses(409)
+    @blueprint.refuses(409, 413, 415, 422)
+    @blueprint.note(requestBody=_OPTIONAL_BODY)
     @blueprint.answers(202, CommandSchema, description="The leader will give it nothing more.")
     def post(self, worker_id: str) -> dict[str, Any]:
-        """Let a worker finish what it runs and give it nothing more."""
-        return _command(worker_id, drain=True)
+        """Let a worker finish what it runs and give it nothing more; another deadline replaces the one before."""
+        body: Mapping[str, Any] = {}
+        if request.get_data(cache=True):
+            body = blueprint.ARGUMENTS_PARSER.parse(DrainRequestSchema(), request, location="json")
+        return _command(worker_id, drain=True, deadline_seconds=body.get("deadline_seconds"))
 
     @needs(Role.ADMIN)
     @blueprint.refuses(409)
@@ -146,9 +171,11 @@ class Drain(MethodView):
         return _command(worker_id, drain=False)
 
 
-def _command(worker_id: str, *, drain: bool) -> dict[str, Any]:
+def _command(worker_id: str, *, drain: bool, deadline_seconds: float | None = None) -> dict[str, Any]:
     with services().engine.begin() as connection:
-        command = run_requests.request_drain(connection, caller().tenant_id, worker_id, caller().name, drain=drain)
+        command = run_requests.request_drain(
+            connection, caller().tenant_id, worker_id, caller().name, drain=drain, deadline_seconds=deadline_seconds
+        )
     services().live.wake()
     return command
 

@@ -2,5 +2,6 @@
 
 from api.app import create_app
 from orchestrator.config import load_settings
+from orchestrator.watchdog import LIMIT
 
-app = create_app(load_settings())
+app = create_app(load_settings(), hang_limit=LIMIT)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from operators.scripts import checkpoint
 from operators.scripts.process import (
     SCRIPT_TYPES,
     check_syntax,
     command,
     environment,
+    memory_kills,
     run_process,
     signal_name,
     variable_name,
@@ -29,6 +32,9 @@ from orchestrator.errors import ForbiddenPath
 from orchestrator.inputs import local_file
 from orchestrator.operator import Json, Operator, OperatorFailure, SkipTask, TaskContext
 
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Of the script itself, or of what a shell ran for it."""
+_OUT_OF_MEMORY = "The kernel killed the script for want of memory; raise memory_gb, or give the worker more."
 _FETCH = r"^([A-Za-z0-9][A-Za-z0-9._-]*\.)?(dataset|model|report)$"
 
 
@@ -40,6 +46,9 @@ class CustomScript(Operator):
     Plain values are also in ``ORCHESTRATOR_PARAM_<NAME>``, fetched files in ``ORCHESTRATOR_FILE_<TASK>_<KIND>``.
 
     Out: a JSON object in ``ORCHESTRATOR_OUTPUT_FILE``, and files in ``ORCHESTRATOR_OUTPUT_DIR``, which are stored.
+
+    Between attempts: what it leaves in ``ORCHESTRATOR_CHECKPOINT_DIR`` is there again when the task is tried again in
+    this run. It is saved when the script ends without success; on SIGTERM the script has the task's grace to write it.
 
     Exit codes: 0 success, 64 failed and not to be tried again, 75 to be tried again later, 99 skip; with these three
     the output file may hold ``{"reason": "a_word", "message": "A sentence."}``. Any other code is a retryable failure.
@@ -115,11 +124,21 @@ class CustomScript(Operator):
         output_folder.mkdir(exist_ok=True)
         fetched = _fetch(context, parameters.get("fetch", []))
         input_file = _write_input(context, parameters, fetched)
-        files = {"INPUT_FILE": input_file, "OUTPUT_FILE": output_file, "OUTPUT_DIR": output_folder}
+        saved = checkpoint.open_folder(context)
+        files = {
+            "INPUT_FILE": input_file, "OUTPUT_FILE": output_file, "OUTPUT_DIR": output_folder, "CHECKPOINT_DIR": saved,
+        }  # fmt: skip
         variables = {name: str(path) for name, path in files.items()}
         variables |= {f"FILE_{variable_name(source)}": str(path) for source, (_, path) in fetched.items()}
         values = {**context.run_parameters, **parameters.get("arguments", {})}
-        code = run_process(command(script_type, script), environment(context, values, variables), context.workdir)
+        kills = memory_kills()
+        with checkpoint.outliving_term():
+            code = run_process(command(script_type, script), environment(context, values, variables), context.workdir)
+            if code != 0:
+                checkpoint.keep(context, saved)
+        if code in _KILLED and memory_kills() > kills:
+            # The kernel chose the script, not the process that waits for it, whose end the worker judges.
+            raise OperatorFailure("oom", _OUT_OF_MEMORY, retryable=True)
         _judge(code, output_file)
         return _collect(context, parameters, output_file, output_folder)
 

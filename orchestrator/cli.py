@@ -117,7 +117,7 @@ def pipelines_show(client: Client, name: str) -> None:
 
 @main.group()
 def runs() -> None:
-    """Start, list, show and cancel runs, and read their logs."""
+    """Start, list, show, cancel and rerun runs, and read their logs."""
 
 
 @runs.command("start")
@@ -131,9 +131,14 @@ def runs_start(client: Client, name: str, params: tuple[str, ...], idempotency_k
     run = client.start_run(name, parse_parameters(params), idempotency_key=idempotency_key)
     click.echo(run["id"])
     if wait:
-        run = client.wait(run["id"])
-        _print_run(run)
-        sys.exit(0 if run["state"] == "success" else FAILED)
+        _wait(client, run["id"])
+
+
+def _wait(client: Client, run_id: str) -> None:
+    """Wait for the run's end and exit with what it came to."""
+    run = client.wait(run_id)
+    _print_run(run)
+    sys.exit(0 if run["state"] == "success" else FAILED)
 
 
 @runs.command("list")
@@ -168,6 +173,22 @@ def runs_show(client: Client, run_id: str, raw: bool) -> None:
 def runs_cancel(client: Client, run_id: str) -> None:
     """Cancel a run: its tasks are stopped, nothing new starts."""
     click.echo(client.cancel(run_id)["state"])
+
+
+@runs.command("rerun")
+@click.argument("run_id")
+@click.argument("tasks", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Run all tasks again, not only what failed.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit status 1 unless the run succeeds.")
+@with_client
+def runs_rerun(client: Client, run_id: str, tasks: tuple[str, ...], everything: bool, wait: bool) -> None:
+    """Start a run again that has ended: from what failed, or from TASKS; all below them is run again too."""
+    if everything and tasks:
+        raise click.UsageError("Name tasks or say --all, not both.")
+    run = client.rerun(run_id, "all" if everything else tasks or "failed")
+    click.echo(f"{run['state']} as generation {run['generation']}")
+    if wait:
+        _wait(client, run_id)
 
 
 @runs.command("logs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -116,6 +116,29 @@ class Client:
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Ask for a run to be cancelled; returns the run."""
         return self._request("POST", f"/api/v1/runs/{quote(run_id, safe='')}/cancel", repeatable=True)
+
+    def rerun(
+        self, run_id: str, tasks: str | Sequence[str] = "failed", *, seconds: float | None = 30.0, pause: float = 0.1
+    ) -> dict[str, Any]:
+        """Start a run again that has ended, and return it once it has its new generation.
+
+        :param tasks: ``failed``, ``all``, or names of tasks; everything downstream of them is run again too.
+        :param seconds: how long to wait for the new generation; ``None`` does not wait, and returns the run as it was.
+        :raises TimeoutError: no scheduler has started it again in time; it may still do so.
+        """
+        body = {"from": tasks if isinstance(tasks, str) else list(tasks)}
+        before = self._request("POST", f"/api/v1/runs/{quote(run_id, safe='')}/rerun", body=body)
+        if seconds is None:
+            return before
+        deadline = time.monotonic() + seconds
+        while (run := self.get_run(run_id))["generation"] <= before["generation"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"Run {run_id} has not been started again after {seconds:g} s; it is {run['state']}. "
+                    "Does a scheduler run?"
+                )
+            time.sleep(pause)
+        return run
 
     def tasks(self, run_id: str) -> list[dict[str, Any]]:
         """Return the task runs of a run."""

@@ -197,6 +197,12 @@ def _resource_problems(here: str, task: TaskSpec, site: Site) -> list[Problem]:
     if task.queue == "cpu" and task.gpu:
         message = "The queue 'cpu' is for tasks without a GPU and this one asks for one; leave the queue out."
         found.append(Problem(f"{here}/queue", message))
+    if task.exclusive and task.on_worker_loss == "adopt":
+        message = (
+            "An exclusive task stops itself when it is cut off, and an adopted one outlives its worker: the two "
+            'contradict each other. Leave out "exclusive" or "on_worker_loss".'
+        )
+        found.append(Problem(f"{here}/on_worker_loss", message))
     if task.gpu_memory_gb and not task.gpu:
         found.append(Problem(f"{here}/gpu_memory_gb", 'GPU memory is asked for and no GPU; add "gpu": 1.'))
     delay, most = task.retry_delay_seconds, task.retry_max_delay_seconds
@@ -263,6 +269,8 @@ def _planned(task: TaskSpec, wiring: Wiring, declared: Declaration, site: Site) 
         timeout=task.timeout_seconds,
         grace=site.grace if task.grace_seconds is None else task.grace_seconds,
         exclusive=task.exclusive,
+        on_drain=task.on_drain,
+        on_worker_loss=task.on_worker_loss,
         critical=task.critical,
         links=wiring.links,
         parameters=task.parameters,

@@ -204,6 +204,12 @@ class Settings:
         "HIGHMEM_THRESHOLD_GB", 32.0, "Above this memory a task goes to `highmem`.", number
     )
     max_concurrent_runs: int = setting("MAX_CONCURRENT_RUNS", 10, "Runs that may be running at once.", integer)
+    max_queued_runs: int = setting(
+        "MAX_QUEUED_RUNS",
+        10_000,
+        "Accepted runs of a tenant that have not ended; more are refused with 429 until some have.",
+        integer,
+    )
     max_workers: int = setting("MAX_WORKERS", 5, "Slots of the worker that the one-host command starts.", integer)
     max_cpu_cores: float | None = setting("MAX_CPU_CORES", None, "Ceiling on the measured cores of a host.", number)
     max_memory_gb: float | None = setting("MAX_MEMORY_GB", None, "Ceiling on the measured memory of a host.", number)
@@ -251,6 +257,9 @@ class Settings:
     )
     adopt_seconds: float = setting(
         "ADOPT_SECONDS", 600.0, "How long an `adopt` task waits for its host's next worker; then it is lost.", number
+    )
+    max_task_processes: int = setting(
+        "MAX_TASK_PROCESSES", 4096, "Processes one task may have at once; with more it is stopped.", integer
     )
     max_infrastructure_losses: int = setting(
         "MAX_INFRASTRUCTURE_LOSSES", 3, "Tries lost to infrastructure, then poison.", integer
@@ -340,6 +349,8 @@ _ABOVE_ZERO = (
     "max_body_bytes",
     "max_concurrent_runs",
     "max_infrastructure_losses",
+    "max_task_processes",
+    "max_queued_runs",
     "max_workers",
     "rate_limit_per_second",
     "reconcile_seconds",

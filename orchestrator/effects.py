@@ -37,6 +37,8 @@ class Transition:
     changes: Mapping[str, Any] = field(default_factory=dict)
     durable: bool = False
     """Its transaction must be on disk before anybody is told (DESIGN §4, Ids and tokens)."""
+    detail: Mapping[str, Any] | None = None
+    """What the audit is told besides. Where an attempt is charged it learns by itself (``store.fold``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Reserve:
     """Insert the reservation, or replace the one of the same attempt."""
 
     reservation: Reservation
+    moved: AttemptRecord | None = None
+    """The live attempt, if it was charged elsewhere before: the audit is told where it is charged now (I13)."""
+    task: str | None = None
+    """Name of its task, if it moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Release:
     """Delete the attempt's reservation."""
 
     attempt_id: str
+    zombie: Reservation | None = None
+    """What was still held after the attempt's end; the audit is told that it is no more (I13)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,8 @@ class SaveWorker:
 
     heartbeat: Heartbeat
     joined: bool
+    resized: bool = False
+    """The host has another capacity than before; the audit is told (I13)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,8 @@ class CloseCommand:
 @dataclass(frozen=True, slots=True)
 class Count:
     """Something happened that should be seen: ``denied``, ``fenced``, ``unknown``, ``lost``, ``uncharged``,
-    ``redispatched``, ``repaired``, ``abandoned``, ``breaker``, ``refused_transition``, ``no_run_slot`` … (I19)."""
+    ``redispatched``, ``repaired``, ``abandoned``, ``breaker``, ``orphaned``, ``adopted``,
+    ``unreadable_plan``, ``refused_transition``, ``no_run_slot`` … (I19)."""
 
     what: str
     detail: str = ""

@@ -47,7 +47,15 @@ class StaleVersion(OrchestratorError):
 
 
 class StoreUnavailable(OrchestratorError):
-    """PostgreSQL or Redis does not answer; try again."""
+    """PostgreSQL or Redis does not answer, or can't do it now; try again.
+
+    :ivar explanation: why, as a sentence for a client: without the driver's words, which may hold names of ours. Empty
+        when no more is known than that there was no answer.
+    """
+
+    def __init__(self, message: str, *, explanation: str = "") -> None:
+        super().__init__(message)
+        self.explanation = explanation
 
 
 class LostLeadership(OrchestratorError):

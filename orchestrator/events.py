@@ -60,9 +60,20 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedRun:
+    """The rows of a run that is over, read because it shall start again."""
+
+    run: RunRecord
+    tasks: tuple[TaskRunRecord, ...]
+    plan: Plan
+    unreadable: str = ""
+    """Why its plan can't be read (``plan`` then only names its tasks)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A row of the commands table: ``kind`` is ``cancel`` (of a run, or of one task of it), ``pause``, ``resume``,
-    ``drain`` or ``undrain``."""
+    ``rerun`` (of a run that is over), ``drain`` or ``undrain``."""
 
     id: int
     kind: str
@@ -71,6 +82,9 @@ class Command:
     task: str | None = None
     worker_id: str | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
+    """``rerun``: ``from`` (``failed``, ``all`` or names of tasks) and ``generation``, the one that was to be seen."""
+    ended: EndedRun | None = None
+    """``rerun``: the rows of its run, read beforehand when they say that it is over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,15 @@ def is_rule(value: Any) -> str | None:
     return None if value in RULES else f"is none of {', '.join(RULES)}.{did_you_mean(value, RULES)}"
 
 
+def is_one_of(*words: str) -> Check:
+    def check(value: Any) -> str | None:
+        if not isinstance(value, str):
+            return f"must be a text, not {kind_of(value)}"
+        return None if value in words else f"is none of {', '.join(words)}.{did_you_mean(value, words)}"
+
+    return check
+
+
 def is_parameters(value: Any) -> str | None:
     if fault := is_object(value):
         return fault

@@ -115,6 +115,28 @@ class TaskContext:
     def progress(self, fraction: float, message: str = "") -> None:
         """Report how far the attempt is (0 to 1); shown by the API and the demo. The runner overrides this."""
 
+    def checkpoint_save(self, source: bytes | Path) -> None:
+        """Keep this state for the next attempt of the task; it replaces what was saved before, in one step.
+
+        For work that is too long to be begun anew when its worker is drained (``on_drain: checkpoint``), dies, or the
+        task times out. Save now and then, or on SIGTERM, after which the task has its grace.
+
+        :raises StoreUnavailable: the artifact store does not answer; what was saved before stands.
+        """
+        key = f"checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
+        if isinstance(source, bytes):
+            self.artifacts.put_bytes(key, source)
+        else:
+            self.artifacts.put_file(key, source)
+
+    def checkpoint_load(self) -> Path | None:
+        """Return a file with what an attempt of this task saved last (in this run), for reading; ``None``: nothing.
+
+        :raises StoreUnavailable: the artifact store does not answer.
+        """
+        uri = f"artifact://checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
+        return self.artifacts.local_path(uri, self.workdir / "saved") if self.artifacts.exists(uri) else None
+
     def artifact_key(self, name: str) -> str:
         """Return the key of an output of this attempt: ``<tenant>/<run>/<task>/<attempt>/<name>``."""
         return f"{self.tenant_id}/{self.run_id}/{self.task}/{self.attempt_id}/{name}"

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.graph import depth
 from orchestrator.records import InputLink, Plan, PlannedTask, Resources, RetryPolicy, RunInput
+from orchestrator.rules import RULES
+from orchestrator.spec import ON_DRAIN, ON_WORKER_LOSS
 
 if TYPE_CHECKING:
     from orchestrator.compile import Compiled
 
 FORMAT = 1
+_LATER_FIELDS = {"on_drain": "wait", "on_worker_loss": "kill"}
+"""Fields that came after format 1: left out while they say nothing new, so that the releases before them, which take
+every stored field for one of theirs, read the plans of definitions that do not use them."""
+
+_WORDS = {"trigger_rule": RULES, "on_drain": ON_DRAIN, "on_worker_loss": ON_WORKER_LOSS}
+
+T = TypeVar("T")
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -23,7 +32,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def plan_from_json(stored: Mapping[str, Any]) -> Plan:
     """Return the plan of what :func:`plan_to_json` made, also of an older release.
 
-    :raises ValueError: the format is one that this release does not know.
+    :raises ValueError: the format, or a field, is one that this release does not know. It may change what the task
+        means, so it is not passed over.
     """
     if stored.get("format") != FORMAT:
         raise ValueError(
@@ -35,6 +45,9 @@ def plan_from_json(stored: Mapping[str, Any]) -> Plan:
 def _task_to_json(task: PlannedTask) -> dict[str, Any]:
     values = asdict(task)
     values["labels"] = dict(task.labels)
+    for name, usual in _LATER_FIELDS.items():
+        if values[name] == usual:
+            del values[name]
     return values
 
 
@@ -43,11 +56,31 @@ def _task_from_json(values: Mapping[str, Any]) -> PlannedTask:
     read["upstream"] = tuple(values.get("upstream", ()))
     read["labels"] = tuple(sorted(values.get("labels", {}).items()))
     read["connections"] = tuple(values.get("connections", ()))
-    read["resources"] = Resources(**values.get("resources", {}))
-    read["retry"] = RetryPolicy(**values.get("retry", {}))
-    read["links"] = tuple(InputLink(**link) for link in values.get("links", ()))
-    read["run_inputs"] = tuple(RunInput(**wanted) for wanted in values.get("run_inputs", ()))
-    return PlannedTask(**read)
+    read["resources"] = _read(Resources, values.get("resources", {}))
+    read["retry"] = _read(RetryPolicy, values.get("retry", {}))
+    read["links"] = tuple(_read(InputLink, link) for link in values.get("links", ()))
+    read["run_inputs"] = tuple(_read(RunInput, wanted) for wanted in values.get("run_inputs", ()))
+    task = _read(PlannedTask, read)
+    for name, words in _WORDS.items():
+        if (word := getattr(task, name)) not in words:
+            raise ValueError(
+                f"A stored plan says {name} {word!r}, which this release does not know; run the newer release."
+            )
+    return task
+
+
+def _read(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Return the record, or say which field this release does not know or misses."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(
+            f"A stored plan says {', '.join(map(repr, unknown))} of a {kind.__name__}, which this release does not "
+            "know; run the newer release."
+        )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"A stored plan lacks a part of a {kind.__name__}: {error}.") from error
 
 
 def describe(compiled: Compiled) -> dict[str, Any]:
@@ -72,6 +105,8 @@ def describe(compiled: Compiled) -> dict[str, Any]:
                 "inputs": {link.parameter: {"kind": link.kind, "task": link.source} for link in task.links},
                 "retries": task.retry.retries,
                 "timeout_seconds": task.timeout,
+                "on_drain": task.on_drain,
+                "on_worker_loss": task.on_worker_loss,
             }
             for task in tasks
         ],

@@ -86,6 +86,11 @@ class PlannedTask:
     connections: tuple[str, ...] = ()
     run_inputs: tuple[RunInput, ...] = ()
 
+    @property
+    def is_adoptable(self) -> bool:
+        """Whether it outlives its worker, for the host's next one to adopt; what is exclusive stops itself instead."""
+        return self.on_worker_loss == "adopt" and not self.exclusive
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -168,6 +173,11 @@ class AttemptRecord:
     missed_by: int = 0
     """Heartbeats of its incarnation taken after the grant that did not show it."""
 
+    @property
+    def owner_id(self) -> str:
+        """The incarnation that answers for it, or, of an orphan, the one that did last."""
+        return self.keeper_id or self.worker_id
+
 
 @dataclass(frozen=True, slots=True)
 class EndedAttempt:
@@ -177,6 +187,7 @@ class EndedAttempt:
     state: AttemptState
     token: str
     worker_id: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,15 +58,15 @@ def is_infrastructure(outcome: Outcome) -> bool:
     return outcome.infrastructure or outcome.state in {AttemptState.LOST, AttemptState.CANCELLED}
 
 
-def after_loss(failures: int, losses: int, max_losses: int, reason: str, message: str, *, tries: int) -> NextTry:
+def after_loss(failures: int, losses: int, max_losses: int, reason: str, message: str, *, spared: int = 0) -> NextTry:
     """Decide after a try lost to infrastructure: again at once, until ``max_losses`` of them make it ``poison``.
 
     One that is :data:`UNCHARGED` counts as no loss; it is tried again after a moment.
 
-    :param tries: made so far, this one included.
+    :param spared: tries before this one that nobody was charged for.
     """
     if reason in UNCHARGED:
-        return _uncharged(failures, losses, reason, message, tries)
+        return _uncharged(failures, losses, reason, message, spared)
     losses += 1
     if losses < max_losses:
         return NextTry(True, 0.0, failures, losses, reason, message)
@@ -77,17 +77,23 @@ def after_loss(failures: int, losses: int, max_losses: int, reason: str, message
     return NextTry(False, 0.0, failures, losses, "poison", sentence)
 
 
-def _uncharged(failures: int, losses: int, reason: str, message: str, tries: int) -> NextTry:
+def _uncharged(failures: int, losses: int, reason: str, message: str, spared: int) -> NextTry:
     """Return the next try after 1, 2, 4 … seconds, the longer the more tries nobody was charged for: such ends may
-    repeat for ever, and must not do so in a hot loop."""
-    spared = max(1, tries - failures - losses)
-    delay = min(LONGEST_UNCHARGED_DELAY, 2.0 ** min(spared - 1, 10))
-    sentence = f"{message} It is charged to nobody; try {tries + 1} follows in {delay:g} s.".lstrip()
+    repeat for ever, and must not do so in a hot loop. A dispatch that expired unclaimed is no such try."""
+    delay = min(LONGEST_UNCHARGED_DELAY, 2.0 ** min(spared, 10))
+    sentence = f"{message} It is charged to nobody; the next try follows in {delay:g} s.".lstrip()
     return NextTry(True, delay, failures, losses, reason, sentence, charged=False)
 
 
 def after_failure(
-    policy: RetryPolicy, failures: int, losses: int, outcome: Outcome, attempt_id: str, max_losses: int, *, tries: int
+    policy: RetryPolicy,
+    failures: int,
+    losses: int,
+    outcome: Outcome,
+    attempt_id: str,
+    max_losses: int,
+    *,
+    spared: int = 0,
 ) -> NextTry:
     """Decide after a try that a worker reported as not succeeded.
 
@@ -97,9 +103,9 @@ def after_failure(
     """
     reason = outcome.reason or str(outcome.state)
     if outcome.state is AttemptState.PREEMPTED:
-        return _uncharged(failures, losses, reason, outcome.message, tries)
+        return _uncharged(failures, losses, reason, outcome.message, spared)
     if is_infrastructure(outcome):
-        return after_loss(failures, losses, max_losses, reason, outcome.message, tries=tries)
+        return after_loss(failures, losses, max_losses, reason, outcome.message, spared=spared)
     failures += 1
     reason = outcome.reason or ("timeout" if outcome.state is AttemptState.TIMED_OUT else "failed")
     if outcome.retryable and failures <= policy.retries:

@@ -19,6 +19,7 @@ from orchestrator.field_checks import (
     is_name,
     is_number,
     is_object,
+    is_one_of,
     is_parameters,
     is_rule,
     is_tasks,
@@ -27,6 +28,8 @@ from orchestrator.field_checks import (
     is_upstreams,
 )
 
+ON_DRAIN = ("wait", "checkpoint", "kill")
+ON_WORKER_LOSS = ("kill", "adopt")
 MAX_TASKS = 1000
 MAX_TASK_BYTES = 64 * 1024
 """Of one task as JSON, its longest text apart."""
@@ -56,6 +59,8 @@ class TaskSpec:
     timeout_seconds: float | None = None
     grace_seconds: float | None = None
     exclusive: bool = False
+    on_drain: str = "wait"
+    on_worker_loss: str = "kill"
     critical: bool = True
     description: str = ""
 
@@ -159,6 +164,8 @@ _TASK: Mapping[str, Check] = {
     "timeout_seconds": is_number(0, _YEAR, above=True),
     "grace_seconds": is_number(0, 86400),
     "exclusive": is_flag,
+    "on_drain": is_one_of(*ON_DRAIN),
+    "on_worker_loss": is_one_of(*ON_WORKER_LOSS),
     "critical": is_flag,
 }
 _WHOLE = frozenset({"gpu", "retries", "priority"})
@@ -209,13 +216,15 @@ def to_document(spec: PipelineSpec) -> dict[str, Any]:
 
 
 _LEFT_OUT_WHEN_EMPTY = frozenset({"gpu_memory_gb", "labels", "description", "exclusive"})
+_LEFT_OUT_WHEN = {"critical": True, "on_drain": "wait", "on_worker_loss": "kill"}
+"""Fields that came later: what leaves them out keeps its document and so its content hash."""
 
 
 def _task_document(task: TaskSpec) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name in _TASK:
         value = getattr(task, name)
-        if value is None or (not value and name in _LEFT_OUT_WHEN_EMPTY) or (name == "critical" and value):
+        if value is None or (not value and name in _LEFT_OUT_WHEN_EMPTY) or value == _LEFT_OUT_WHEN.get(name):
             continue
         document[name] = list(value) if isinstance(value, tuple) else value
     return document

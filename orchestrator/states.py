@@ -79,6 +79,7 @@ TASK_TERMINAL = frozenset(
     {TaskState.SUCCESS, TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
 )
 ATTEMPT_TERMINAL = frozenset(AttemptState) - {AttemptState.DISPATCHED, AttemptState.RUNNING}
+WORKER_ENDED = frozenset({WorkerState.LOST, WorkerState.DRAINED})
 
 _R, _T, _A, _W = RunState, TaskState, AttemptState, WorkerState
 
@@ -115,9 +116,25 @@ TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
     },
 }
 """Allowed transitions. A state with no row is terminal; only ``rerun`` and ``mark`` lead out of it, as a new
-generation (DESIGN §2)."""
+generation (DESIGN §2): :data:`REOPENINGS`."""
+
+REOPENINGS: dict[Entity, tuple[frozenset[AnyState], AnyState]] = {
+    Entity.RUN: (frozenset[AnyState](RUN_TERMINAL), _R.QUEUED),
+    Entity.TASK_RUN: (frozenset[AnyState](TASK_TERMINAL), _T.PENDING),
+}
+"""What a rerun may leave, and where it leads: a run waits for its place again, a task run for its upstreams. Each is
+audited and raises the ``generation`` of its row by one. An attempt that has ended stays so: a rerun makes new ones."""
+
+RERUN_OF_FAILED = frozenset({_T.FAILED, _T.UPSTREAM_FAILED, _T.CANCELLED})
+"""The task runs that a rerun starts from when it is to start from what failed."""
 
 
 def is_allowed(entity: Entity, before: AnyState, after: AnyState) -> bool:
     """Say whether the table allows this transition."""
     return after in TRANSITIONS[entity].get(before, frozenset())
+
+
+def is_reopening(entity: Entity, before: AnyState, after: AnyState) -> bool:
+    """Say whether a rerun, and nothing else, may bring this about."""
+    left, entered = REOPENINGS.get(entity, (frozenset(), None))
+    return before in left and after is entered

@@ -17,14 +17,14 @@ from orchestrator.artifacts import open_artifacts
 from orchestrator.config import Settings, load_settings
 from orchestrator.errors import ConfigurationError, LostLeadership, StoreUnavailable
 from orchestrator.logs import configure_logs, get_logger
-from orchestrator.store.engine import SCHEDULER_LIMITS, check_version, create_store_engine
+from orchestrator.store.engine import LEASE_LIMITS, SCHEDULER_LIMITS, check_version, create_store_engine
 from orchestrator.store.lease import Lease
+from orchestrator.watchdog import LIMIT, Pulse, Watchdog
 from orchestrator.wire.keys import Keys
-from orchestrator.wire.redis import Client, connect, require_supported
+from orchestrator.wire.redis import LEADER_TIMEOUT, Client, connect, require_supported
 from orchestrator.wire.seal import Seal
 from scheduler.log_collector import LogCollector
 from scheduler.term import Term
-from scheduler.watchdog import Pulse, Watchdog
 
 log = get_logger(__name__)
 
@@ -49,27 +49,29 @@ def main() -> int:
 class Daemon:
     """One scheduler process; any number of them may run.
 
+    :param watchdog_limit: seconds after which a main loop that stands still ends the process.
     :raises ConfigurationError: a setting is missing, or a server is too old.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, watchdog_limit: float = LIMIT) -> None:
         settings.require("database_url", "redis_url", "worker_key")
         self._settings = settings
         self._pulse = Pulse()
+        self._watchdog_limit = watchdog_limit
         holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._engine = create_store_engine(
             settings.database_url, pool_size=2, application="orchestrator-scheduler", limits=SCHEDULER_LIMITS
         )
         # The lease has a connection of its own: a slow round must not keep a renewal waiting.
         self._lease_engine = create_store_engine(
-            settings.database_url, pool_size=1, application="orchestrator-lease", limits=SCHEDULER_LIMITS
+            settings.database_url, pool_size=1, application="orchestrator-lease", limits=LEASE_LIMITS
         )
-        self._redis = connect(settings.redis_url)
+        self._redis = connect(settings.redis_url, timeout=LEADER_TIMEOUT, retries=0)
         self._lease = Lease(self._lease_engine, holder, settings.leader_lease_seconds)
 
     def run(self, stop: threading.Event) -> None:
         """Stand by and lead, in turns, until told to stop; then let a standby in at once."""
-        watchdog = Watchdog(self._pulse)
+        watchdog = Watchdog(self._pulse, limit=self._watchdog_limit)
         watchdog.start()
         try:
             self._check_servers()
@@ -111,7 +113,7 @@ class Daemon:
         return False
 
     def _lead(self, stop: threading.Event) -> None:
-        collector_redis = connect(self._settings.redis_url, connections=2)
+        collector_redis = connect(self._settings.redis_url, connections=2, timeout=LEADER_TIMEOUT, retries=0)
         collector = self._log_collector(collector_redis)
         collector.start()
         try:

@@ -18,9 +18,9 @@ _RESERVATIONS = text("SELECT CAST(attempt_id AS text), host_id FROM reservations
 def find_drift(connection: Connection, kernel: Kernel) -> str | None:
     """Return a sentence about the first difference between the rows and the kernel's index, or ``None``."""
     remembered = {run.id: run for run in kernel.runs.values() if run.state is not RunState.QUEUED}
-    runs = {row[0]: row[1] for row in connection.execute(_RUNS)}
+    runs = {row[0]: row[1] for row in connection.execute(_RUNS) if row[0] not in kernel.unreadable}
     tasks = {row[0]: row[1] for row in connection.execute(_TASK_RUNS, {"ids": list(runs)})}
-    attempts = {row[0]: row[1] for row in connection.execute(_ATTEMPTS)}
+    attempts = {row[0]: row[1] for row in connection.execute(_ATTEMPTS) if row[0] not in kernel.left_alone}
     held = {row[0]: row[1] for row in connection.execute(_RESERVATIONS)}
     return (
         _difference("run", runs, {run.id: run.state for run in remembered.values()})

@@ -15,7 +15,7 @@ from orchestrator.wire.generation import GenerationCounter
 from orchestrator.wire.heartbeats import HeartbeatReader
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.messages import Refused, Wake
-from orchestrator.wire.redis import Client
+from orchestrator.wire.redis import Client, RedisFull
 from orchestrator.wire.seal import Seal
 from orchestrator.wire.stream import EventStream, StreamEntry
 
@@ -43,7 +43,8 @@ class Gathered:
 class Inbox:
     """The leader's ears. One per term; one thread.
 
-    While Redis is away it says so once, probes, and says when it is back and whether it has lost what it held.
+    While Redis is away it says so once, probes, and says when it is back and whether it has lost what it held. A full
+    Redis counts as away, for no worker can be told anything, but what it holds is taken in.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Inbox:
         self._clock = clock
         self._batch = batch
         self._available: bool | None = None
+        self._is_full = False
         self._hints_lost = False
         self._untold_reset = False
         self._generation_due = 0.0
@@ -112,6 +114,7 @@ class Inbox:
             log.warning("redis_away", why=str(error))
             self._events.append(RedisAway())
         self._available = False
+        self._is_full = isinstance(error, RedisFull)
         self._generation_due = self._clock() + PROBE_SECONDS
 
     def gather(self, block: float, batch: int | None = None) -> Gathered:
@@ -126,6 +129,10 @@ class Inbox:
                 self._acknowledge_late()
                 self._read_heartbeats(found)
                 self._read_stream(found, 0.0 if self._events or found.heartbeats else block, batch or self._batch)
+            elif self._is_full:
+                # Taking in what it holds is what makes room again.
+                self._acknowledge_late()
+                self._read_stream(found, 0.0, batch or self._batch)
         except StoreUnavailable as error:
             self.lost(error)
         found.events[:0], self._events = self._events, []
@@ -136,7 +143,7 @@ class Inbox:
         if not self._events:
             self._untold_reset = False
         self._unacknowledged += ids
-        if self._unacknowledged and self._available:
+        if self._unacknowledged and (self._available or self._is_full):
             try:
                 self._acknowledge_late()
             except StoreUnavailable as error:
@@ -159,7 +166,7 @@ class Inbox:
             return
         if self._available is not None:
             log.warning("redis_back", reset=was_reset)
-        self._available = True
+        self._available, self._is_full = True, False
         reset, self._hints_lost = was_reset or self._hints_lost or self._untold_reset, False
         self._stream.take_over()
         self._heartbeats_due = 0.0

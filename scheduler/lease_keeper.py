@@ -7,14 +7,14 @@ import threading
 from orchestrator.errors import LostLeadership, StoreUnavailable
 from orchestrator.logs import get_logger
 from orchestrator.store.lease import Lease
-from scheduler.watchdog import Pulse
+from orchestrator.watchdog import Pulse
 
 log = get_logger(__name__)
 
 RENEW_AT = 0.3
 """Share of the lease's life after which it is renewed."""
 SHORTEST_STANDSTILL = 20.0
-"""Above what a round may last while Redis swallows bytes (all its time-outs), below the watchdog's limit."""
+"""Above what a round may last while a link swallows bytes (all its time-outs), below the watchdog's limit."""
 
 
 class LeaseKeeper(threading.Thread):
@@ -46,6 +46,10 @@ class LeaseKeeper(threading.Thread):
             except LostLeadership as error:
                 self._lost = error
                 return
+            except Exception:
+                # Nobody would renew any more if this thread ended here.
+                log.exception("lease_not_renewed", epoch=self._lease.epoch)
+                wait = min(1.0, self._lease.ttl * 0.1)
 
     def check(self) -> None:
         """Raise when the lease is known to be lost.

@@ -12,7 +12,7 @@ from orchestrator.logs import get_logger
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.log_stream import LogChunk, LogStream
 from orchestrator.wire.messages import Refused
-from orchestrator.wire.redis import Client
+from orchestrator.wire.redis import Client, RedisFull
 from orchestrator.wire.seal import Seal
 
 log = get_logger(__name__)
@@ -79,7 +79,12 @@ class LogCollector(threading.Thread):
             except ForbiddenPath as error:  # counts as stored: sent again it would be refused again
                 self._count("refused_log", str(error))
             done.append(chunk)
-        self._stream.confirm(done)
+        try:
+            self._stream.confirm(done)
+        except RedisFull as error:
+            # Acknowledging makes room. Without the note the workers send these chunks again, and they are stored as
+            # the same objects.
+            self._count("log_unconfirmed", str(error))
         self._stream.ack(id_ for id_, _ in entries)
         return len(entries)
 

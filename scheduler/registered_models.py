@@ -13,12 +13,11 @@ from typing import Any, TypeGuard
 from sqlalchemy import Connection
 
 from orchestrator.events import Event, OutcomeReceived
+from orchestrator.kernel import REGISTRY_CONFLICT
 from orchestrator.records import Outcome
 from orchestrator.states import AttemptState
 from orchestrator.store.loader import is_uuid
 from orchestrator.store.text_safety import storable_json, storable_text
-
-CONFLICT = "registry_conflict"
 
 _TENANTS = "SELECT id::text, tenant_id::text FROM attempts WHERE id = ANY(%s::uuid[])"
 _KNOWN = """
@@ -38,16 +37,19 @@ class Registry:
     def settle(self, tenant_id: str, outcome: Outcome) -> Outcome:
         """Return the outcome with every version decided, or as a failure when one is taken by another digest."""
         records: list[Mapping[str, Any]] = []
+        taken: dict[tuple[str, str], dict[str, str]] = {}
         for record in outcome.records:
             if record.get("kind") != "model":
                 records.append(record)
                 continue
             name, digest = _text(record.get("name")), _text(record.get("digest"))
-            versions = self.digests.setdefault((tenant_id, name), {})
+            versions = taken.setdefault((tenant_id, name), dict(self.digests.get((tenant_id, name), {})))
             version = _text(record.get("version")) or _next_version(versions)
             if versions.setdefault(version, digest) != digest:
                 return _refused(outcome, name, version)
             records.append({**record, "name": name, "version": version, "digest": digest})
+        # Only now: an outcome that was refused has taken no version.
+        self.digests.update(taken)
         return replace(outcome, records=tuple(records), outputs=_with_version(outcome.outputs, records))
 
 
@@ -121,7 +123,7 @@ def _refused(outcome: Outcome, name: str, version: str) -> Outcome:
     return replace(
         outcome,
         state=AttemptState.FAILED,
-        reason=CONFLICT,
+        reason=REGISTRY_CONFLICT,
         message=f"Version {version} of the model {name!r} is registered already with another digest; register this "
         "one under another version, or leave the version out to get the next.",
         retryable=False,

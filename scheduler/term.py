@@ -19,6 +19,7 @@ from orchestrator.states import Entity
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.lease import Lease
 from orchestrator.store.loader import load_snapshot
+from orchestrator.watchdog import Pulse
 from orchestrator.wire.hints import HintPublisher
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.mailbox import ReplySender
@@ -31,7 +32,6 @@ from scheduler.lease_keeper import LeaseKeeper
 from scheduler.outbox import HintsLost, Outbox, messages_of
 from scheduler.transaction import Committed, Leader, Round
 from scheduler.troubles import Troubles
-from scheduler.watchdog import Pulse
 
 log = get_logger(__name__)
 
@@ -200,7 +200,7 @@ class Term:
     def _finish(self, kernel: Kernel, found: Gathered, done: Committed) -> None:
         """Tell the workers what is committed, then acknowledge the reports that led to it."""
         self._own_events += done.follow_up
-        if done.run_ended and self._more_queued:
+        if done.run_queued or (done.run_ended and self._more_queued):
             self._poll_due = 0.0
         messages = messages_of(done.effects, done.specs)
         try:
@@ -237,6 +237,7 @@ class Term:
             fence=wanted.fence,
             confirm=wanted.confirm,
             drain=wanted.drain,
+            drain_left=None if wanted.drain_until is None else max(0.0, wanted.drain_until - self._clock()),
             gen=self._inbox.generation,
         )
 

@@ -14,11 +14,11 @@ from orchestrator.errors import OrchestratorError, TooLarge, UnreadableMessage
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
 from orchestrator.kernel import Kernel, decide, would_publish
 from orchestrator.records import AttemptRecord, Outcome
-from orchestrator.states import RUN_TERMINAL, AttemptState, Entity
+from orchestrator.states import RUN_TERMINAL, AttemptState, Entity, RunState
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.grants import GrantedTask, build_specs
 from orchestrator.store.lease import lock_epoch
-from orchestrator.store.loader import load_attempts, load_commands, load_queued_runs, load_runs
+from orchestrator.store.loader import load_attempts, load_commands, load_ended_runs, load_queued_runs, load_runs
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from orchestrator.wire.messages import GrantSpec, grant_body
@@ -58,6 +58,14 @@ class Committed:
         """Whether a place for another run came free."""
         return any(
             isinstance(effect, Transition) and effect.entity is Entity.RUN and effect.after in RUN_TERMINAL
+            for effect in self.effects
+        )
+
+    @property
+    def run_queued(self) -> bool:
+        """Whether a run that was over waits for its place again."""
+        return any(
+            isinstance(effect, Transition) and effect.entity is Entity.RUN and effect.after is RunState.QUEUED
             for effect in self.effects
         )
 
@@ -123,11 +131,17 @@ class Leader:
         done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), now)
 
     def _commands(self, connection: Connection, kernel: Kernel, now: float) -> Iterable[Event]:
-        """Yield the open commands, each run they concern before them when the kernel does not hold it."""
-        commands: list[Command] = load_commands(connection)
+        """Yield the open commands, each run they concern before them when the kernel does not hold it; one that starts
+        a run again has its rows with it."""
+        commands: list[Command] = load_commands(connection, left_alone=kernel.unreadable)
         unknown = [c.run_id for c in commands if c.run_id is not None and not kernel.knows_run(c.run_id)]
         held: list[RunSubmitted] = load_runs(connection, self.plans, now, unknown)
-        return [*held, *commands]
+        reruns = [c.run_id for c in commands if c.kind == "rerun" and c.run_id in unknown]
+        ended = load_ended_runs(connection, self.plans, now, filter(None, reruns))
+        return [
+            *held,
+            *(replace(c, ended=ended.get(c.run_id or "")) if c.kind == "rerun" else c for c in commands),
+        ]
 
     @staticmethod
     def _with_ended_attempts(connection: Connection, kernel: Kernel, events: Sequence[Event]) -> list[Event]:

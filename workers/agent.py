@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.errors import StoreUnavailable
 from orchestrator.logs import get_logger
+from orchestrator.watchdog import Pulse
 from orchestrator.wire.heartbeats import HeartbeatPublisher
 from orchestrator.wire.log_stream import LogPublisher
 from orchestrator.wire.mailbox import ReplyBox
@@ -23,26 +24,29 @@ from workers import leftovers, verdict
 from workers.attempt_folder import AttemptFolder, is_safe_id
 from workers.beat import Beat, Me
 from workers.claim import Claims
+from workers.courier import Courier
+from workers.drain import Drain
 from workers.gpus import Gpus
 from workers.host import Host
+from workers.keeping import Keeper
 from workers.outcomes import OutcomeSender
 from workers.running import Held, Running
 from workers.shipping import Shipper
 from workers.spool import Spool
+from workers.stall import Stall
 from workers.trees import Trees
 
 log = get_logger(__name__)
 
 DESIRED_SECONDS = 1.0
 COURIER_SECONDS = 0.5
-HOUSEKEEPING_SECONDS = 10.0
+PING_SECONDS = 5.0
+"""Between two calls to Celery's consumer, by which it shows that it is not deaf."""
 BEAT_GAP = 0.1
 """Changes that come together go out in one heartbeat; outcomes do not wait for it."""
 GPU_FREE_SECONDS = 15.0
 """How long the driver may take to let go of the last task's memory."""
 GOODBYE_SECONDS = 10.0
-LAST_LOGS_SECONDS = 2.0
-"""How long to wait at the end for the last logs to be stored; what is not is sent again by the next incarnation."""
 FORK_SERVER_SECONDS = 10.0
 
 
@@ -50,12 +54,21 @@ class Agent:
     """One worker incarnation's link with the scheduler.
 
     :param set_intake: told whether hints are to be taken from the queues (``False`` while draining).
+    :param call_consumer: has the consumer of hints call back, in its own loop.
     """
 
-    def __init__(self, host: Host, me: Me, gpus: Gpus, set_intake: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        me: Me,
+        gpus: Gpus,
+        set_intake: Callable[[bool], None],
+        call_consumer: Callable[[Callable[[], None]], None] = lambda beat: beat(),
+    ) -> None:
         self._host = host
         self._gpus = gpus
         self._set_intake = set_intake
+        self._call_consumer = call_consumer
         self._client = connect(host.settings.redis_url)
         self._reporter = Reporter(self._client, host.keys, host.seal, me.incarnation)
         self._box = ReplyBox(self._client, host.keys, host.seal, me.incarnation)
@@ -66,7 +79,7 @@ class Agent:
         self._beat = Beat(me, host.settings, self._publisher, self._running, gpus)
         self._spool = Spool(host.folders.spool)
         self._claims = Claims(self._reporter, self._box, self._accept)
-        self._outcomes = OutcomeSender(self._spool, self._reporter, me.incarnation, host.has_ended)
+        self._outcomes = OutcomeSender(self._spool, self._reporter, me.incarnation, self._may_report_for)
         logs = LogPublisher(self._client, host.keys, host.seal, me.incarnation)
         self._shipper = Shipper(logs, self._publish_progress)
         self._trees = Trees(
@@ -78,15 +91,43 @@ class Agent:
             self._on_ended,
             self._note_change,
         )
-        self._leaving = False
-        self._drained = False
-        self._preempting = False
+        self._keeper = Keeper(
+            host.folders,
+            me.boot_id,
+            self._running,
+            self._spool,
+            follow=self._follow_kept,
+            ended=self._on_ended,
+            mourn=self._trees.mourn,
+        )
+        self._drain = Drain(host.settings.drain_seconds)
+        self._pulse_beats, self._consumer_beats = Pulse(), Pulse()
+        self._is_asking = False
+        self._unanswered_at = -float("inf")
+        self._stall = Stall(
+            self._pulse_beats,
+            self._consumer_beats,
+            is_asking=lambda: self._is_asking,
+            redis_steady=lambda: time.monotonic() - self._unanswered_at,
+            may_end=lambda: all(held.spec.on_worker_loss == "adopt" for held in self._running.living()),
+        )
         self._is_taking = True
         self._generation = 0
         self._is_away = False
         self._last_desired = 0.0
-        self._last_housekeeping = 0.0
+        self._last_ping = 0.0
         self._stopping = threading.Event()
+        self._courier = Courier(
+            host,
+            self._shipper,
+            self._keeper,
+            self._running,
+            self._outcomes,
+            self._spool,
+            gpus,
+            may_adopt=lambda: not self._drain.is_on,
+            wake=self._wake.set,
+        )
         loops = {"pulse": self._pulse, "mailbox": self._read_mail, "courier": self._carry}
         self._threads = [
             threading.Thread(target=loop, name=f"agent-{name}", daemon=True) for name, loop in loops.items()
@@ -95,13 +136,19 @@ class Agent:
     @property
     def is_draining(self) -> bool:
         """Whether no new attempt is taken: the worker is about to end, is drained, or could start nothing."""
-        return self._leaving or self._drained or not self._trees.can_start
+        return self._drain.is_on or not self._trees.can_start
+
+    def adopt(self) -> None:
+        """Take over what outlived another worker of this host: at once, for Redis may be away for longer than such a
+        tree waits."""
+        self._guard("keeping", self._courier.keep)
 
     def start(self) -> None:
         """Start the threads; the first heartbeat goes out at once."""
         self._trees.wait_until_able(FORK_SERVER_SECONDS)
         for thread in self._threads:
             thread.start()
+        self._stall.start()
 
     # A slot: hint → claim → grant → tree → end
 
@@ -114,7 +161,9 @@ class Agent:
             return
         held = self._running.get(attempt_id)
         assert held is not None, "a grant is held before the claimant hears of it"
-        if obstacle := self._wait_for_devices(held):
+        if self._drain.is_on:  # it was asked for before; somebody else is to run it
+            self._trees.refuse(held, verdict.stopped(verdict.PREEMPTED))
+        elif obstacle := self._wait_for_devices(held):
             self._trees.refuse(held, verdict.never_started(f"It can't start here: {obstacle}.", "gpu_busy"))
         else:
             self._trees.start(held, self._beat.fresh_until() if held.spec.exclusive else None)
@@ -152,6 +201,8 @@ class Agent:
 
     def _on_ended(self, attempt_id: str) -> None:
         self._outcomes.add(attempt_id)
+        # Once more: a full disk may have kept its folder from being made when it was granted.
+        self._shipper.follow(AttemptFolder(self._host.folders.attempts, attempt_id))
         self._shipper.ended(attempt_id)
         self._running.ended(attempt_id)
 
@@ -171,26 +222,46 @@ class Agent:
             if now >= next_beat:
                 self._changed = False
                 last_beat = now
-                self._guard("heartbeat", lambda: self._beat.publish(draining=self.is_draining))
+                self._ask("heartbeat", self._say_that_we_live)
                 next_beat = now + self._host.settings.heartbeat_interval_seconds
             if now >= self._last_desired + DESIRED_SECONDS:
                 self._last_desired = now
-                self._guard("desired", self._follow_desired)
-                if self._preempting:
-                    self._preempt_all()
-            self._guard("outcomes", self._outcomes.send_due)
+                self._ask("desired", self._follow_desired)
+                self._guard("drain", self._empty)
+            self._ask("outcomes", lambda: self._outcomes.send_due(self._may_say_preempted))
             self._guard("trees", self._trees.tend)
-            self._mind_intake()
+            self._guard("intake", self._mind_intake)
+            self._pulse_beats.beat()
             self._wake.wait(self._patience(next_beat))
+
+    def _ask(self, doing: str, step: Callable[[], None]) -> None:
+        """Do a step of the pulse that asks Redis."""
+        self._pulse_beats.beat()
+        self._is_asking = True
+        self._guard(doing, step)
+        self._is_asking = False
+        self._pulse_beats.beat()
+
+    def _say_that_we_live(self) -> None:
+        self._beat.publish(draining=self.is_draining or self._stall.is_deaf)
+
+    def _may_say_preempted(self) -> bool:
+        """Say whether the leader knows that we take nothing; it might plan a preempted attempt onto us again."""
+        return not self.is_draining or self._beat.is_draining_known()
 
     def _mind_intake(self) -> None:
         """Take hints only while their attempts could be started; while leaving, Celery itself takes none."""
-        if self._leaving:
+        if self._drain.is_leaving:
+            self._stall.spare_consumer()
             self._claims.give_up()
-        elif self._is_taking is self.is_draining:
+            return
+        if self._is_taking is self.is_draining:
             self._is_taking = not self.is_draining
             log.info("intake", open=self._is_taking)
             self._set_intake(self._is_taking)
+        if time.monotonic() >= self._last_ping + PING_SECONDS:
+            self._last_ping = time.monotonic()
+            self._call_consumer(self._consumer_beats.beat)
 
     def _patience(self, next_beat: float) -> float:
         times = [next_beat, self._last_desired + DESIRED_SECONDS, self._outcomes.next_at() or next_beat]
@@ -201,6 +272,7 @@ class Agent:
         try:
             step()
         except StoreUnavailable as error:
+            self._unanswered_at = time.monotonic()
             if not self._is_away:
                 log.warning("redis_away", doing=doing, error=str(error))
             self._is_away = True
@@ -230,9 +302,11 @@ class Agent:
         self._generation = desired.gen
         self._apply(desired)
 
-    def _preempt_all(self) -> None:
+    def _empty(self) -> None:
+        """While we drain, stop what may not, or no longer, be waited for; the order is repeated while it stands."""
         for held in self._running.living():
-            self._trees.stop(held.spec.attempt_id, verdict.PREEMPTED, None)
+            if (order := self._drain.order_for(held.spec)) is not None:
+                self._trees.stop(held.spec.attempt_id, verdict.PREEMPTED, order.grace)
 
     def _apply(self, desired: DesiredState) -> None:
         for attempt_id in desired.fence:
@@ -241,13 +315,13 @@ class Agent:
             self._trees.stop(attempt_id, verdict.CANCELLED, grace)
         for attempt_id, incarnation in desired.confirm:
             # Its lock is free only when every process of it has ended, and forgotten only when the rest was killed.
-            if self._host.is_settled(incarnation) and not self._spool.has(attempt_id):
+            is_dead = self._host.is_settled(incarnation) or self._keeper.knows_dead(incarnation, attempt_id)
+            if is_dead and not self._spool.has(attempt_id):
                 self._running.confirm_dead(attempt_id)
         if any(held.spec.exclusive for held in self._running.living()):
             self._trees.refresh(self._beat.fresh_until())
-        if desired.drain != self._drained:
-            log.info("drain" if desired.drain else "undrain")
-            self._drained = desired.drain
+        if self._drain.command(desired.drain, desired.drain_left):
+            log.info("drain" if desired.drain else "undrain", seconds=desired.drain_left)
             self._note_change()
 
     # The mailbox
@@ -279,61 +353,38 @@ class Agent:
         except OSError as error:  # at worst a successor reports it lost, and is answered that it has ended
             log.warning("answer_not_noted", attempt_id=answer.attempt_id, error=str(error))
 
-    # The courier
-
     def _carry(self) -> None:
-        self._guard("abandoned", self._adopt_abandoned)
+        self._guard("abandoned", self._courier.adopt_abandoned)
         while not self._stopping.is_set():
-            self._guard("shipping", self._ship)
-            self._guard("gpu_usage", self._note_gpu_usage)
-            if time.monotonic() >= self._last_housekeeping + HOUSEKEEPING_SECONDS:
-                self._guard("housekeeping", self._keep_house)
-                self._last_housekeeping = time.monotonic()
+            for doing, step in self._courier.due():
+                self._guard(doing, step)
             self._stopping.wait(COURIER_SECONDS)
-
-    def _ship(self) -> None:
-        self._shipper.ship()
 
     def _publish_progress(self, news: Mapping[str, Progress]) -> None:
         publish_progress(self._client, self._host.keys, news)
 
-    def _adopt_abandoned(self) -> None:
-        for folder in leftovers.abandoned(self._host.folders):
-            self._shipper.follow(folder, has_ended=True, is_answered=not self._spool.has(folder.attempt_id))
+    def _follow_kept(self, folder: AttemptFolder, has_ended: bool) -> None:
+        is_answered = has_ended and not self._spool.has(folder.attempt_id)
+        self._shipper.follow(folder, has_ended=has_ended, is_answered=is_answered, is_adopted=True)
 
-    def _keep_house(self) -> None:
-        for folder in leftovers.settle_ended(self._host.folders, self._spool):
-            answered = bool(folder.read(leftovers.ANSWERED))
-            self._shipper.follow(folder, has_ended=True, is_answered=answered)
-        self._outcomes.look()
-        self._spool.forget_old()
-        self._wake.set()
-
-    def _note_gpu_usage(self) -> None:
-        for held in self._running.living():
-            if held.spec.devices:
-                self._note_peak(held)
-
-    def _note_peak(self, held: Held) -> None:
-        folder = AttemptFolder(self._host.folders.attempts, held.spec.attempt_id)
-        used, known = self._gpus.used_memory(held.spec.devices), int(folder.read("gpu").get("memory", 0))
-        if used > known and folder.path.exists():
-            folder.write("gpu", {"memory": used})
+    def _may_report_for(self, incarnation: str) -> bool:
+        """Say whether outcomes of another incarnation are ours to send: it is dead, and nobody else keeps it."""
+        return self._keeper.keeps(incarnation) or self._host.has_ended(incarnation)
 
     # The end
 
     def leave(self) -> None:
-        """Take no more attempts; those that run go on. A second call preempts them.
+        """Take no more attempts; what runs is waited for as its task wishes. A second call waits for nothing.
 
         Both are called from signal handlers, so they take no lock that the main thread may hold, and write no log.
         """
-        self._preempting = self._leaving
-        self._leaving = True
+        self._drain.leave()
+        self._last_desired = 0.0
         self._note_change()
 
     def preempt(self) -> None:
         """Have every tree stopped; what does not finish in its grace is dispatched again, at no cost to retries."""
-        self._leaving = self._preempting = True
+        self._drain.hurry()
         self._last_desired = 0.0
         self._note_change()
 
@@ -341,7 +392,16 @@ class Agent:
         """Wait for what runs, hand in what is open, say goodbye if nothing is left, and end the threads."""
         if self._stopping.is_set():
             return
-        self._leaving = True
+        if not self._drain.is_leaving:
+            self._drain.leave()
+        if self._threads[0].ident is not None:  # or nobody knows of us, and what we adopted is for the next worker
+            self._part()
+        self._stopping.set()
+        self._keeper.close()
+        self._trees.close()
+        self._client.close()
+
+    def _part(self) -> None:
         for held in self._running.living():
             held.ended.wait()
         deadline = time.monotonic() + GOODBYE_SECONDS
@@ -350,22 +410,11 @@ class Agent:
         self._stopping.set()
         self._wake.set()
         for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-        self._guard("last logs", self._ship_the_rest)
+            thread.join()
+        self._stall.stop()
+        self._guard("last logs", self._courier.ship_the_rest)
         if not self._running.all():
             self._guard("goodbye", self._say_goodbye)
-        self._trees.close()
-        self._client.close()
-
-    def _ship_the_rest(self) -> None:
-        now = time.monotonic()
-        while self._shipper.ship() and time.monotonic() < now + GOODBYE_SECONDS:
-            time.sleep(0.01)
-        now = time.monotonic()
-        while self._shipper.has_unconfirmed() and time.monotonic() < now + LAST_LOGS_SECONDS:
-            time.sleep(0.05)
-            self._shipper.ship()
 
     def _say_goodbye(self) -> None:
         self._reporter.goodbye()

@@ -15,6 +15,9 @@ from workers import capacity
 from workers.gpus import Gpus
 from workers.running import Running
 
+KNOWN_SECONDS = 3.0
+"""After so long the leader has read a heartbeat, if it reads any: it looks every second."""
+
 
 class HeartbeatSink(Protocol):
     """The part of ``HeartbeatPublisher`` that a beat needs."""
@@ -58,6 +61,9 @@ class Beat:
         self._seq = 0
         self._sent_at: dict[int, float] = {}
         self._heard_at: float | None = None
+        self._heard_seq = 0
+        self._draining_since: tuple[int, float] | None = None
+        """Sequence number and time of the first heartbeat in a row that said so."""
         self.epoch = 0
         """Highest leader epoch seen."""
 
@@ -98,9 +104,21 @@ class Beat:
                 version=__version__,
             )
         )
+        if not draining:
+            self._draining_since = None
+        elif self._draining_since is None:
+            self._draining_since = self._seq, self._clock()
+
+    def is_draining_known(self) -> bool:
+        """Say whether the leader must know by now that we take nothing: it has read it, or had the time to."""
+        if self._draining_since is None:
+            return False
+        seq, said_at = self._draining_since
+        return self._heard_seq >= seq or self._clock() - said_at >= KNOWN_SECONDS
 
     def heard(self, seq: int) -> None:
         """Note that the leader has read our heartbeat ``seq``."""
+        self._heard_seq = max(self._heard_seq, min(seq, self._seq))
         if (sent_at := self._sent_at.get(seq)) is not None:
             self._heard_at = max(sent_at, self._heard_at or sent_at)
             self._sent_at = {number: at for number, at in self._sent_at.items() if number >= seq}

@@ -84,7 +84,14 @@ def _start_agent(sender: HostWorker, **_: Any) -> None:
     me = host.me(sender.hostname, sender.concurrency, queues)
     if sender.task_events:
         sender.presence = Presence(sender.app, sender.hostname)
-    sender.agent = Agent(host, me, host.open_gpus(), lambda taking: _set_intake(sender, (*queues, mine), taking))
+    sender.agent = Agent(
+        host,
+        me,
+        host.open_gpus(),
+        lambda taking: _set_intake(sender, (*queues, mine), taking),
+        lambda beat: sender.consumer.call_soon(beat),
+    )
+    sender.agent.adopt()
 
 
 def _check_redis(host: Host) -> None:
@@ -123,7 +130,7 @@ def _remember(sender: HostWorker, **_: Any) -> None:
 
 
 def _leave(sig: str = "SIGTERM", **_: Any) -> None:
-    """TERM or INT: finish what runs. Another signal, or QUIT at once: stop it, to be run again elsewhere."""
+    """TERM or INT: drain. Another signal, or QUIT at once: stop what runs, to be run again elsewhere."""
     for worker in _controllers:
         if worker.agent is not None:
             (worker.agent.preempt if sig == "SIGQUIT" else worker.agent.leave)()

@@ -1,7 +1,7 @@
-"""One cgroup per attempt, where this process may make them: a memory ceiling and a kill that nothing outruns.
+"""One cgroup per attempt, where this process may make them: ceilings, and a kill that nothing outruns.
 
 Works with v2, v1, and both side by side. Where groups can't be made (most containers, most ordinary users), the
-supervisor watches the tree's memory itself and kills what it finds in ``/proc``.
+supervisor watches the tree's memory and number itself and kills what it finds in ``/proc``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ MOUNT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The cgroups of one attempt: one in v2, one more for memory where that is still v1."""
+    """The cgroups of one attempt: one in v2, more for memory and processes where these are still v1."""
 
     folders: tuple[Path, ...]
     oom_counter: Path | None
     """File that counts the kernel's kills for memory; ``None`` when no ceiling is kept here."""
+    fork_counter: Path | None = None
+    """File that counts the forks that the kernel refused; ``None`` when it limits none."""
 
     def enter(self) -> None:
         """Move the calling process, and so all it will start, into the group."""
@@ -31,6 +33,10 @@ class Group:
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel killed for memory."""
         return _counter(self.oom_counter, "oom_kill") if self.oom_counter else 0
+
+    def refused_forks(self) -> int:
+        """Return how often the kernel refused the group another process or thread."""
+        return _counter(self.fork_counter, "max") if self.fork_counter else 0
 
     def kill(self) -> None:
         """Kill all members at once, so that a chain of forks can't run ahead (kernel 5.14, v2)."""
@@ -49,8 +55,12 @@ class Group:
             _discard(folder)
 
 
-def open_group(name: str, memory: int) -> Group:
-    """Make what groups can be made, with a ceiling of ``memory`` bytes (0: none)."""
+def open_group(name: str, memory: int, processes: int = 0) -> Group:
+    """Make what groups can be made.
+
+    :param memory: ceiling in bytes; 0: none.
+    :param processes: how many processes and threads there may be; 0: any number.
+    """
     folders: list[Path] = []
     counter: Path | None = None
     unified = _make(own_group(""), name)
@@ -67,12 +77,25 @@ def open_group(name: str, memory: int) -> Group:
     if counter is not None:
         for swap, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", memory)):
             _limit(counter.parent / swap, value)
-    return Group(tuple(folders), counter)
+    refusals = _limit_forks(folders, name, processes) if processes else None
+    return Group(tuple(folders), counter, refusals)
+
+
+def _limit_forks(folders: list[Path], name: str, processes: int) -> Path | None:
+    for folder in folders:
+        if _limit(folder / "pids.max", processes):
+            return folder / "pids.events"
+    if (group := _make(own_group("pids"), name)) is not None:
+        if _limit(group / "pids.max", processes):
+            folders.append(group)
+            return group / "pids.events"
+        _discard(group)
+    return None
 
 
 def find_group(name: str) -> Group:
     """Return the group that an attempt was given, to clear up after a supervisor that died."""
-    parents = [parent for parent in (own_group(""), own_group("memory")) if parent is not None]
+    parents = [parent for parent in map(own_group, ("", "memory", "pids")) if parent is not None]
     return Group(tuple(folder for parent in parents if (folder := parent / f"orchestrator-{name}").is_dir()), None)
 
 

@@ -4,6 +4,9 @@ Never fork from a threaded process (a lock held by another thread stays locked i
 that has used polars (3 of 3 such children hung). So the worker, which is full of threads, starts this process and
 orders forks over a socket pair. The pair is also the lifeline: when the worker dies, its end closes, and every tree is
 killed and reported ``lost``. When this process dies, the supervisors see the same on their own sockets.
+
+Trees with ``on_worker_loss: adopt`` live on: this process opens a door (see ``door``), and the next worker of the host
+that comes through it gives the orders from then on. When that one dies too, the door is open again.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.records import Outcome
 from orchestrator.states import AttemptState
 from orchestrator.wire.messages import GrantSpec, grant_from_body
 from workers import cgroups, lean, verdict
+from workers.door import PROTOCOL, Door
 from workers.execute import preload
-from workers.orders import Lines, Site, send_line, stop_order
+from workers.orders import Lines, Site, kept_grant, send_line, stop_order
 from workers.process_tree import descendants, send
 from workers.spool import Spool
 from workers.supervise import Supervisor
@@ -42,6 +47,11 @@ class Supervised:
     spec: GrantSpec
     pid: int
     control: socket.socket
+
+    @property
+    def may_be_adopted(self) -> bool:
+        """Whether its tree outlives the worker."""
+        return self.spec.on_worker_loss == "adopt"
 
 
 class ForkServer:
@@ -61,6 +71,10 @@ class ForkServer:
         """Attempts whose supervisor died; reported once no orphan of theirs lives."""
         self._quiet_looks = 0
         self._worker_lives = True
+        """Somebody is at the other end of the pair or of the door: the worker that started us, or a keeper."""
+        self._door: Door | None = None
+        """Made when the worker dies; from then on nothing new is started."""
+        self._orphaned_at = 0.0
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
@@ -77,12 +91,15 @@ class ForkServer:
         gc.collect()
         gc.freeze()  # or the first collection in a fork would copy every page
         self._tell({"is": "ready"})
-        while self._worker_lives or self._supervised or self._broken:
+        while (self._worker_lives and self._door is None) or self._supervised or self._broken:
             for key, _ in self._selector.select(ORPHAN_TICK if self._broken else LONGEST_WAIT):
                 key.data()
             self._reap()
             with suppress(OSError):  # /proc can't be read for want of descriptors: looked at again
                 self._settle_broken()
+            self._mind_orphans()
+        if self._door is not None:
+            self._door.close()
 
     def _hear(self) -> None:
         try:
@@ -97,9 +114,9 @@ class ForkServer:
 
     def _follow(self, order: dict[str, Any]) -> None:
         match order["do"]:
-            case "configure":
+            case "configure" if self._door is None:
                 self._site = Site.from_line(order)
-            case "start":
+            case "start" if self._door is None:
                 self._start(order)
             case "stop":
                 for one in self._supervised.values():
@@ -141,11 +158,61 @@ class ForkServer:
             send_line(one.control, order)
 
     def _lose_worker(self) -> None:
-        """Kill every tree: the worker is dead, or has ended, which it does only when nothing runs."""
+        """Kill every tree that nobody may adopt: the worker (or the keeper) is dead, or has ended, which it does only
+        when nothing runs."""
         self._worker_lives = False
         self._selector.unregister(self._worker)
-        for one in self._supervised.values():
+        self._worker.close()
+        self._lines = Lines()
+        self._orphaned_at = time.monotonic()
+        doomed = [one for one in self._supervised.values() if not one.may_be_adopted]
+        for one in doomed:
             self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, min(one.spec.grace, 2.0)))
+        if self._site is not None and self._door is None and len(doomed) < len(self._supervised):
+            self._door = Door(Path(self._site.doors), self._site.incarnation)
+        self._mind_orphans()
+
+    def _mind_orphans(self) -> None:
+        """Keep the door open while trees wait behind it; stop those that have waited too long."""
+        if self._door is None or self._worker_lives or self._site is None:
+            return
+        if not self._door.is_open:
+            with suppress(OSError):  # the disk is full: tried again
+                self._selector.register(self._door.open(), selectors.EVENT_READ, self._answer_door)
+        if time.monotonic() - self._orphaned_at > self._site.orphan_seconds:
+            for one in self._supervised.values():
+                self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, None))
+
+    def _answer_door(self) -> None:
+        """Greet a worker; the first is the keeper from now on, and holds our incarnation's lock with us."""
+        assert self._door is not None, "it is the door that rang"
+        if (visitor := self._door.accept()) is None:
+            return
+        try:
+            if self._worker_lives:
+                send_line(visitor, {"is": "busy"})
+                visitor.close()
+                return
+            socket.send_fds(visitor, [b" "], [self._lock])
+            send_line(visitor, self._greeting())
+        except OSError:  # it has died meanwhile, or is frozen
+            visitor.close()
+            return
+        visitor.settimeout(None)
+        self._worker, self._worker_lives = visitor, True
+        self._selector.register(visitor, selectors.EVENT_READ, self._hear)
+
+    def _greeting(self) -> dict[str, Any]:
+        assert self._site is not None, "something was started"
+        known = [*self._supervised.values(), *self._broken]
+        return {
+            "is": "hello",
+            "protocol": PROTOCOL,
+            "boot_id": self._site.boot_id,
+            "server": os.getpid(),
+            "kept": [kept_grant(one.spec) for one in known if one.may_be_adopted],
+            "ending": [one.spec.attempt_id for one in known if not one.may_be_adopted],
+        }
 
     def _reap(self) -> None:
         while True:
@@ -243,8 +310,6 @@ def main() -> None:
     except BaseException:
         print(f"The fork server failed after {time.monotonic() - started:.0f} s.", file=sys.stderr)
         raise
-    finally:
-        worker.close()
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ class Host:
             local_to=self.host_id if self.store_scope != "shared" else None,
             settings=environment.settings_for_tasks(os.environ, self.settings, self.host_id),
             environment=environment.task_base(os.environ),
+            max_processes=self.settings.max_task_processes,
+            doors=str(self.folders.locks),
+            orphan_seconds=2 * self.settings.adopt_seconds + self.settings.worker_lease,
         )
         variables = environment.fork_server_environment(os.environ, self.incarnation)
         return ForkClient(site, variables, self._lock.fd, listener)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from orchestrator.config import Settings
 from orchestrator.errors import ConfigurationError
+from workers import door
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
@@ -184,11 +185,16 @@ def inherit(folders: HostFolders, incarnation: str) -> Iterator[Callable[[], Non
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield lambda: file.unlink(missing_ok=True)
+        yield lambda: _forget(folders, incarnation)
     except BlockingIOError:
         yield None
     finally:
         os.close(fd)
+
+
+def _forget(folders: HostFolders, incarnation: str) -> None:
+    (folders.locks / f"{incarnation}{door.SUFFIX}").unlink(missing_ok=True)  # of a fork server that was killed
+    _lock_file(folders, incarnation).unlink(missing_ok=True)
 
 
 def _lock_file(folders: HostFolders, incarnation: str) -> Path:

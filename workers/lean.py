@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,22 @@ def offer_to_the_oom_killer() -> None:
     """Let the kernel kill this tree before the worker, when the whole host is out of memory."""
     with suppress(OSError):  # a hardened container may refuse; the ceiling of the tree is watched anyway
         Path("/proc/self/oom_score_adj").write_text("800")
+
+
+def leave_processes_to_others() -> None:
+    """Keep a fork bomb from taking the last processes of this account, which the worker needs to end it.
+
+    The kernel counts per account, and compares with the limit of whoever forks: a lower one for tasks leaves the rest
+    to the worker. It holds for no privileged account.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (task_processes(soft), hard))
+
+
+def task_processes(limit: int) -> int:
+    """Return how many of an account's processes its tasks may fill: all but a reserve."""
+    return limit if limit == resource.RLIM_INFINITY else limit - min(256, limit // 4)
 
 
 def close_all_but(keep: set[int]) -> None:

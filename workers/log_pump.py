@@ -68,6 +68,7 @@ class LogPump:
 
     def _write(self, piece: bytes) -> None:
         try:
-            self._file.write(piece)
+            written = self._file.write(piece) or 0
         except OSError:  # the disk is full: the task's fate must not hang on its log
-            self._dropped += len(piece)
+            written = 0
+        self._dropped += len(piece) - written

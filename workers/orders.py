@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from orchestrator.wire.messages import GrantSpec, grant_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,13 @@ class Site:
     environment: Mapping[str, str]
     """The scrubbed environment every task starts with."""
     use_cgroups: bool = True
-    """Whether the kernel may keep the memory ceilings where it can; else the supervisors watch them."""
+    """Whether the kernel may keep the ceilings where it can; else the supervisors watch them."""
+    max_processes: int = 4096
+    """Of one tree; with more it is stopped."""
+    doors: str = ""
+    """Folder in which a fork server whose worker died makes its socket (see ``door``)."""
+    orphan_seconds: float = 1260.0
+    """How long trees may live on without a worker; then nobody counts on them any more."""
 
     @property
     def attempts_folder(self) -> Path:
@@ -59,6 +67,12 @@ def fresh_order(until: float) -> dict[str, Any]:
     return {"do": "fresh", "until": until}
 
 
+def kept_grant(spec: GrantSpec) -> str:
+    """Return what a keeper must know of a grant: no parameters, no secrets."""
+    bare = replace(spec, parameters={}, run_parameters={}, upstream_outputs={}, connections={})
+    return grant_body(bare).decode()
+
+
 class Lines:
     """Splits a stream of bytes into JSON lines."""
 
@@ -67,11 +81,19 @@ class Lines:
 
     def feed(self, piece: bytes) -> Iterator[dict[str, Any]]:
         """Yield the objects that are complete now."""
+        while (line := self.feed_one(piece)) is not None:
+            piece = b""
+            yield line
+
+    def feed_one(self, piece: bytes) -> dict[str, Any] | None:
+        """Return the next object if it is complete now; what follows it waits for the next call."""
         self._rest += piece
-        while (end := self._rest.find(b"\n")) >= 0:
-            line = bytes(self._rest[:end])
-            del self._rest[: end + 1]
-            yield json.loads(line)
+        if (end := self._rest.find(b"\n")) < 0:
+            return None
+        line = bytes(self._rest[:end])
+        del self._rest[: end + 1]
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 def send_line(peer: socket.socket, document: Mapping[str, Any]) -> None:

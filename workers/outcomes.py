@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.logs import get_logger
+from orchestrator.states import AttemptState
 from orchestrator.wire.messages import Answer
 from workers.spool import Spool
 
@@ -16,6 +17,8 @@ log = get_logger(__name__)
 
 FIRST_DELAY = 2.0
 LONGEST_DELAY = 30.0
+ROUND_SECONDS = 5.0
+HOLD_SECONDS = 0.1
 
 
 class OutcomeReporter(Protocol):
@@ -76,24 +79,33 @@ class OutcomeSender:
                 due.delay = FIRST_DELAY
                 due.entry = ""
 
-    def send_due(self) -> None:
+    def send_due(self, may_say_preempted: Callable[[], bool] = lambda: True) -> None:
         """Send those whose time has come; 2, 4, 8 … 30 s later they are sent again.
 
-        Not those that still wait on the stream: while no scheduler reads, they would only fill Redis.
+        Not those that still wait on the stream: while no scheduler reads, they would only fill Redis. One round is
+        bounded in time: whoever calls has a heartbeat to send.
 
+        :param may_say_preempted: whether the scheduler knows that we leave; else it might dispatch a preempted attempt
+            to us again.
         :raises StoreUnavailable: Redis does not answer; they stay due.
         """
         now = self._clock()
         with self._lock:
             ready = [(attempt_id, due) for attempt_id, due in self._due.items() if due.at <= now]
+        ready.sort(key=lambda one: one[1].at)  # or in a slow round the same few would come first again and again
         for attempt_id, due in ready:
+            if self._clock() - now > ROUND_SECONDS:
+                return
             spooled = self._spool.read(attempt_id)
             if spooled is None:  # another worker of this host has sent it, and was answered
                 self._forget(attempt_id)
                 continue
+            if spooled.outcome.state is AttemptState.PREEMPTED and not may_say_preempted():
+                due.at = now + HOLD_SECONDS
+                continue
             if not due.entry or not self._reporter.is_unread(due.entry):
                 due.entry = self._reporter.outcome_from_spool(spooled.body)
-            due.at = now + due.delay
+            due.at = self._clock() + due.delay
             due.delay = min(due.delay * 2, LONGEST_DELAY)
 
     def next_at(self) -> float | None:

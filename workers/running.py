@@ -6,11 +6,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from orchestrator.wire.messages import GrantSpec
 
 DEAD_SECONDS = 600.0
 """How long a heartbeat repeats that an attempt is dead; a leader that missed them all for so long asks nothing more."""
+
+
+class Server(Protocol):
+    """The part of a fork server's client that ends trees."""
+
+    def stop(self, attempt_id: str, why: str, grace: float | None) -> None: ...
+
+    def refresh(self, until: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -19,8 +28,10 @@ class Held:
 
     spec: GrantSpec
     has_started: bool = False
-    server: object = None
+    server: Server | None = None
     """The fork server that was told to start it."""
+    ran_by: str = ""
+    """The incarnation that started it, when it was another one and we have adopted it."""
     stop: str = ""
     """Why it must not start any more: a stop that came before the start."""
     ended: threading.Event = field(default_factory=threading.Event)
@@ -42,6 +53,12 @@ class Running:
             held = self._held.setdefault(spec.attempt_id, Held(spec))
         self._changed()
         return held
+
+    def adopt(self, spec: GrantSpec, server: Server, ran_by: str) -> None:
+        """Take an attempt whose tree has outlived the incarnation that started it."""
+        with self._lock:
+            self._held.setdefault(spec.attempt_id, Held(spec, has_started=True, server=server, ran_by=ran_by))
+        self._changed()
 
     def get(self, attempt_id: str) -> Held | None:
         with self._lock:

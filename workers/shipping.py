@@ -73,13 +73,21 @@ class Shipper:
         self._room = CHUNKS_PER_ROUND
         self._said: dict[str, tuple[float, Progress]] = {}
 
-    def follow(self, folder: AttemptFolder, *, has_ended: bool = False, is_answered: bool = False) -> None:
-        """Ship this attempt's log from where the last shipper of this host knew it to be stored."""
+    def follow(
+        self, folder: AttemptFolder, *, has_ended: bool = False, is_answered: bool = False, is_adopted: bool = False
+    ) -> None:
+        """Ship this attempt's log from where the last shipper of this host knew it to be stored.
+
+        :param is_adopted: another incarnation may have sent more of it than it noted. One that has ended may have, too.
+        """
+        with self._lock:
+            if folder.attempt_id in self._cargo:
+                return
         state, shipped = folder.read("state"), folder.read(SHIPPED)
         if not state:  # another worker of this host has just cleared it away
             return
         start = shipped.get("offset", 0)
-        is_adopted = has_ended or bool(shipped)
+        is_adopted = is_adopted or has_ended or bool(shipped)
         cargo = _Cargo(folder, state["tenant_id"], state["run_id"], start, start, has_ended, is_answered, is_adopted)
         with self._lock:
             self._cargo.setdefault(folder.attempt_id, cargo)

@@ -96,7 +96,7 @@ class Supervisor:
             },
         )
         if self._site.use_cgroups:
-            self._group = cgroups.open_group(spec.attempt_id, spec.resources.memory)
+            self._group = cgroups.open_group(spec.attempt_id, spec.resources.memory, self._site.max_processes)
         wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -143,6 +143,7 @@ class Supervisor:
             lean.offer_to_the_oom_killer()
             os.umask(0o077)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            lean.leave_processes_to_others()
             from workers.execute import execute
 
             code = execute(self._site, self._spec, self._folder)
@@ -167,7 +168,10 @@ class Supervisor:
             piece = b""
         if not piece:  # the fork server is dead, and the worker with it or about to restart it
             self._selector.unregister(self._control)
-            self.stop(verdict.WORKER_LOST, min(self._spec.grace, 2.0))
+            if self._spec.on_worker_loss == "adopt":  # nobody can reach us any more, but nobody is in a hurry either
+                self.stop(verdict.FORK_SERVER_LOST, self._spec.grace)
+            else:
+                self.stop(verdict.WORKER_LOST, min(self._spec.grace, 2.0))
             return
         for order in self._lines.feed(piece):
             self._follow(order)
@@ -216,7 +220,7 @@ class Supervisor:
             self._kill_all()
 
     def _look(self, now: float) -> None:
-        """Measure the tree, and stop it above its ceiling."""
+        """Measure the tree, and stop it above its ceilings."""
         tree = [process for process in descendants(os.getpid()) if process.is_alive]
         ceiling = self._spec.resources.memory
         memory = sum(process.rss for process in tree)
@@ -232,6 +236,9 @@ class Supervisor:
             self.stop(verdict.OUT_OF_MEMORY, 0.0)
         elif self._group.oom_kills():
             self.stop(verdict.OUT_OF_MEMORY, 0.0)
+        elif len(tree) > self._site.max_processes or self._group.refused_forks():
+            self._pump.note(f"Too many processes: {len(tree)} live, {self._site.max_processes} are allowed.")
+            self.stop(verdict.TOO_MANY_PROCESSES, 0.0)
 
     @staticmethod
     def _cpu_seconds(tree: list[Proc]) -> float:

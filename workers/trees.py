@@ -15,7 +15,7 @@ from workers.attempt_folder import AttemptFolder
 from workers.fork_client import ForkClient, ForkServerGone, Listener
 from workers.identity import HostFolders
 from workers.process_tree import is_same
-from workers.running import Held, Running
+from workers.running import Held, Running, Server
 from workers.spool import Spool
 
 log = get_logger(__name__)
@@ -94,7 +94,7 @@ class Trees:
         """Report an attempt nothing of which ever lived; as soon as the disk takes it."""
         spec = held.spec
         try:
-            self._spool.write(spec.attempt_id, spec.token, self._incarnation, outcome)
+            self._spool.write(spec.attempt_id, spec.token, held.ran_by or self._incarnation, outcome)
         except OSError as error:
             if spec.attempt_id not in self._unsaid:
                 log.warning("outcome_not_spooled", attempt_id=spec.attempt_id, error=str(error))
@@ -111,14 +111,21 @@ class Trees:
         with self._lock, suppress(ForkServerGone):
             if held.server is None:
                 held.stop = held.stop or why
-            elif self._client is not None:
-                self._client.stop(attempt_id, why, grace)
+            else:
+                held.server.stop(attempt_id, why, grace)
 
     def refresh(self, until: float) -> None:
         """Let exclusive attempts run on until then."""
-        with self._lock, suppress(ForkServerGone):
-            if self._client is not None:
-                self._client.refresh(until)
+        servers = {id(held.server): held.server for held in self._running.living() if held.server is not None}
+        with self._lock:
+            for server in servers.values():
+                with suppress(ForkServerGone):
+                    server.refresh(until)
+
+    def mourn(self, server: Server) -> None:
+        """Note that a fork server is dead, ours or one that we keep: its supervisors end what it started."""
+        now = self._clock()
+        self._orphans.update({held.spec.attempt_id: now for held in self._running.living() if held.server is server})
 
     def close(self) -> None:
         """End the fork server; call it when nothing runs."""
@@ -190,5 +197,6 @@ class Trees:
             if now - self._opened_at >= STEADY_SECONDS:
                 self._pause = 0.0
             self._open_later()
-        self._orphans.update({held.spec.attempt_id: now for held in self._running.living() if held.server is dead})
+        if dead is not None:
+            self.mourn(dead)
         self._changed()

@@ -17,20 +17,32 @@ MAX_RESULT_BYTES = 768 * 1024
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_MESSAGE = 2000
 
-CANCELLED, FENCED, PREEMPTED, TIMEOUT, OUT_OF_MEMORY, WORKER_LOST, CUT_OFF = (
-    "cancelled", "fenced", "preempted", "timeout", "oom", "worker_lost", "cut_off",
+CANCELLED, FENCED, PREEMPTED, TIMEOUT, OUT_OF_MEMORY, TOO_MANY_PROCESSES, WORKER_LOST, FORK_SERVER_LOST, CUT_OFF = (
+    "cancelled", "fenced", "preempted", "timeout", "oom", "too_many_processes", "worker_lost", "fork_server_lost",
+    "cut_off",
 )  # fmt: skip
 """Why a tree was stopped before its end."""
 
 _STOPPED: Mapping[str, Outcome] = {
     CANCELLED: Outcome(AttemptState.CANCELLED, CANCELLED, "Cancelled; nothing of it lives on.", retryable=False),
     FENCED: Outcome(AttemptState.CANCELLED, FENCED, "Given to another attempt; stopped here.", retryable=False),
-    PREEMPTED: Outcome(AttemptState.PREEMPTED, PREEMPTED, "Its worker was told to stop at once.", infrastructure=True),
+    PREEMPTED: Outcome(AttemptState.PREEMPTED, PREEMPTED, "Its worker leaves or was drained.", infrastructure=True),
     TIMEOUT: Outcome(AttemptState.TIMED_OUT, TIMEOUT, "It ran longer than its timeout and was stopped."),
     OUT_OF_MEMORY: Outcome(
         AttemptState.FAILED, OUT_OF_MEMORY, "It needed more memory than it asked for; raise memory_gb."
     ),
+    TOO_MANY_PROCESSES: Outcome(
+        AttemptState.FAILED,
+        TOO_MANY_PROCESSES,
+        "It had more processes (or threads) than MAX_TASK_PROCESSES allows; start fewer, or raise it on the workers.",
+    ),
     WORKER_LOST: Outcome(AttemptState.LOST, WORKER_LOST, "Its worker died; the tree was killed.", infrastructure=True),
+    FORK_SERVER_LOST: Outcome(
+        AttemptState.LOST,
+        FORK_SERVER_LOST,
+        "The process by which workers adopt it died; the tree was stopped.",
+        infrastructure=True,
+    ),
     CUT_OFF: Outcome(
         AttemptState.LOST,
         CUT_OFF,
@@ -39,7 +51,7 @@ _STOPPED: Mapping[str, Outcome] = {
     ),
 }
 
-_MAY_STILL_SUCCEED = frozenset({PREEMPTED, WORKER_LOST})
+_MAY_STILL_SUCCEED = frozenset({PREEMPTED, WORKER_LOST, FORK_SERVER_LOST})
 """Stops under which a task that finished within its grace counts as finished."""
 
 

@@ -116,6 +116,15 @@ def run_process(arguments: Sequence[str], env: Mapping[str, str], folder: Path) 
     return done.returncode
 
 
+def memory_kills() -> int:
+    """Return how often the kernel has killed a process of this machine for memory, those of containers included."""
+    try:
+        words = Path("/proc/vmstat").read_text().split()
+    except OSError:
+        return 0
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+
+
 def signal_name(number: int) -> str:
     """Return ``SIGKILL`` for 9; a number that has no name is returned as it is."""
     try:

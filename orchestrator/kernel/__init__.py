@@ -10,7 +10,7 @@ dispatched by ``Tick`` alone, so a batch of events ends with one.
 
 from orchestrator.kernel.decide import decide
 from orchestrator.kernel.index import Kernel
-from orchestrator.kernel.outcomes import would_publish
+from orchestrator.kernel.outcomes import REGISTRY_CONFLICT, would_publish
 from orchestrator.kernel.settings import Desired, KernelSettings, Snapshot
 
-__all__ = ["Desired", "Kernel", "KernelSettings", "Snapshot", "decide", "would_publish"]
+__all__ = ["REGISTRY_CONFLICT", "Desired", "Kernel", "KernelSettings", "Snapshot", "decide", "would_publish"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from orchestrator.effects import Annotate, CloseCommand
+from orchestrator.effects import CloseCommand
 from orchestrator.events import Command
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.drain import drain, undrain
 from orchestrator.kernel.nodes import RunNode, TaskNode
-from orchestrator.kernel.outcomes import expire, plan_anew
-from orchestrator.states import TASK_TERMINAL, AttemptState, Entity, RunState, TaskState, WorkerState
+from orchestrator.kernel.rerun import rerun
+from orchestrator.kernel.unclaimed import expire
+from orchestrator.states import TASK_TERMINAL, AttemptState, RunState, TaskState
 
 OPEN_WITHOUT_ATTEMPT = frozenset({TaskState.PENDING, TaskState.READY, TaskState.RETRY_WAIT, TaskState.WAITING})
+WAITS_FOR_ITS_HOST = (
+    "Its worker is lost and the task may live on: it ends when another worker of its host has stopped it or found it "
+    "dead, or when it is given up."
+)
 
 
 def apply_command(changes: Changes, command: Command) -> None:
@@ -20,8 +24,9 @@ def apply_command(changes: Changes, command: Command) -> None:
         "cancel": _cancel,
         "pause": _pause,
         "resume": _resume,
-        "drain": _drain,
-        "undrain": _undrain,
+        "rerun": rerun,
+        "drain": drain,
+        "undrain": undrain,
     }
     act = kinds.get(command.kind)
     result = act(changes, command) if act else f"Refused: there is no command {command.kind!r}."
@@ -71,7 +76,8 @@ def cancel_task(changes: Changes, node: TaskNode, command: Command, reason: str)
             changes.task(node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True, attempt_id=None)
     elif attempt is not None:
         if node.state is TaskState.RUNNING:
-            changes.task(node, TaskState.CANCELLING, "cancel", reason=reason, actor=actor, durable=True)
+            waits = "" if attempt.orphaned_at is None else WAITS_FOR_ITS_HOST
+            changes.task(node, TaskState.CANCELLING, "cancel", reason=reason, message=waits, actor=actor, durable=True)
         grace = command.payload.get("grace")
         if isinstance(grace, (int, float)) and grace >= 0:
             kernel.cancel_grace[attempt.id] = float(grace)
@@ -103,36 +109,3 @@ def _resume(changes: Changes, command: Command) -> str:
         if node.state is TaskState.READY:
             changes.kernel.line_up(node, changes.now)
     return f"Run {run.id} goes on."
-
-
-def _drain(changes: Changes, command: Command) -> str:
-    worker = changes.kernel.workers.get(command.worker_id or "")
-    if worker is None or worker.state in {WorkerState.LOST, WorkerState.DRAINED}:
-        return f"Nothing to drain: worker {command.worker_id} has ended, or there is none."
-    if not worker.draining:
-        changes.emit(Annotate(Entity.WORKER, worker.id, worker.state, {"draining": True}))
-        changes.kernel.admit(replace(worker, draining=True))
-    start_draining(changes, worker.id, command.actor)
-    return f"Worker {worker.id} takes no new work and ends when its attempts have ended."
-
-
-def start_draining(changes: Changes, worker_id: str, actor: str = "scheduler") -> None:
-    """Plan nothing more for the worker, and take back what it has not claimed."""
-    kernel = changes.kernel
-    changes.worker(kernel.workers[worker_id], WorkerState.DRAINING, "drain", actor=actor)
-    for attempt_id in sorted(kernel.ledger.by_worker.get(worker_id, ())):
-        attempt = kernel.attempts.get(attempt_id)
-        if attempt is not None and attempt.state is AttemptState.DISPATCHED:
-            plan_anew(changes, attempt, "drain", "worker_draining")
-
-
-def _undrain(changes: Changes, command: Command) -> str:
-    worker = changes.kernel.workers.get(command.worker_id or "")
-    if worker is None or worker.state is not WorkerState.DRAINING or not worker.draining:
-        return f"Refused: worker {command.worker_id} is not draining by command."
-    changes.emit(Annotate(Entity.WORKER, worker.id, worker.state, {"draining": False}))
-    worker = replace(worker, draining=False)
-    changes.kernel.admit(worker)
-    # A worker that drains by itself says so in its next heartbeat and is draining again.
-    changes.worker(worker, WorkerState.ONLINE, "undrain", actor=command.actor)
-    return f"Worker {worker.id} takes work again."

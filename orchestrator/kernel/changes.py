@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from orchestrator.states import (
     TaskState,
     WorkerState,
     is_allowed,
+    is_reopening,
 )
 
 NONE: Mapping[str, Any] = {}
@@ -121,6 +122,66 @@ class Changes:
             self._count_at_downstreams(node)
         return True
 
+    def reopen(self, run: RunNode, nodes: Sequence[TaskNode], actor: str) -> bool:
+        """Start a run again that is over: it waits for its place, these of its tasks for their upstreams, each as its
+        next generation. The states of the others are counted as they stand."""
+        may = all(is_reopening(Entity.TASK_RUN, node.state, TaskState.PENDING) for node in nodes)
+        if not (may and nodes and is_reopening(Entity.RUN, run.state, RunState.QUEUED)):
+            self.count("refused_transition", f"{Entity.RUN} {run.id}: {run.state} → {RunState.QUEUED} by a rerun")
+            return False
+        for node in nodes:
+            self._reopen_task(node, actor)
+        run.generation += 1
+        message = f"{len(nodes)} of its {len(run.tasks)} tasks are run again, as generation {run.generation}."
+        columns = {"generation": run.generation, "started_at": None, "ended_at": None}
+        before, run.state, run.reason = run.state, RunState.QUEUED, "rerun"
+        self.emit(
+            Transition(
+                Entity.RUN,
+                run.id,
+                before,
+                run.state,
+                "rerun",
+                run.reason,
+                message,
+                actor,
+                run.id,
+                changes=columns,
+                durable=True,
+            )
+        )
+        self.kernel.recount(run)
+        return True
+
+    def _reopen_task(self, node: TaskNode, actor: str) -> None:
+        """Bring a task run back to where it began, save for the number of its attempts."""
+        columns: dict[str, Any] = {
+            "generation": node.generation + 1,
+            "failures": 0,
+            "losses": 0,
+            "attempt_id": None,
+            "retry_at": None,
+            "local_to": None,
+        }
+        for name, value in columns.items():
+            setattr(node, name, value)
+        columns |= {"outputs": None, **dict.fromkeys(("ready_at", "queued_at", "started_at", "ended_at"))}
+        before, node.state, node.reason = node.state, TaskState.PENDING, ""
+        self.emit(
+            Transition(
+                Entity.TASK_RUN,
+                node.id,
+                before,
+                node.state,
+                "rerun",
+                actor=actor,
+                run_id=node.run.id,
+                task=node.name,
+                changes=columns,
+                durable=True,
+            )
+        )
+
     def attempt(
         self,
         attempt: AttemptRecord,
@@ -156,7 +217,7 @@ class Changes:
             )
         )
         changed = replace(attempt, state=after, **fields)
-        self.kernel.keep_attempt(changed)
+        self.kernel.keep_attempt(changed, reason)
         return changed
 
     def note_attempt(self, attempt: AttemptRecord, columns: Mapping[str, Any], **fields: Any) -> AttemptRecord:
@@ -189,20 +250,32 @@ class Changes:
         return changed
 
     def reserve(self, reservation: Reservation) -> None:
-        self.kernel.ledger.take(reservation)
-        self.emit(Reserve(reservation))
+        """Charge the attempt to a worker and its host; the audit is told of every move."""
+        kernel = self.kernel
+        before = kernel.ledger.reservations.get(reservation.attempt_id)
+        kernel.ledger.take(reservation)
+        attempt = kernel.attempts.get(reservation.attempt_id)
+        if before is None or attempt is None or _place_of(before) == _place_of(reservation):
+            self.emit(Reserve(reservation))
+        else:
+            self.emit(Reserve(reservation, attempt, kernel.tasks[attempt.task_run_id].name))
 
     def release(self, attempt_id: str) -> None:
         """Give back what the attempt holds, if anything; others may be waiting for it."""
         self.kernel.buried_at.pop(attempt_id, None)
-        if self.kernel.ledger.release(attempt_id) is not None:
-            self.emit(Release(attempt_id))
+        held = self.kernel.ledger.release(attempt_id)
+        if held is not None:
+            self.emit(Release(attempt_id, held if held.zombie else None))
             self.kernel.waiting_lines.unblock()
 
-    def bury(self, attempt_id: str) -> None:
-        """Keep what the attempt holds charged to its host until the host confirms that its tree is dead."""
-        zombie = self.kernel.ledger.bury(attempt_id)
+    def bury(self, attempt: AttemptRecord) -> None:
+        """Keep what the attempt holds charged to its host until the host confirms that its tree is dead: the tree of
+        the incarnation that ran it, whoever has adopted it."""
+        zombie = self.kernel.ledger.bury(attempt.id)
         if zombie is not None:
+            if zombie.worker_id != attempt.worker_id:
+                zombie = replace(zombie, worker_id=attempt.worker_id)
+                self.kernel.ledger.take(zombie)
             self.emit(Reserve(zombie))
             self.kernel.waiting_lines.unblock()
 
@@ -221,3 +294,7 @@ class Changes:
             return False
         self.count("refused_transition", f"{entity} {entity_id}: {before} → {after}")
         return True
+
+
+def _place_of(reservation: Reservation) -> tuple[str, str, tuple[str, ...]]:
+    return (reservation.host_id, reservation.worker_id, reservation.devices)

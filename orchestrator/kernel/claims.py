@@ -35,7 +35,7 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
         _grant_if_it_fits(changes, event, attempt)
     elif attempt.cancel:
         _deny(changes, event, "cancelled")
-    elif attempt.worker_id == event.worker_id and attempt.nonce == event.nonce:
+    elif attempt.worker_id == event.worker_id and attempt.nonce == event.nonce and not attempt.keeper_id:
         again = replace(attempt, missed_by=0, regranted_at=changes.now)
         kernel.keep_attempt(again)
         changes.emit(SendGrant(again, event.nonce))

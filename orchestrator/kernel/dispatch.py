@@ -91,7 +91,9 @@ def _chosen(changes: Changes, node: TaskNode, ask: Ask) -> Choice | Wait:
     slot all the time, and would eat the backlog."""
     kernel = changes.kernel
     listeners = kernel.listeners_of(ask.queue)
-    if node.avoid:
+    avoided = kernel.workers.get(node.avoid)
+    # One that is gone takes no hint, so all may have this one: a single worker chosen here may have just died too.
+    if avoided is not None and avoided.state is WorkerState.ONLINE:
         answer = choose(ask, listeners, kernel.ledger, prefer_host=node.run.home, exclude=node.avoid)
         if isinstance(answer, Choice):
             # To its own queue: the avoided worker listens to the pool's.

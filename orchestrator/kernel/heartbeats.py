@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.effects import RetireQueue, SaveWorker
-from orchestrator.kernel.cancel import start_draining
+from orchestrator.kernel.adoption import can_keep, give_up, take_over
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import devices_there, grant
-from orchestrator.kernel.outcomes import holds_token, lose, plan_anew
+from orchestrator.kernel.drain import start_draining, stays
+from orchestrator.kernel.outcomes import holds_token, lose
+from orchestrator.kernel.unclaimed import take_back
 from orchestrator.records import AttemptRecord, Capacity, Heartbeat, HostRecord, Reservation, WorkerRecord
-from orchestrator.states import AttemptState, WorkerState
+from orchestrator.states import WORKER_ENDED, AttemptState, WorkerState
 
 MISSES = 3
 """Heartbeats in a row that do not show a granted attempt. The first may have been taken before the grant came; the
 two after it were not (DESIGN §4)."""
-
-ENDED = frozenset({WorkerState.LOST, WorkerState.DRAINED})
 
 
 def see(changes: Changes, heartbeat: Heartbeat) -> None:
@@ -24,7 +24,7 @@ def see(changes: Changes, heartbeat: Heartbeat) -> None:
     that are dead. What it shows that is not its own is fenced in the answer (``Kernel.desired``)."""
     known = changes.kernel.workers.get(heartbeat.worker_id)
     if known is not None and heartbeat.seq <= known.seq:
-        if known.devices is None and heartbeat.seq == known.seq and known.state not in ENDED:
+        if known.devices is None and heartbeat.seq == known.seq and known.state not in WORKER_ENDED:
             # Read again by a new leader: no sign of life, but the rows do not tell its GPUs.
             changes.kernel.admit(replace(known, devices=_devices(heartbeat)))
             changes.kernel.waiting_lines.unblock()
@@ -33,6 +33,7 @@ def see(changes: Changes, heartbeat: Heartbeat) -> None:
     worker = _admit(changes, heartbeat, known)
     changes.kernel.shown[worker.id] = heartbeat.running
     _adopt_lost_grants(changes, heartbeat, worker)
+    take_over(changes, heartbeat, worker)
     _give_up_missing(changes, heartbeat)
     _bury_the_dead(changes, heartbeat)
 
@@ -43,17 +44,17 @@ def _end_earlier_boots(changes: Changes, heartbeat: Heartbeat) -> None:
     host = kernel.ledger.hosts.get(heartbeat.host_id)
     if host is None or host.boot_id in {"", heartbeat.boot_id}:
         return
+    message = f"Host {heartbeat.hostname or heartbeat.host_id} was started anew."
     for worker in list(kernel.workers.values()):
-        if worker.host_id == heartbeat.host_id and worker.boot_id != heartbeat.boot_id and worker.state not in ENDED:
-            end_worker(
-                changes,
-                worker,
-                WorkerState.LOST,
-                "boot",
-                "host_rebooted",
-                f"Host {worker.hostname or worker.host_id} was started anew.",
-                is_dead=True,
-            )
+        if (
+            worker.host_id == heartbeat.host_id
+            and worker.boot_id != heartbeat.boot_id
+            and worker.state not in WORKER_ENDED
+        ):
+            end_worker(changes, worker, WorkerState.LOST, "boot", "host_rebooted", message, is_dead=True)
+    for orphan in [kernel.attempts[attempt_id] for attempt_id in kernel.orphans]:
+        if orphan.host_id == heartbeat.host_id:
+            lose(changes, orphan, "boot", "host_rebooted", message, is_dead=True)
     for zombie in kernel.ledger.zombies_on(heartbeat.host_id):
         changes.release(zombie.attempt_id)
 
@@ -77,26 +78,33 @@ def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -
         name=heartbeat.name,
         version=heartbeat.version,
         draining=known.draining if known else False,
+        drain_until=known.drain_until if known else None,
         devices=_devices(heartbeat),
     )
     host = kernel.ledger.hosts.get(heartbeat.host_id)
     capacity = _capacity_of_host(changes, heartbeat)
     offers_other = known is None or host is None or host.capacity != capacity or _offers_of(known) != _offers_of(worker)
+    is_resized = host is None or _sizes(host.capacity) != _sizes(capacity)
     kernel.ledger.register(HostRecord(heartbeat.host_id, heartbeat.boot_id, capacity))
     kernel.admit(worker)
-    changes.emit(SaveWorker(replace(heartbeat, capacity=capacity), joined=known is None))
+    changes.emit(SaveWorker(replace(heartbeat, capacity=capacity), joined=known is None, resized=is_resized))
     if offers_other:
         kernel.waiting_lines.unblock()
     if heartbeat.draining or worker.draining:
         if worker.state is not WorkerState.DRAINED:
             start_draining(changes, worker.id)
-    elif worker.state in {WorkerState.SUSPECT, WorkerState.LOST, WorkerState.DRAINING}:
+    elif worker.state in {WorkerState.SUSPECT, WorkerState.LOST, WorkerState.DRAINING} and stays(changes, worker.id):
         changes.worker(worker, WorkerState.ONLINE, "heartbeat")
     return kernel.workers[worker.id]
 
 
 def _devices(heartbeat: Heartbeat) -> frozenset[str]:
     return frozenset(device.uuid for device in heartbeat.capacity.gpus)
+
+
+def _sizes(capacity: Capacity) -> tuple[int, int, frozenset[str]]:
+    """Return what the audit knows of a capacity; whether a GPU is busy changes too often to be kept."""
+    return (capacity.cpu, capacity.memory, frozenset(device.uuid for device in capacity.gpus))
 
 
 def _offers_of(worker: WorkerRecord) -> tuple[object, ...]:
@@ -112,7 +120,11 @@ def _capacity_of_host(changes: Changes, heartbeat: Heartbeat) -> Capacity:
         return heartbeat.capacity
     offered = set(mine)
     for worker in changes.kernel.workers.values():
-        if worker.host_id == heartbeat.host_id and worker.id != heartbeat.worker_id and worker.state not in ENDED:
+        if (
+            worker.host_id == heartbeat.host_id
+            and worker.id != heartbeat.worker_id
+            and worker.state not in WORKER_ENDED
+        ):
             offered |= known.keys() if worker.devices is None else worker.devices
     merged = {**known, **mine}
     return replace(heartbeat.capacity, gpus=tuple(merged[uuid] for uuid in merged if uuid in offered))
@@ -125,7 +137,10 @@ def _adopt_lost_grants(changes: Changes, heartbeat: Heartbeat, worker: WorkerRec
         attempt = kernel.attempts.get(attempt_id)
         if attempt is None or attempt.state is not AttemptState.DISPATCHED or not holds_token(attempt, token):
             continue
-        if _charge_to(changes, attempt, worker):
+        if attempt.worker_id != worker.id and can_keep(kernel, attempt, worker):
+            # The one it was planned for has run it and is gone; this one takes it over in a moment.
+            grant(changes, attempt, attempt.worker_id, attempt.nonce, "readopted")
+        elif _charge_to(changes, attempt, worker):
             adopted = kernel.attempts[attempt_id]
             grant(changes, adopted, worker.id, adopted.nonce, "readopted")
 
@@ -161,19 +176,20 @@ def _give_up_missing(changes: Changes, heartbeat: Heartbeat) -> None:
     start anything. A new leader, and one that could not read Redis, first gives claims time to be sent again.
     """
     kernel = changes.kernel
-    for attempt_id in list(kernel.grants.get(heartbeat.worker_id, ())):
+    mine = list(kernel.grants.get(heartbeat.worker_id, ()))
+    mine += [id_ for id_ in kernel.orphans if kernel.attempts[id_].owner_id == heartbeat.worker_id]
+    for attempt_id in mine:
         attempt = kernel.attempts[attempt_id]
         if heartbeat.running.get(attempt_id) == attempt.token:
             if attempt.missed_by:
                 kernel.keep_attempt(replace(attempt, missed_by=0))
         elif attempt.missed_by + 1 >= MISSES and _is_grant_dead(changes, attempt):
-            lose(
-                changes,
-                attempt,
-                "heartbeat",
-                "never_started",
-                f"Worker {heartbeat.name or heartbeat.worker_id} was granted it and does not show it.",
-            )
+            name = heartbeat.name or heartbeat.worker_id
+            if attempt.keeper_id:
+                lose(changes, attempt, "heartbeat", "worker_lost", f"Worker {name} kept it and shows it no more.")
+            else:
+                message = f"Worker {name} was granted it and does not show it."
+                lose(changes, attempt, "heartbeat", "never_started", message)
         else:
             kernel.keep_attempt(replace(attempt, missed_by=attempt.missed_by + 1))
 
@@ -210,11 +226,14 @@ def _bury_the_dead(changes: Changes, heartbeat: Heartbeat) -> None:
 
 
 def _is_silent(changes: Changes, attempt: AttemptRecord, heartbeat: Heartbeat) -> bool:
-    """Say whether the incarnation that runs the attempt is another one, and has not spoken for half its lease."""
-    if attempt.worker_id == heartbeat.worker_id:
-        return False
-    worker = changes.kernel.workers.get(attempt.worker_id)
-    return worker is None or worker.state is WorkerState.SUSPECT or worker.state in ENDED
+    """Say whether the incarnation that answers for the attempt is another one, and has not spoken for half its lease;
+    or the keeper itself has lost it."""
+    if heartbeat.worker_id == attempt.owner_id:
+        return bool(attempt.keeper_id) and attempt.id not in heartbeat.running
+    if attempt.orphaned_at is not None:
+        return True
+    worker = changes.kernel.workers.get(attempt.owner_id)
+    return worker is None or worker.state is WorkerState.SUSPECT or worker.state in WORKER_ENDED
 
 
 def _release_when_grant_is_old(changes: Changes, zombie: Reservation) -> None:
@@ -233,15 +252,16 @@ def end_worker(
     *,
     is_dead: bool,
 ) -> None:
-    """End an incarnation: what it was granted is lost, what it had not claimed is planned anew."""
+    """End an incarnation: what it ran is lost, or waits to be adopted where its tree may live; what it had not claimed
+    is planned anew."""
     kernel = changes.kernel
     changes.worker(worker, after, cause, reason=reason)
     for attempt_id in list(kernel.grants.get(worker.id, ())):
-        lose(changes, kernel.attempts[attempt_id], cause, reason, message, is_dead=is_dead)
-    for attempt_id in sorted(kernel.ledger.by_worker.get(worker.id, ())):
-        attempt = kernel.attempts.get(attempt_id)
-        if attempt is not None and attempt.state is AttemptState.DISPATCHED:
-            plan_anew(changes, attempt, cause, reason)
+        if is_dead:
+            lose(changes, kernel.attempts[attempt_id], cause, reason, message, is_dead=True)
+        else:
+            give_up(changes, kernel.attempts[attempt_id], cause, reason, message)
+    take_back(changes, worker.id, cause, reason)
     kernel.shown.pop(worker.id, None)
     changes.emit(RetireQueue(worker.id))
 
@@ -251,15 +271,11 @@ def leave(changes: Changes, worker_id: str) -> None:
     worker = changes.kernel.workers.get(worker_id)
     if worker is None or worker.state is WorkerState.DRAINED:
         return
-    end_worker(
-        changes,
-        worker,
-        WorkerState.DRAINED,
-        "goodbye",
-        "worker_left",
-        f"Worker {worker.name or worker.id} ended without an outcome of it.",
-        is_dead=True,
-    )
+    message = f"Worker {worker.name or worker.id} ended without an outcome of it."
+    end_worker(changes, worker, WorkerState.DRAINED, "goodbye", "worker_left", message, is_dead=True)
+    for orphan in [changes.kernel.attempts[attempt_id] for attempt_id in changes.kernel.orphans]:
+        if orphan.owner_id == worker_id:
+            lose(changes, orphan, "goodbye", "worker_left", message, is_dead=True)
     for zombie in changes.kernel.ledger.zombies_on(worker.host_id):
         if zombie.worker_id == worker_id:
             changes.release(zombie.attempt_id)

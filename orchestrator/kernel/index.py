@@ -50,7 +50,13 @@ class Kernel:
         self.shown: dict[str, Mapping[str, str]] = {}
         """Attempts (and tokens) in the latest heartbeat of each worker."""
         self.grants: dict[str, dict[str, None]] = {}
-        """Worker → attempts granted to it and running."""
+        """Worker → running attempts that it answers for: granted to it, or adopted by it."""
+        self.orphans: dict[str, None] = {}
+        """Running attempts that nobody answers for until another worker of their host adopts them, the oldest first."""
+        self.unreadable: dict[str, str] = {}
+        """Runs under way whose plan can't be read here, and why; another scheduler has to see to them."""
+        self.left_alone: frozenset[str] = frozenset()
+        """Their live attempts: nothing is said or done about them."""
         self.ledger = Ledger()
         self.waiting_lines = Waiting()
         self.shapes: dict[int, tuple[Shape, int]] = {}
@@ -59,6 +65,8 @@ class Kernel:
         self.deadlines: list[tuple[float, str]] = []
         self.cancel_grace: dict[str, float] = {}
         """Graces that a cancel asked for, where they differ from the task's own."""
+        self.leaving: dict[str, int] = {}
+        """Workers that have preempted something, and how many more of their heartbeats may be older than that."""
         self.buried_at: dict[str, float] = {}
         """When the incarnation of a zombie was first seen not to show it."""
         self.unsettled: list[TaskNode] = []
@@ -88,6 +96,8 @@ class Kernel:
             self.adopt_run(run, tuple(rows.get(run.id, ())), snapshot.plans[run.id], now)
         for attempt in sorted(snapshot.attempts, key=lambda attempt: attempt.hinted_at):
             self.keep_attempt(attempt)
+        self.orphans = dict.fromkeys(sorted(self.orphans, key=lambda id_: self.attempts[id_].orphaned_at or 0.0))
+        self.unreadable, self.left_alone = dict(snapshot.unreadable), snapshot.left_alone
 
     def adopt_run(self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float) -> RunNode:
         """Index one run and its task runs, with all counters worked out from their states."""
@@ -98,18 +108,24 @@ class Kernel:
             node = TaskNode(by_name[planned.name], run, position)
             run.tasks.append(node)
             self.tasks[node.id] = node
+        self.recount(run)
         for node in run.tasks:
-            run.open += node.state not in TASK_TERMINAL
-            if node.local_to and not run.home:
-                run.home = node.local_to
-            for up in shape.upstream[node.position]:
-                node.count(run.tasks[up].state)
             if node.state is TaskState.READY:
                 self.line_up(node, now)
             elif node.state is TaskState.RETRY_WAIT:
                 self.set_retry(node, now if node.retry_at is None else node.retry_at)
         self.runs[run.id] = run
         return run
+
+    @staticmethod
+    def recount(run: RunNode) -> None:
+        """Work out all counters of the run from the states of its tasks."""
+        run.open = sum(node.state not in TASK_TERMINAL for node in run.tasks)
+        run.home = next((node.local_to for node in run.tasks if node.local_to), "")
+        for node in run.tasks:
+            node.clear_counts()
+            for up in run.shape.upstream[node.position]:
+                node.count(run.tasks[up].state)
 
     def close_run(self, run: RunNode) -> None:
         """Forget a run that is over but for its id; its rows remain."""
@@ -143,17 +159,18 @@ class Kernel:
     def forget_worker(self, worker_id: str) -> None:
         worker = self.workers.pop(worker_id)
         self.shown.pop(worker_id, None)
+        self.leaving.pop(worker_id, None)
         for queue in worker.queues:
             self.listeners.get(queue, {}).pop(worker_id, None)
 
     def listeners_of(self, queue: str) -> list[WorkerRecord]:
         return [self.workers[worker_id] for worker_id in self.listeners.get(queue, ())]
 
-    def keep_attempt(self, attempt: AttemptRecord) -> None:
-        """Index an attempt as it now is; one that has ended is only remembered for answers."""
+    def keep_attempt(self, attempt: AttemptRecord, reason: str = "") -> None:
+        """Index an attempt as it now is; one that has ended (for this ``reason``) is only remembered for answers."""
         before = self.attempts.get(attempt.id)
         if attempt.state in ATTEMPT_TERMINAL:
-            self._forget_attempt(attempt)
+            self._forget_attempt(attempt, reason)
             return
         self.attempts[attempt.id] = attempt
         if attempt.state is AttemptState.DISPATCHED:
@@ -162,9 +179,12 @@ class Kernel:
                 self.unclaimed[attempt.id] = None
             return
         self.unclaimed.pop(attempt.id, None)
-        if before is not None and before.worker_id != attempt.worker_id:
+        if before is not None and (before.owner_id, before.orphaned_at) != (attempt.owner_id, attempt.orphaned_at):
             self._drop_grant(before)
-        self.grants.setdefault(attempt.worker_id, {})[attempt.id] = None
+        if attempt.orphaned_at is None:
+            self.grants.setdefault(attempt.owner_id, {})[attempt.id] = None
+        else:
+            self.orphans[attempt.id] = None
         if attempt.deadline is not None and (before is None or before.deadline is None):
             heapq.heappush(self.deadlines, (attempt.deadline, attempt.id))
             if len(self.deadlines) > 2 * len(self.attempts) + TIMERS_KEPT:
@@ -172,21 +192,22 @@ class Kernel:
                 self.deadlines = [(a.deadline, a.id) for a in live if a.deadline is not None]
                 heapq.heapify(self.deadlines)
 
-    def _forget_attempt(self, attempt: AttemptRecord) -> None:
+    def _forget_attempt(self, attempt: AttemptRecord, reason: str) -> None:
         self.attempts.pop(attempt.id, None)
         self.unclaimed.pop(attempt.id, None)
         self.cancel_grace.pop(attempt.id, None)
         self._drop_grant(attempt)
-        self.ended[attempt.id] = EndedAttempt(attempt.id, attempt.state, attempt.token, attempt.worker_id)
+        self.ended[attempt.id] = EndedAttempt(attempt.id, attempt.state, attempt.token, attempt.worker_id, reason)
         if len(self.ended) > ENDED_KEPT:
             del self.ended[next(iter(self.ended))]
 
     def _drop_grant(self, attempt: AttemptRecord) -> None:
-        granted = self.grants.get(attempt.worker_id)
+        self.orphans.pop(attempt.id, None)
+        granted = self.grants.get(attempt.owner_id)
         if granted is not None:
             granted.pop(attempt.id, None)
             if not granted:
-                del self.grants[attempt.worker_id]
+                del self.grants[attempt.owner_id]
 
     def line_up(self, node: TaskNode, now: float) -> None:
         """Put a ready task into the line of its ask."""
@@ -220,7 +241,7 @@ class Kernel:
 
     def run_slots_free(self) -> int:
         """Return how many more runs may start under ``MAX_CONCURRENT_RUNS``; paused runs keep their place."""
-        active = sum(run.state is not RunState.QUEUED for run in self.runs.values())
+        active = len(self.unreadable) + sum(run.state is not RunState.QUEUED for run in self.runs.values())
         return max(0, self.settings.max_runs - active)
 
     def knows_run(self, run_id: str) -> bool:
@@ -228,7 +249,7 @@ class Kernel:
 
     def holds_attempt(self, attempt_id: str) -> bool:
         """Say whether the attempt's row need not be read to answer for it."""
-        return attempt_id in self.attempts or attempt_id in self.ended
+        return attempt_id in self.attempts or attempt_id in self.ended or attempt_id in self.left_alone
 
     def is_granted(self, attempt: AttemptRecord) -> bool:
         """Say, after the commit, whether a grant may still be sent: a later event of the same batch may have ended the
@@ -268,7 +289,7 @@ class Kernel:
         fence = tuple(
             attempt_id
             for attempt_id, token in self.shown.get(worker_id, {}).items()
-            if not self._is_owner(worker_id, attempt_id, token)
+            if attempt_id not in self.left_alone and not self._may_run(worker_id, attempt_id, token)
         )
         if worker is None:
             return Desired(tuple(cancel), fence)
@@ -277,16 +298,24 @@ class Kernel:
             for zombie in self.ledger.zombies_on(worker.host_id)
             if zombie.worker_id != worker_id
         )
-        return Desired(tuple(cancel), fence, confirm, worker.draining)
-
-    def _is_owner(self, worker_id: str, attempt_id: str, token: str) -> bool:
-        attempt = self.attempts.get(attempt_id)
-        return (
-            attempt is not None
-            and attempt.state is AttemptState.RUNNING
-            and attempt.worker_id == worker_id
-            and attempt.token == token
+        orphans = map(self.attempts.__getitem__, self.orphans)
+        confirm += tuple(
+            (orphan.id, orphan.worker_id)
+            for orphan in orphans
+            if orphan.host_id == worker.host_id and orphan.owner_id != worker_id
         )
+        return Desired(tuple(cancel), fence, confirm, worker.draining, worker.drain_until)
+
+    def _may_run(self, worker_id: str, attempt_id: str, token: str) -> bool:
+        """Say whether the worker may have the attempt's tree: it answers for it; or the tree can be adopted and the
+        worker is of its host, for then it is one and the same tree, whoever of two heartbeats was read first."""
+        attempt = self.attempts.get(attempt_id)
+        if attempt is None or attempt.state is not AttemptState.RUNNING or attempt.token != token:
+            return False
+        if attempt.owner_id == worker_id and attempt.orphaned_at is None:
+            return True
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.host_id == attempt.host_id and self.planned(attempt).is_adoptable
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until time alone makes something happen: 0.0 for at once, ``None`` for nothing."""
@@ -301,12 +330,21 @@ class Kernel:
             oldest = self.attempts[next(iter(self.unclaimed))]
             due.append(max(oldest.hinted_at, self.hints_from) + self.settings.redispatch)
         if not self.redis_away:
+            if (ends := self.orphan_ends()) is not None:
+                due.append(ends)
             for worker in self.workers.values():
                 if worker.state is not WorkerState.LOST and worker.state is not WorkerState.DRAINED:
                     share = 0.5 if worker.state is WorkerState.ONLINE else 1.0
                     ends = max(worker.seen_at, self.trusted_from) + share * self.settings.lease
                     due.append(max(ends, self.breaker_until or ends))
         return max(0.0, min(due) - now) if due else None
+
+    def orphan_ends(self) -> float | None:
+        """Return when the oldest orphan is given up: never within a lease of becoming leader or of Redis' return."""
+        if not self.orphans:
+            return None
+        orphaned_at = self.attempts[next(iter(self.orphans))].orphaned_at or 0.0
+        return max(orphaned_at + self.settings.adopt_seconds, self.trusted_from + self.settings.lease)
 
     def waiting(self) -> dict[tuple[str, str], int]:
         """Count the task runs that are not over by state and reason."""

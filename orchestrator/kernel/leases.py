@@ -6,12 +6,13 @@ import heapq
 import math
 
 from orchestrator.events import RedisBack
+from orchestrator.kernel.adoption import expire_orphans
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.dispatch import hint_again
-from orchestrator.kernel.heartbeats import ENDED, end_worker
+from orchestrator.kernel.heartbeats import end_worker
 from orchestrator.kernel.outcomes import lose
 from orchestrator.records import WorkerRecord
-from orchestrator.states import AttemptState, TaskState, WorkerState
+from orchestrator.states import WORKER_ENDED, AttemptState, TaskState, WorkerState
 
 SHARE_AT_ONCE = 0.5
 """Above this share of the live workers, mass expiry is held (I11)."""
@@ -29,7 +30,7 @@ def watch_leases(changes: Changes) -> None:
         return
     lease, expired, silent, live = kernel.settings.lease, [], [], 0
     for worker in list(kernel.workers.values()):
-        if worker.state in ENDED:
+        if worker.state in WORKER_ENDED:
             if changes.now - worker.seen_at > FORGET_AFTER * lease:
                 kernel.forget_worker(worker.id)
             continue
@@ -101,6 +102,7 @@ def fire_timers(changes: Changes) -> None:
                 "overdue",
                 "It outlived its time limit and its grace, and its worker has not reported its end.",
             )
+    expire_orphans(changes)
 
 
 def redis_back(changes: Changes, event: RedisBack) -> None:

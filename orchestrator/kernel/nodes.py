@@ -60,6 +60,7 @@ class TaskNode:
         "cancelled",
         "failed",
         "failures",
+        "generation",
         "id",
         "local_to",
         "losses",
@@ -69,6 +70,7 @@ class TaskNode:
         "retry_at",
         "run",
         "skipped",
+        "spared",
         "state",
         "success",
         "ticket",
@@ -83,6 +85,9 @@ class TaskNode:
         self.attempts = record.attempts
         self.failures = record.failures
         self.losses = record.losses
+        self.generation = record.generation
+        self.spared = 0
+        """Tries that nobody was charged for, as far as this leader has seen: they slow down the next."""
         self.attempt_id = record.attempt_id
         self.retry_at = record.retry_at
         self.local_to = record.local_to

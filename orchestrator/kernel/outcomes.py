@@ -6,6 +6,7 @@ from orchestrator.effects import SaveOutcome, SendAnswer
 from orchestrator.events import OutcomeReceived
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import grant
+from orchestrator.kernel.drain import note_preemption
 from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.records import AttemptRecord, EndedAttempt, Outcome
@@ -23,6 +24,9 @@ REPORTED = frozenset(
     }
 )
 
+REGISTRY_CONFLICT = "registry_conflict"
+"""A success that is committed as a failure: it would register a version that is another model's already."""
+
 
 def ingest(changes: Changes, event: OutcomeReceived) -> None:
     """Commit an outcome, or say why not.
@@ -32,8 +36,11 @@ def ingest(changes: Changes, event: OutcomeReceived) -> None:
     - ``committed`` too when the rows have lost the grant (the attempt is still dispatched under this token).
     - ``fenced``: another token or grant counts, or the attempt was given up before.
     - ``unknown``: nobody knows the attempt.
+    - No answer while its run is left alone: it is reported again until a scheduler leads that can read the plan.
     """
     kernel = changes.kernel
+    if event.attempt_id in kernel.left_alone:
+        return
     attempt = kernel.attempts.get(event.attempt_id)
     if attempt is None:
         _answer(changes, event, _verdict_on_ended(changes, event))
@@ -68,7 +75,12 @@ def _is_accepted(attempt: AttemptRecord, event: OutcomeReceived) -> bool:
     the rows have lost)."""
     if not holds_token(attempt, event.token) or event.outcome.state not in REPORTED:
         return False
-    return attempt.state is AttemptState.DISPATCHED or attempt.worker_id == event.worker_id
+    return (
+        attempt.state is AttemptState.DISPATCHED
+        or attempt.worker_id == event.worker_id
+        # Its keeper has found who ran it, where the rows have lost that.
+        or (bool(attempt.keeper_id) and attempt.keeper_id == event.reply_to)
+    )
 
 
 def holds_token(attempt: AttemptRecord, token: str) -> bool:
@@ -86,7 +98,15 @@ def _verdict_on_ended(changes: Changes, event: OutcomeReceived) -> str:
     if ended.worker_id != event.worker_id:
         return "fenced"
     changes.release(event.attempt_id)
-    return "committed" if ended.state is event.outcome.state and ended.state is not AttemptState.LOST else "fenced"
+    return "committed" if _is_same_end(ended, event.outcome) else "fenced"
+
+
+def _is_same_end(ended: EndedAttempt, outcome: Outcome) -> bool:
+    """Say whether the attempt was ended by just this report, which is now sent again."""
+    if ended.state is outcome.state:
+        return ended.state is not AttemptState.LOST
+    # The worker knows only what it reported itself.
+    return ended.reason == REGISTRY_CONFLICT and outcome.state is AttemptState.SUCCEEDED
 
 
 def _answer(changes: Changes, event: OutcomeReceived, verdict: str) -> None:
@@ -115,6 +135,8 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     publish = succeeded and not is_cancelled
     changes.emit(SaveOutcome(attempt.id, node.id, outcome, publish))
     changes.release(attempt.id)
+    if outcome.state is AttemptState.PREEMPTED:
+        note_preemption(changes, attempt)
     if is_cancelled:
         changes.task(node, TaskState.CANCELLED, "outcome", reason=node.reason, durable=True, attempt_id=None)
     elif succeeded:
@@ -127,7 +149,7 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
             outcome,
             attempt.id,
             kernel.settings.max_losses,
-            tries=node.attempts,
+            spared=node.spared,
         )
         follow(changes, node, "outcome", then, attempt)
 
@@ -151,8 +173,9 @@ def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
 def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry, attempt: AttemptRecord) -> None:
     """Bring the task run to what follows a try that did not succeed: ready, waiting for a retry, or failed."""
     if then.failures == node.failures:
-        node.avoid = attempt.worker_id
+        node.avoid = attempt.owner_id
     if not then.charged:
+        node.spared += 1
         changes.count("uncharged", f"attempt {attempt.id}: {then.reason}")
     if not then.again:
         after, retry_in = TaskState.FAILED, None
@@ -186,25 +209,10 @@ def lose(
     if is_dead:
         changes.release(attempt.id)
     else:
-        changes.bury(attempt.id)
+        changes.bury(attempt)
     if node.state is TaskState.CANCELLING:
         changes.task(node, TaskState.CANCELLED, cause, reason=node.reason, durable=True, attempt_id=None)
     else:
         max_losses = changes.kernel.settings.max_losses
-        then = after_loss(node.failures, node.losses, max_losses, reason, message, tries=node.attempts)
+        then = after_loss(node.failures, node.losses, max_losses, reason, message, spared=node.spared)
         follow(changes, node, cause, then, attempt)
-
-
-def expire(changes: Changes, attempt: AttemptRecord, cause: str, reason: str, actor: str = "scheduler") -> bool:
-    """Take a dispatched attempt back before anybody was granted it."""
-    if changes.attempt(attempt, AttemptState.EXPIRED, cause, reason=reason, actor=actor, durable=True) is None:
-        return False
-    changes.release(attempt.id)
-    return True
-
-
-def plan_anew(changes: Changes, attempt: AttemptRecord, cause: str, reason: str) -> None:
-    """Take a dispatched attempt back and queue its task up again."""
-    if expire(changes, attempt, cause, reason):
-        node = changes.kernel.tasks[attempt.task_run_id]
-        changes.task(node, TaskState.READY, cause, reason=reason, attempt_id=None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.events import Command
+from orchestrator.kernel.adoption import give_up
 from orchestrator.kernel.cancel import OPEN_WITHOUT_ATTEMPT, cancel_task
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.heartbeats import ENDED
 from orchestrator.kernel.nodes import RunNode, TaskNode
-from orchestrator.kernel.outcomes import lose, plan_anew
-from orchestrator.states import TASK_TERMINAL, AttemptState, RunState, TaskState
+from orchestrator.kernel.unclaimed import plan_anew
+from orchestrator.states import TASK_TERMINAL, WORKER_ENDED, AttemptState, RunState, TaskState
 
 CANCEL = Command(id=0, kind="cancel", actor="scheduler")
 WITH_ATTEMPT = frozenset(TaskState) - TASK_TERMINAL - OPEN_WITHOUT_ATTEMPT
@@ -24,9 +24,11 @@ def reconcile(changes: Changes) -> None:
         else:
             _reconcile_run(changes, run)
     for attempt_id, reservation in list(kernel.ledger.reservations.items()):
-        if not reservation.zombie and attempt_id not in kernel.attempts:
+        if not reservation.zombie and attempt_id not in kernel.attempts and attempt_id not in kernel.left_alone:
             _repaired(changes, f"reservation of attempt {attempt_id}, which is over")
             changes.release(attempt_id)
+    for run_id, why in kernel.unreadable.items():
+        changes.count("unreadable_plan", f"run {run_id}: {why}")
     _give_up_ownerless(changes)
     _forget_hosts(changes)
     kernel.waiting_lines.unblock()
@@ -75,12 +77,12 @@ def _give_up_ownerless(changes: Changes) -> None:
     if kernel.redis_away or changes.now - kernel.trusted_from <= kernel.settings.lease:
         return
     for attempt in list(kernel.attempts.values()):
-        worker = kernel.workers.get(attempt.worker_id)
-        if worker is not None and worker.state not in ENDED:
+        worker = kernel.workers.get(attempt.owner_id)
+        if attempt.orphaned_at is not None or (worker is not None and worker.state not in WORKER_ENDED):
             continue
-        _repaired(changes, f"attempt {attempt.id} belongs to worker {attempt.worker_id}, which is gone")
+        _repaired(changes, f"attempt {attempt.id} belongs to worker {attempt.owner_id}, which is gone")
         if attempt.state is AttemptState.RUNNING:
-            lose(changes, attempt, "reconcile", "worker_lost", f"Worker {attempt.worker_id} is gone.")
+            give_up(changes, attempt, "reconcile", "worker_lost", f"Worker {attempt.owner_id} is gone.")
         else:
             plan_anew(changes, attempt, "reconcile", "worker_lost")
 

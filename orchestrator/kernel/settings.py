@@ -38,6 +38,8 @@ class KernelSettings:
     grant_life: float = GRANT_LIFETIME
     deadline_slack: float = 30.0
     """On top of timeout and grace, before the scheduler itself gives an attempt up."""
+    adopt_seconds: float = 600.0
+    """How long an orphaned attempt waits for another worker of its host to show it."""
     hold_after: float = 30.0
     """A task that has waited so long for capacity gets room held for it."""
 
@@ -51,6 +53,7 @@ class KernelSettings:
             max_runs=settings.max_concurrent_runs,
             max_losses=settings.max_infrastructure_losses,
             breaker=settings.enable_circuit_breaker,
+            adopt_seconds=settings.adopt_seconds,
         )
 
 
@@ -62,6 +65,11 @@ class Snapshot:
     """Running, paused or cancelling."""
     plans: Mapping[str, Plan] = field(default_factory=dict)
     """By run id; runs of one version share one object."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Runs under way whose plan this release can't read, and why. They are left alone, for a scheduler of the release
+    that made them: neither they nor their task runs and attempts are among the others."""
+    left_alone: frozenset[str] = frozenset()
+    """The live attempts of those runs; what they hold is among the reservations."""
     task_runs: tuple[TaskRunRecord, ...] = ()
     """All task runs of these runs, terminal ones too."""
     attempts: tuple[AttemptRecord, ...] = ()
@@ -86,4 +94,6 @@ class Desired:
     """Attempt and ended incarnation: say in ``Heartbeat.dead`` once that incarnation and every tree of the attempt on
     this host are dead (also when the attempt never started there)."""
     drain: bool = False
-    """Take no new work until told otherwise; what runs goes on."""
+    """Take no new work until told otherwise; what runs goes on until ``drain_until``."""
+    drain_until: float | None = None
+    """When what still runs is to be preempted, on the leader's monotonic clock; ``None``: by the worker's setting."""

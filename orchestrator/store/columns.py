@@ -55,6 +55,8 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "worker_id": "text",
         "devices": "texts",
         "cancel": "bool",
+        "keeper_id": "text",
+        "orphaned_at": "time",
         "exit_code": "int",
         "peak_memory": "bigint",
         "cpu_seconds": "float",
@@ -65,7 +67,13 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "deadline_at": "time",
         "ended_at": "time",
     },
-    Entity.WORKER: {"reason": "text", "draining": "bool", "ended_at": "time", "seen_at": "time"},
+    Entity.WORKER: {
+        "reason": "text",
+        "draining": "bool",
+        "drain_until": "time",
+        "ended_at": "time",
+        "seen_at": "time",
+    },
 }
 """Per entity, the columns besides ``state`` that an effect may change."""
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import psycopg2
 from psycopg2.extensions import new_array_type, new_type, register_type
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
+from orchestrator.circuit import Circuit
 from orchestrator.config import normalise_database_url
 from orchestrator.errors import ConfigurationError, StoreUnavailable
+from orchestrator.store.patience import at_most, bounded, has_patience_left, spend
+from orchestrator.store.refusals import READ_ONLY, explain, is_away, sqlstate
 
 MINIMUM_VERSION = 12
 
@@ -27,6 +32,9 @@ class Limits:
     connect: float = 3.0
     pool: float = 2.0
     statement: float = 5.0
+    """PostgreSQL itself ends a statement that takes longer; the connection stays good."""
+    answer: float = 6.0
+    """Silence after which we close the connection: above ``statement``, so that it speaks of the link."""
     lock: float = 2.0
     idle_in_transaction: float = 10.0
 
@@ -34,17 +42,30 @@ class Limits:
 SCHEDULER_LIMITS = Limits(idle_in_transaction=3.0)
 """A frozen leader holds its lease row against a take-over for at most this long (DESIGN §4, I9)."""
 
-MIGRATION_LIMITS = Limits(statement=0.0, lock=30.0, idle_in_transaction=0.0)
+LEASE_LIMITS = Limits(connect=2.0, statement=2.0, answer=2.5, idle_in_transaction=3.0)
+"""A renewal that finds its connection dead leaves time for another one within the life of the lease."""
+
+MIGRATION_LIMITS = Limits(statement=0.0, answer=0.0, lock=30.0, idle_in_transaction=0.0)
+
+LONGEST_PING = 0.7
+"""Seconds a kept connection has to answer before it is used; then all are given up and a new one is made."""
 
 
 def create_store_engine(
-    database_url: str, *, pool_size: int = 5, application: str = "orchestrator", limits: Limits | None = None
+    database_url: str,
+    *,
+    pool_size: int = 5,
+    application: str = "orchestrator",
+    limits: Limits | None = None,
+    circuit: Circuit | None = None,
 ) -> Engine:
     """Return an engine whose every wait is bounded; it connects on first use.
 
-    Errors that mean "PostgreSQL does not answer" (connection, pool, statement and lock timeouts) are raised as
-    :class:`StoreUnavailable` with the driver's error as cause, everything else as SQLAlchemy raises it.
+    Errors that mean "PostgreSQL can't do it now" (silence, connection, pool, statement and lock timeouts, a full disk,
+    a server that only reads) are raised as :class:`StoreUnavailable` with the driver's error as cause, everything else
+    as SQLAlchemy raises it.
 
+    :param circuit: where many threads share the engine: after a silence only one at a time asks again.
     :raises ConfigurationError: not a PostgreSQL URL.
     """
     try:
@@ -54,16 +75,17 @@ def create_store_engine(
     bounds = limits or Limits()
     engine = create_engine(
         url,
-        poolclass=_BoundedPool,
+        # A class of its own, for the pool makes itself anew when it is disposed of.
+        poolclass=type("_Pool", (_BoundedPool,), {"circuit": circuit}),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=bounds.pool,
-        pool_pre_ping=True,
         pool_use_lifo=True,
-        connect_args=_connect_arguments(application, bounds),
+        connect_args=_connect_arguments(application, bounds, circuit),
     )
     event.listen(engine, "handle_error", _translate)
     event.listen(engine, "connect", _read_ids_as_text)
+    event.listen(engine, "checkout", _ping)
     return engine
 
 
@@ -85,11 +107,15 @@ def unanswered_is_unavailable() -> Iterator[None]:
     """Raise a commit's or roll-back's lost connection as :class:`StoreUnavailable` too."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
+    except PoolTimeout as error:
         raise _unavailable(error) from error
+    except DBAPIError as error:
+        if is_away(error.orig):
+            raise _unavailable(error) from error
+        raise
 
 
-def _connect_arguments(application: str, limits: Limits) -> dict[str, Any]:
+def _connect_arguments(application: str, limits: Limits, circuit: Circuit | None) -> dict[str, Any]:
     sessions = {
         "statement_timeout": limits.statement,
         "lock_timeout": limits.lock,
@@ -97,7 +123,7 @@ def _connect_arguments(application: str, limits: Limits) -> dict[str, Any]:
     }
     options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in sessions.items())
     return {
-        "connect_timeout": max(2, round(limits.connect)),
+        "connection_factory": bounded(limits.connect, limits.answer, circuit),
         "application_name": application,
         "keepalives": 1,
         "keepalives_idle": 5,
@@ -119,22 +145,51 @@ def _read_ids_as_text(connection: Any, _record: object) -> None:
     register_type(_IDS_AS_TEXT, connection)
 
 
+def _ping(connection: Any, _record: object, _proxy: object) -> None:
+    """Have a dead connection replaced before it is used; the pool's own ping would wait as long as a statement may."""
+    try:
+        with at_most(LONGEST_PING), connection.cursor() as cursor:
+            connection.autocommit = True
+            cursor.execute("SELECT 1")
+            connection.autocommit = False
+    except psycopg2.Error as error:
+        # What ended one (a restart, a link that went silent) ended the others too.
+        raise InvalidatePoolError("The connection does not answer any more.") from error
+
+
 class _BoundedPool(QueuePool):
-    """A queue pool that says "unavailable" when no connection came free in time."""
+    """A queue pool that says "unavailable" when no connection came free in time, or when it is no use to ask."""
+
+    circuit: ClassVar[Circuit | None] = None
 
     def connect(self) -> PoolProxiedConnection:
+        if not has_patience_left():
+            raise StoreUnavailable("PostgreSQL has taken all the time that this request had.")
+        if self.circuit is not None and self.circuit.refuses():
+            raise StoreUnavailable("PostgreSQL did not answer a moment ago; it is not asked again yet.")
+        connection = self._within_time()
+        if self.circuit is not None:
+            self.circuit.answered()
+        return connection
+
+    def _within_time(self) -> PoolProxiedConnection:
+        began = time.monotonic()
         try:
             return super().connect()
         except PoolTimeout as error:
+            spend(time.monotonic() - began)
             raise _unavailable(error) from error
 
 
 def _translate(context: ExceptionContext) -> BaseException | None:
-    """Replace the driver's "no answer" errors; a pre-ping's own errors stay, for the pool acts on them."""
+    """Replace the driver's "not now" errors."""
     error = context.sqlalchemy_exception
-    if context.is_pre_ping or error is None:
+    if error is None:
         return None
-    if context.is_disconnect or isinstance(error, (OperationalError, InterfaceError)):
+    if context.is_disconnect or is_away(context.original_exception):
+        if sqlstate(context.original_exception) == READ_ONLY:
+            # The server was demoted. The name may lead to its successor by now: look again.
+            context.is_disconnect = True
         return _unavailable(error)
     return None
 
@@ -143,4 +198,6 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     original = error.orig if isinstance(error, DBAPIError) else error
     lines = str(original).strip().splitlines()
     said = lines[0] if lines else type(original).__name__
-    return StoreUnavailable(f"PostgreSQL did not answer in time or refused ({said}); try again.")
+    return StoreUnavailable(
+        f"PostgreSQL did not answer in time or refused ({said}); try again.", explanation=explain(original)
+    )

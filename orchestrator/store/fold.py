@@ -25,6 +25,8 @@ from orchestrator.effects import (
 from orchestrator.errors import StaleMemory
 from orchestrator.records import AttemptRecord, Heartbeat, Reservation
 from orchestrator.states import ATTEMPT_TERMINAL, RUN_TERMINAL, TASK_TERMINAL, AttemptState, Entity, WorkerState
+from orchestrator.store import audit
+from orchestrator.store.audit import MESSAGE_LIMIT, AuditRow
 
 NOW = ("in", 0.0)
 
@@ -40,9 +42,6 @@ _STAMPS: Mapping[tuple[Entity, str], str] = {
     **{(Entity.ATTEMPT, state): "ended_at" for state in ATTEMPT_TERMINAL},
 }
 """Which column says when a state was entered."""
-
-MESSAGE_LIMIT = 8_000
-"""Characters of a message kept in a row; the log has the rest."""
 
 
 @dataclass(slots=True)
@@ -69,7 +68,11 @@ class NetChanges:
     models: list[dict[str, Any]] = field(default_factory=list)
     closed_commands: dict[int, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, str]] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[AuditRow] = field(default_factory=list)
+    told: dict[str, AuditRow] = field(default_factory=dict)
+    """Attempt → the row of ``events`` that tells its latest transition of this batch."""
+    moves: dict[str, AuditRow] = field(default_factory=dict)
+    """Attempt → where it has been charged since, if no transition has told it yet."""
 
 
 def fold(effects: Iterable[RowEffect]) -> NetChanges:
@@ -80,6 +83,8 @@ def fold(effects: Iterable[RowEffect]) -> NetChanges:
     net = NetChanges()
     for effect in effects:
         _APPLY[type(effect)](net, effect)
+    # Mostly a claim moves an attempt, and the transition that follows tells it: these are the moves between two states.
+    net.events += net.moves.values()
     return net
 
 
@@ -98,21 +103,12 @@ def _transition(net: NetChanges, effect: Transition) -> None:
         columns["started_at"] = NOW
     columns.update(effect.changes)
     _move(net, effect.entity, effect.id, effect.before, effect.after, effect.token, columns)
-    net.events.append(
-        {
-            "run_id": effect.run_id,
-            "task": effect.task,
-            "entity": effect.entity,
-            "entity_id": effect.id,
-            "before": effect.before,
-            "after": effect.after,
-            "reason": effect.reason,
-            "message": effect.message[:MESSAGE_LIMIT],
-            "cause": effect.cause,
-            "actor": effect.actor,
-            "token": effect.token,
-        }
-    )
+    row = audit.transition(effect)
+    net.events.append(row)
+    if effect.entity is Entity.ATTEMPT:
+        net.told[effect.id] = row
+        if (moved := net.moves.pop(effect.id, None)) is not None:
+            audit.tell(row, **moved["detail"])
 
 
 def _move(
@@ -149,32 +145,31 @@ def _annotate(net: NetChanges, effect: Annotate) -> None:
 
 
 def _reserve(net: NetChanges, effect: Reserve) -> None:
-    net.reserved[effect.reservation.attempt_id] = effect.reservation
-    net.released.discard(effect.reservation.attempt_id)
+    held = effect.reservation
+    net.reserved[held.attempt_id] = held
+    net.released.discard(held.attempt_id)
+    if held.zombie:
+        if (lost := net.told.get(held.attempt_id)) is not None:
+            audit.tell(lost, held=True, **audit.charge(held))
+    elif effect.moved is not None:
+        net.moves[held.attempt_id] = audit.moved(effect.moved, held, effect.task)
 
 
 def _release(net: NetChanges, effect: Release) -> None:
     net.reserved.pop(effect.attempt_id, None)
     net.released.add(effect.attempt_id)
+    if effect.zombie is not None:
+        net.events.append(audit.released(effect.zombie))
 
 
 def _save_worker(net: NetChanges, effect: SaveWorker) -> None:
     heartbeat = effect.heartbeat
     net.heartbeats[heartbeat.worker_id] = heartbeat
-    if not effect.joined:
-        return
-    net.joined.add(heartbeat.worker_id)
-    net.events.append(
-        {
-            "entity": Entity.WORKER,
-            "entity_id": heartbeat.worker_id,
-            "after": state_on_joining(heartbeat),
-            "reason": "",
-            "message": "",
-            "cause": "joined",
-            "actor": "worker",
-        }
-    )
+    if effect.joined:
+        net.joined.add(heartbeat.worker_id)
+        net.events.append(audit.joined(heartbeat, state_on_joining(heartbeat)))
+    elif effect.resized:
+        net.events.append(audit.resized(heartbeat))
 
 
 def _close_command(net: NetChanges, effect: CloseCommand) -> None:
@@ -188,21 +183,8 @@ def _count(net: NetChanges, effect: Count) -> None:
 def _create_attempt(net: NetChanges, effect: CreateAttempt) -> None:
     attempt = effect.attempt
     net.new_attempts[attempt.id] = _attempt_row(attempt, effect.tenant_id)
-    net.events.append(
-        {
-            "run_id": attempt.run_id,
-            "task": effect.task,
-            "entity": Entity.ATTEMPT,
-            "entity_id": attempt.id,
-            "before": None,
-            "after": attempt.state,
-            "reason": "",
-            "message": "",
-            "cause": "dispatch",
-            "actor": "scheduler",
-            "token": attempt.token,
-        }
-    )
+    net.told[attempt.id] = audit.dispatched(effect)
+    net.events.append(net.told[attempt.id])
 
 
 def _attempt_row(attempt: AttemptRecord, tenant_id: str) -> dict[str, Any]:
@@ -241,6 +223,8 @@ def _outcome(net: NetChanges, effect: SaveOutcome) -> None:
         "gpu_memory_used": _within(usage.gpu_memory, 63),
     }
     _move(net, Entity.ATTEMPT, effect.attempt_id, None, None, None, measured)
+    if outcome.infrastructure and (ended := net.told.get(effect.attempt_id)) is not None:
+        audit.tell(ended, infrastructure=True)
     if not effect.publish:
         return
     _move(net, Entity.TASK_RUN, effect.task_run_id, None, None, None, {"outputs": dict(outcome.outputs)})

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, text
 
-from orchestrator.events import Command, RunSubmitted
+from orchestrator.events import Command, EndedRun, RunSubmitted
 from orchestrator.kernel import Snapshot
+from orchestrator.logs import get_logger
 from orchestrator.records import (
     AttemptRecord,
     Capacity,
@@ -27,6 +28,8 @@ from orchestrator.records import (
 from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
 from orchestrator.store.plans import PlanCache
 
+log = get_logger(__name__)
+
 _RUN_COLUMNS = "id, tenant_id, version_id, state, reason, generation, priority, seq"
 
 _ACTIVE_RUNS = text(
@@ -40,6 +43,10 @@ _OPEN_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
     "AND state NOT IN ('success', 'failed', 'cancelled') ORDER BY seq"
 )
+_ENDED_RUNS = text(
+    f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
+    "AND state IN ('success', 'failed', 'cancelled') ORDER BY seq"
+)
 # `since` columns are how long ago, `left` columns how long until, in seconds on the database's own clock.
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
@@ -48,7 +55,8 @@ _TASK_RUNS = text(
 )
 _LIVE_ATTEMPTS = text(
     "SELECT id, run_id, task_run_id, number, state, token, nonce, queue, direct, seq, host_id, worker_id, cpu, memory, "
-    "gpus, gpu_memory, devices, cancel, "
+    "gpus, gpu_memory, devices, cancel, keeper_id, "
+    "CAST(EXTRACT(EPOCH FROM clock_timestamp() - orphaned_at) AS float8) AS orphaned_since, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - hinted_at) AS float8) AS hinted_since, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - granted_at) AS float8) AS granted_since, "
     "CAST(EXTRACT(EPOCH FROM deadline_at - clock_timestamp()) AS float8) AS deadline_left "
@@ -61,36 +69,41 @@ _HOSTS = text("SELECT id, boot_id, cpu, memory, gpus FROM hosts")
 _WORKERS = text(
     "SELECT w.id, w.host_id, w.boot_id, w.state, w.queues, w.slots, w.labels, w.store_scope, w.heartbeat_seq, "
     "h.hostname, w.name, w.version, w.draining, "
+    "CAST(EXTRACT(EPOCH FROM w.drain_until - clock_timestamp()) AS float8) AS drain_left, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - w.ended_at) AS float8) AS ended_since "
     "FROM workers w JOIN hosts h ON h.id = w.host_id WHERE w.state NOT IN ('lost', 'drained') "
     "OR w.ended_at > clock_timestamp() - interval '10 minutes' OR w.id IN (SELECT worker_id FROM reservations)"
 )
 # An ended worker's last heartbeat may lie in Redis for a minute: who it is must be known, or it would seem to be new.
-_ENDED = text("SELECT id, state, token, worker_id FROM attempts WHERE id = ANY(CAST(:ids AS uuid[]))")
+_ENDED = text("SELECT id, state, token, worker_id, reason FROM attempts WHERE id = ANY(CAST(:ids AS uuid[]))")
 _COMMANDS = text(
     "SELECT id, kind, actor, run_id, task, worker_id, payload FROM commands WHERE applied_at IS NULL "
-    "ORDER BY id LIMIT :limit"
+    "AND (run_id IS NULL OR run_id <> ALL(CAST(:left_alone AS uuid[]))) ORDER BY id LIMIT :limit"
 )
 
 
 def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snapshot:
     """Read everything the kernel needs to go on where the last leader stopped.
 
+    A run under way whose plan can't be read (it is of a newer release) is left alone: all others go on.
+
     :param now: the leader's monotonic clock.
-    :raises ValueError: a run under way has a plan of a newer release; a scheduler of that release has to lead.
     """
-    runs = connection.execute(_ACTIVE_RUNS).mappings().all()
+    rows = connection.execute(_ACTIVE_RUNS).mappings().all()
+    found = plans.get(connection, {row["version_id"] for row in rows})
+    unreadable = {row["id"]: why for row in rows if (why := found.unreadable.get(row["version_id"])) is not None}
+    for run_id, why in unreadable.items():
+        log.error("run_left_alone", run_id=run_id, why=why)
+    runs = [row for row in rows if row["id"] not in unreadable]
     ids = [row["id"] for row in runs]
-    found = plans.get(connection, {row["version_id"] for row in runs})
-    if found.unreadable:
-        raise ValueError(
-            f"Runs that are under way have plans this scheduler can't read. {min(found.unreadable.values())}"
-        )
+    attempts = connection.execute(_LIVE_ATTEMPTS).mappings().all()
     return Snapshot(
         runs=tuple(_run(row) for row in runs),
         plans={row["id"]: found.readable[row["version_id"]] for row in runs},
         task_runs=tuple(_task_run(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()),
-        attempts=tuple(_attempt(row, now) for row in connection.execute(_LIVE_ATTEMPTS).mappings()),
+        attempts=tuple(_attempt(row, now) for row in attempts if row["run_id"] not in unreadable),
+        unreadable=unreadable,
+        left_alone=frozenset(row["id"] for row in attempts if row["run_id"] in unreadable),
         reservations=tuple(_reservation(row) for row in connection.execute(_RESERVATIONS).mappings()),
         hosts=tuple(_host(row) for row in connection.execute(_HOSTS).mappings()),
         workers=tuple(_worker(row, now) for row in connection.execute(_WORKERS).mappings()),
@@ -117,8 +130,24 @@ def load_runs(connection: Connection, plans: PlanCache, now: float, ids: Iterabl
     return _submitted(connection, plans, rows, now, hold=True)
 
 
-def load_commands(connection: Connection, limit: int = 100) -> list[Command]:
-    """Read the open commands, oldest first."""
+def load_ended_runs(connection: Connection, plans: PlanCache, now: float, ids: Iterable[str]) -> dict[str, EndedRun]:
+    """Read those of these runs that are over, by their ids, because they shall start again."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    rows = connection.execute(_ENDED_RUNS, {"ids": wanted}).mappings().all()
+    return {
+        found.run.id: EndedRun(found.run, found.tasks, found.plan, found.unreadable)
+        for found in _submitted(connection, plans, rows, now, hold=True)
+    }
+
+
+def load_commands(connection: Connection, limit: int = 100, left_alone: Iterable[str] = ()) -> list[Command]:
+    """Read the open commands, oldest first.
+
+    :param left_alone: runs of which this scheduler knows no more than that; their commands wait for one that does.
+    """
+    parameters = {"limit": limit, "left_alone": list(left_alone)}
     return [
         Command(
             id=int(row["id"]),
@@ -129,7 +158,7 @@ def load_commands(connection: Connection, limit: int = 100) -> list[Command]:
             worker_id=row["worker_id"],
             payload=row["payload"],
         )
-        for row in connection.execute(_COMMANDS, {"limit": limit}).mappings()
+        for row in connection.execute(_COMMANDS, parameters).mappings()
     ]
 
 
@@ -139,7 +168,7 @@ def load_attempts(connection: Connection, ids: Iterable[str]) -> dict[str, Ended
     if not wanted:
         return {}
     return {
-        row["id"]: EndedAttempt(row["id"], AttemptState(row["state"]), row["token"], row["worker_id"])
+        row["id"]: EndedAttempt(row["id"], AttemptState(row["state"]), row["token"], row["worker_id"], row["reason"])
         for row in connection.execute(_ENDED, {"ids": wanted}).mappings()
     }
 
@@ -224,6 +253,8 @@ def _attempt(row: RowMapping, now: float) -> AttemptRecord:
         granted_at=_earlier(now, row["granted_since"]),
         deadline=_later(now, row["deadline_left"]),
         cancel=row["cancel"],
+        keeper_id=row["keeper_id"],
+        orphaned_at=_earlier(now, row["orphaned_since"]),
     )
 
 
@@ -263,6 +294,7 @@ def _worker(row: RowMapping, now: float) -> WorkerRecord:
         name=row["name"],
         version=row["version"],
         draining=row["draining"],
+        drain_until=_later(now, row["drain_left"]),
     )
 
 

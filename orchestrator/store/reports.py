@@ -81,6 +81,15 @@ def count_live_workers(connection: Connection) -> dict[str, int]:
     return {row["state"]: int(row["count"]) for row in found}
 
 
+def has_left_runs_alone(connection: Connection, within: float) -> bool:
+    """Say whether the leader has met runs under way whose plans it can't read, in the last ``within`` seconds."""
+    query = (
+        "SELECT count(*) FROM refusals WHERE what = 'unreadable_plan' "
+        "AND last_at > clock_timestamp() - :within * interval '1 second'"
+    )
+    return bool(connection.execute(text(query), {"within": within}).scalar_one())
+
+
 def server_version(connection: Connection) -> str:
     """Return PostgreSQL's version."""
     return str(connection.execute(text("SHOW server_version")).scalar_one())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_
+from sqlalchemy import Connection, delete, func, insert, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from orchestrator.errors import Conflict, NotFound
-from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
+from orchestrator.errors import Conflict, InvalidDefinition, NotFound, Problem
+from orchestrator.states import RERUN_OF_FAILED, RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
 from orchestrator.store.pages import Row
 from orchestrator.store.tables import commands, events, idempotency_keys, runs, task_runs, workers
 
@@ -88,6 +88,14 @@ def insert_run(connection: Connection, run: NewRun) -> None:
     )
 
 
+def count_unfinished(connection: Connection, tenant_id: str, most: int) -> int:
+    """Return how many runs of the tenant have not ended; counting stops at ``most``."""
+    # Literals, as in the index: the planner can't match a parameter with its condition.
+    states = ", ".join(f"'{state.value}'" for state in RunState if state not in RUN_TERMINAL)
+    some = select(literal(1)).where(runs.c.tenant_id == tenant_id, text(f"state IN ({states})")).limit(most).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
 def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str) -> str:
     """Bind the key to the run of this transaction, or return the run that it was bound to before.
 
@@ -147,9 +155,59 @@ def request_cancel(
     )
 
 
-def request_drain(connection: Connection, tenant_id: str, worker_id: str, actor: str, *, drain: bool) -> Row:
+def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: str, chosen: str | Sequence[str]) -> Row:
+    """Ask the leader to start a run again that is over; it will do so once for each time that the run has ended.
+
+    :param chosen: ``failed``, ``all``, or the names of tasks; everything downstream of them is run again too.
+    :raises NotFound: no such run of this tenant.
+    :raises Conflict: it has not ended, or none of its tasks has failed.
+    :raises InvalidDefinition: it has no task of a name.
+    """
+    run = connection.execute(
+        select(runs.c.state, runs.c.generation).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id)
+    ).first()
+    if run is None:
+        raise NotFound(f"There is no run {run_id!r}.")
+    if RunState(run.state) not in RUN_TERMINAL:
+        raise Conflict(f"Run {run_id} is {run.state}; cancel it or wait for its end before it is run again.")
+    states = {
+        row.name: TaskState(row.state)
+        for row in connection.execute(
+            select(task_runs.c.name, task_runs.c.state).where(
+                task_runs.c.tenant_id == tenant_id, task_runs.c.run_id == run_id
+            )
+        )
+    }
+    if chosen == "failed" and not RERUN_OF_FAILED.intersection(states.values()):
+        raise Conflict(f"No task of run {run_id} has failed; name tasks to run again, or run all of them with `all`.")
+    if not isinstance(chosen, str) and (problems := _unknown_tasks(run_id, chosen, states)):
+        raise InvalidDefinition(problems)
+    wanted = chosen if isinstance(chosen, str) else list(chosen)
+    return _insert_command(
+        connection, tenant_id, "rerun", actor, run_id=run_id, payload={"from": wanted, "generation": run.generation}
+    )
+
+
+def _unknown_tasks(run_id: str, chosen: Sequence[str], known: Container[str]) -> list[Problem]:
+    return [
+        Problem(f"/from/{at}", f"Run {run_id} has no task {name!r}.")
+        for at, name in enumerate(chosen)
+        if name not in known
+    ]
+
+
+def request_drain(
+    connection: Connection,
+    tenant_id: str,
+    worker_id: str,
+    actor: str,
+    *,
+    drain: bool,
+    deadline_seconds: float | None = None,
+) -> Row:
     """Ask the leader to give the worker no more attempts, or to give it some again.
 
+    :param deadline_seconds: after which the worker preempts what it still runs; ``None``: by its own setting.
     :raises NotFound: no such worker.
     :raises Conflict: it has ended.
     """
@@ -158,7 +216,9 @@ def request_drain(connection: Connection, tenant_id: str, worker_id: str, actor:
         raise NotFound(f"There is no worker {worker_id!r}.")
     if worker.ended_at is not None or worker.state in {"lost", "drained"}:
         raise Conflict(f"Worker {worker_id} has ended ({worker.state}); a new start of it gets a new id.")
-    return _insert_command(connection, tenant_id, "drain" if drain else "undrain", actor, worker_id=worker_id)
+    payload = {"deadline_seconds": deadline_seconds} if deadline_seconds is not None else {}
+    kind = "drain" if drain else "undrain"
+    return _insert_command(connection, tenant_id, kind, actor, worker_id=worker_id, payload=payload)
 
 
 def _require_open_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> None:

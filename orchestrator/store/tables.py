@@ -145,6 +145,11 @@ runs = Table(
     Index("ix_runs_tenant_seq", "tenant_id", "seq"),
     Index("ix_runs_pipeline_seq", "pipeline_id", "seq"),
     Index("ix_runs_queued", "priority", "seq", postgresql_where=text("state = 'queued'")),
+    Index(
+        "ix_runs_unfinished",
+        "tenant_id",
+        postgresql_where=text("state IN ('scheduled', 'queued', 'running', 'paused', 'cancelling')"),
+    ),
     Index("ix_runs_live", "state", postgresql_where=text("state IN ('running', 'paused', 'cancelling')")),
 )
 

@@ -21,6 +21,8 @@ WORKER_ORDERS = {
     "name": (w.c.name, w.c.seq),
     "state": (w.c.state, w.c.seq),
 }
+_OWNER = func.coalesce(func.nullif(a.c.keeper_id, ""), a.c.worker_id)
+"""The incarnation that answers for an attempt: the one that adopted it, else the one it was given to."""
 LIVE_STATES = ("online", "suspect", "draining")
 
 
@@ -69,6 +71,7 @@ def _workers() -> Select[Any]:
         w.c.version,
         w.c.store_scope,
         w.c.draining,
+        w.c.drain_until,
         w.c.labels,
         h.c.cpu,
         h.c.memory,
@@ -105,7 +108,7 @@ def _with_work(connection: Connection, tenant_id: str, workers: list[Row]) -> li
             t.c.name.label("task"),
             a.c.number,
             a.c.state,
-            a.c.worker_id,
+            _OWNER.label("worker_id"),
             a.c.cpu,
             a.c.memory,
             a.c.gpus,
@@ -113,7 +116,7 @@ def _with_work(connection: Connection, tenant_id: str, workers: list[Row]) -> li
             a.c.granted_at,
         )
         .join(t, and_(t.c.tenant_id == a.c.tenant_id, t.c.id == a.c.task_run_id))
-        .where(a.c.state.in_(["dispatched", "running"]), a.c.worker_id.in_(list(running)))
+        .where(a.c.state.in_(["dispatched", "running"]), _OWNER.in_(list(running)))
         .order_by(a.c.created_at)
     ).mappings():
         slots[attempt["worker_id"]] += 1

@@ -22,11 +22,11 @@ from orchestrator.store.text_safety import storable_json
 
 _EVENTS = """
 INSERT INTO events (tenant_id, run_id, task, entity, entity_id, before, after, reason, message, cause, actor, token,
-                    epoch)
+                    detail, epoch)
 SELECT r.tenant_id, v.run_id, v.task, v.entity, v.entity_id, v.before, v.after, v.reason, v.message, v.cause, v.actor,
-       v.token, %s
+       v.token, v.detail, %s
 FROM jsonb_to_recordset(%s::jsonb) AS v(n int, run_id uuid, task text, entity text, entity_id text, before text,
-     after text, reason text, message text, cause text, actor text, token text)
+     after text, reason text, message text, cause text, actor text, token text, detail jsonb)
 LEFT JOIN runs r ON r.id = v.run_id
 ORDER BY v.n
 """

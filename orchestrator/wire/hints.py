@@ -17,9 +17,11 @@ from orchestrator.config import Settings
 from orchestrator.effects import SendHint
 from orchestrator.errors import StoreUnavailable
 from orchestrator.wire.keys import Keys, broker_url, own_queue
+from orchestrator.wire.redis import LEADER_TIMEOUT
 
 TASK_NAME = "orchestrator.attempt"
 _BATCH = 500
+_LEADER_TIMEOUTS = {"socket_timeout": LEADER_TIMEOUT, "socket_connect_timeout": LEADER_TIMEOUT}
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -38,6 +40,8 @@ class HintPublisher:
 
     def __init__(self, settings: Settings) -> None:
         self._app = celery_app(settings)
+        options = self._app.conf.broker_transport_options
+        self._app.conf.broker_transport_options = {**options, **_LEADER_TIMEOUTS}
         self._connection: Connection | None = None
         self._producer: Producer | None = None
 

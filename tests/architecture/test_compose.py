@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.config import Settings
+
 COMPOSE = Path(__file__).resolve().parents[2] / "compose"
 WORKERS = ("worker-cpu", "worker-highmem", "worker-gpu")
 SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "SECRET_KEY", "ADMIN_KEY", "WORKER_KEY", "FLOWER_PASSWORD")
@@ -50,12 +52,39 @@ def test_flower_can_not_seal_a_grant(compose: dict[str, Any]) -> None:
     assert set(compose["services"]["flower"]["environment"]) == {"REDIS_URL", "LOG_LEVEL", "FLOWER_BASIC_AUTH"}
 
 
-def test_workers_stop_before_the_schedulers_and_hand_back_what_they_run(compose: dict[str, Any]) -> None:
+def test_workers_stop_before_the_schedulers_and_have_time_to_drain(compose: dict[str, Any]) -> None:
+    dockerfile = (COMPOSE / "Dockerfile").read_text()
+    assert set(re.findall(r"^STOPSIGNAL (\S+)", dockerfile, re.MULTILINE)) == {"SIGTERM"}
     for name in WORKERS:
         service = compose["services"][name]
-        assert service["stop_signal"] == "SIGQUIT"
-        assert int(service["stop_grace_period"].removesuffix("s")) >= 60
+        assert service["stop_signal"] == "SIGTERM"
+        waits = re.fullmatch(r"\$\{DRAIN_SECONDS:-(\d+)\}", service["environment"]["DRAIN_SECONDS"])
+        assert waits is not None
+        preempting = 3 * Settings().cancel_grace_seconds
+        assert int(service["stop_grace_period"].removesuffix("s")) >= int(waits[1]) + preempting
         assert {"scheduler", "redis"} <= set(service["depends_on"])
+
+
+def test_each_kind_of_worker_shares_a_network_with_redis_alone(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name in (*WORKERS, "flower"):
+        (network,) = services[name]["networks"]
+        assert {other for other, service in services.items() if network in service["networks"]} == {name, "redis"}
+
+
+def test_our_own_programs_keep_no_privileges_and_write_only_where_they_must(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if name in {"postgres", "redis"}:
+            continue
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service.get("read_only", False) is (name not in WORKERS)
+
+
+def test_no_health_check_holds_a_space_that_podman_would_cut_it_at(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        kind, *words = service.get("healthcheck", {}).get("test", ["CMD"])
+        assert kind == "CMD-SHELL" or not any(" " in word for word in words)
 
 
 def test_no_command_line_holds_a_secret(compose: dict[str, Any]) -> None:
@@ -132,3 +161,10 @@ def _answers(command: list[str]) -> bool:
     if shutil.which(command[0]) is None:
         return False
     return subprocess.run([*command, "version"], capture_output=True, timeout=30, check=False).returncode == 0
+
+
+def test_every_service_that_ends_by_itself_is_started_again(compose: dict[str, Any]) -> None:
+    """Watchdogs end a process that hangs; without a policy it would stay ended."""
+    policies = {name: service.get("restart") for name, service in compose["services"].items()}
+    assert policies.pop("migrate") == "on-failure"
+    assert set(policies.values()) == {"unless-stopped"}, policies

@@ -20,7 +20,8 @@ BY_HAND = [page for page in PAGES if not page.startswith("docs/reference/")]
 FOREIGN = {
     # Of other programs, or placeholders and words in capitals that are no variables of ours.
     "AWS", "PATH", "TERM", "QUIT", "POST", "GET", "JSON", "HTTP", "HOST", "ORCHESTRATOR_URL", "ORCHESTRATOR_API_KEY",
-    "ORCHESTRATOR_INPUT_FILE", "ORCHESTRATOR_OUTPUT_FILE", "ORCHESTRATOR_OUTPUT_DIR", "NO_COLOR", "ARGS",
+    "ORCHESTRATOR_INPUT_FILE", "ORCHESTRATOR_OUTPUT_FILE", "ORCHESTRATOR_OUTPUT_DIR",
+    "ORCHESTRATOR_CHECKPOINT_DIR", "NO_COLOR", "ARGS", "DOCKER_HOST", "KEEP_CONTAINER_IMAGES",
 }  # fmt: skip
 
 

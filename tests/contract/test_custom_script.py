@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,20 @@ def test_death_by_a_signal_is_told(tmp_path: Path) -> None:
     assert (caught.value.reason, caught.value.retryable) == ("killed", True)
 
 
+@pytest.mark.parametrize(
+    ("script_type", "script"),
+    [("python", "import os; os.kill(os.getpid(), 9)"), ("bash", "kill -9 $$"), ("bash", "bash -c 'kill -9 $$'")],
+)
+def test_a_script_that_the_kernel_killed_for_memory_was_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script_type: str, script: str
+) -> None:
+    kills = iter((4, 5))
+    monkeypatch.setattr("operators.custom_script.memory_kills", lambda: next(kills))
+    with pytest.raises(OperatorFailure, match=r"for want of memory; raise memory_gb") as caught:
+        run_script(make_context(tmp_path), script, script_type=script_type)
+    assert (caught.value.reason, caught.value.retryable) == ("oom", True)
+
+
 def test_a_script_of_the_scripts_root_imports_the_modules_beside_it(tmp_path: Path) -> None:
     context = make_context(tmp_path)
     folder = tmp_path / "scripts" / "team"
@@ -246,3 +262,51 @@ def test_a_dry_run_parses_the_script_and_runs_nothing(script_type: str, wrong: s
         CustomScript().dry_run(context, {"script_type": script_type, "script_content": wrong})
     fine = {"script_type": script_type, "script_content": "exit(1)" if script_type == "python" else "exit 1"}
     assert CustomScript().dry_run(context, fine) == {"script_type": script_type}
+
+
+def test_a_checkpoint_is_there_again_in_the_next_attempt(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    script = (
+        'file="$ORCHESTRATOR_CHECKPOINT_DIR/deep/step"\n'
+        'if [ -f "$file" ]; then printf \'{"step": "%s"}\' "$(cat "$file")" > "$ORCHESTRATOR_OUTPUT_FILE"; exit 0; fi\n'
+        'mkdir -p "$(dirname "$file")"; printf 40 > "$file"; exit 75'
+    )
+    with pytest.raises(OperatorFailure):
+        run_script(context, script, script_type="bash")
+    shutil.rmtree(context.workdir)
+    context.workdir.mkdir()
+    assert run_script(context, script, script_type="bash") == {"step": "40"}
+
+
+def test_a_script_that_is_told_to_stop_has_its_checkpoint_saved(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    script = (
+        "trap 'printf 7 > \"$ORCHESTRATOR_CHECKPOINT_DIR/step\"; exit 75' TERM\n"
+        "kill -TERM $PPID $$; while true; do sleep 0.1; done"
+    )
+    with pytest.raises(OperatorFailure, match="75"):
+        run_script(context, script, script_type="bash")
+    saved = context.checkpoint_load()
+    assert saved is not None
+    with tarfile.open(saved) as archive:
+        assert archive.getnames() == ["step"]
+
+
+def test_a_checkpoint_of_another_task_or_run_is_not_seen(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    context.checkpoint_save(b"state")
+    found = context.checkpoint_load()
+    assert found is not None
+    assert found.read_bytes() == b"state"
+    assert make_context(tmp_path, task="another").checkpoint_load() is None
+    assert make_context(tmp_path, run_id="another").checkpoint_load() is None
+
+
+def test_an_unreadable_checkpoint_is_said_and_the_script_starts_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = make_context(tmp_path)
+    context.checkpoint_save(b"no archive")
+    script = 'test -z "$(ls "$ORCHESTRATOR_CHECKPOINT_DIR")"'
+    assert run_script(context, script, script_type="bash") == {}
+    assert "The checkpoint can't be read" in capsys.readouterr().out

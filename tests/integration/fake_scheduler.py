@@ -55,6 +55,9 @@ class FakeScheduler:
         self.cancel: dict[str, float] = {}
         self.fence: set[str] = set()
         self.drain = False
+        self.drain_left: float | None = None
+        self.draining_known: dict[str, bool] = {}
+        """Attempt → whether its reporter was known to be draining when its outcome came."""
         self.confirm: set[tuple[str, str]] = set()
         self.generation = 1
         self._stopping = threading.Event()
@@ -125,6 +128,8 @@ class FakeScheduler:
                     if self.answers_claims:
                         self._answer_claim(claim)
                 case OutcomeReceived() as report:
+                    beats = self.heartbeats.get(report.reply_to, [])
+                    self.draining_known.setdefault(report.attempt_id, bool(beats) and beats[-1].draining)
                     self.outcomes.setdefault(report.attempt_id, []).append(report)
                     if self.verdict is not None:
                         answer = Answer(report.attempt_id, report.token, self.verdict)
@@ -162,6 +167,7 @@ class FakeScheduler:
                     cancel=tuple(self.cancel.items()),
                     fence=tuple(self.fence),
                     drain=self.drain,
+                    drain_left=self.drain_left,
                     gen=self.generation,
                     confirm=tuple(self.confirm),
                 ),

@@ -17,7 +17,7 @@ from orchestrator.states import AttemptState
 from orchestrator.wire.heartbeats import HeartbeatPublisher
 from orchestrator.wire.keys import Keys, own_queue
 from orchestrator.wire.mailbox import ReplyBox
-from orchestrator.wire.messages import Answer, Denial, GrantSpec, SealedGrant
+from orchestrator.wire.messages import Answer, Denial, DesiredState, GrantSpec, SealedGrant
 from orchestrator.wire.redis import connect, redis_errors
 from orchestrator.wire.seal import Seal
 from orchestrator.wire.stream import Reporter
@@ -59,6 +59,10 @@ class FakeWorker:
     dead: list[str] = field(default_factory=list)
     """Attempts it confirms to be dead on its host."""
     stopped: list[str] = field(default_factory=list)
+    ran_by: dict[str, str] = field(default_factory=dict)
+    """The incarnation that ran it, of each attempt it has adopted."""
+    desired: DesiredState | None = None
+    """What the leader wanted last."""
     reported_at: dict[str, float] = field(default_factory=dict)
     granted_at: dict[str, float] = field(default_factory=dict)
 
@@ -92,7 +96,7 @@ class FakeWorker:
         self._unanswered[attempt_id] = (spec, outcome)
         self.reported_at[attempt_id] = time.monotonic()
         for _ in range(self.repeats):
-            self._reporter.outcome(attempt_id, spec.token, self.id, outcome)
+            self._reporter.outcome(attempt_id, spec.token, self.ran_by.get(attempt_id, self.id), outcome)
 
     def _loop(self, step: Callable[[], None]) -> None:
         while not self._ended.is_set():
@@ -135,6 +139,7 @@ class FakeWorker:
         state = self._box.desired()
         if state is None:
             return
+        self.desired = state
         self.dead += [attempt_id for attempt_id, _ in state.confirm if attempt_id not in self.dead]
         for attempt_id, _ in state.cancel:
             if attempt_id in self.running and attempt_id not in self.stopped:
@@ -147,7 +152,7 @@ class FakeWorker:
             claim.sent_at = time.monotonic()
             self._reporter.claim(attempt_id, 1, claim.nonce)
         for attempt_id, (spec, outcome) in list(self._unanswered.items()):
-            self._reporter.outcome(attempt_id, spec.token, self.id, outcome)
+            self._reporter.outcome(attempt_id, spec.token, self.ran_by.get(attempt_id, self.id), outcome)
 
     def _claim(self, attempt_id: str, seq: int) -> None:
         if attempt_id in self.running:

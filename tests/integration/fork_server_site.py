@@ -51,6 +51,19 @@ class Probe(Operator):
         time.sleep(parameters.get("seconds", 600))
         return {}
 
+    def keep_ledger(self, context, parameters):
+        """Note the start; end when there is a file that says so."""
+        with open(parameters["ledger"], "a") as file:
+            file.write(f"{context.attempt_id} {context.fence}\\n")
+        number = 0
+        while not os.path.exists(parameters["end"]):
+            print("line", number, flush=True)
+            context.progress(0.01 * number)
+            number += 1
+            time.sleep(0.1)
+        print("the last line", flush=True)
+        return {"lines": number}
+
     def count(self, context, parameters):
         for number in range(parameters["lines"]):
             print("line", number, flush=True)
@@ -131,6 +144,19 @@ class Probe(Operator):
             time.sleep(0.002)
         return {"eaten": len(blocks)}
 
+    def bomb(self, context, parameters):
+        """Fork as many as it can get, up to a number that harms nobody; they stay."""
+        print("ready", flush=True)
+        for _ in range(parameters["processes"]):
+            try:
+                if os.fork() == 0:
+                    time.sleep(600)
+                    os._exit(0)
+            except BlockingIOError:
+                print("no more", flush=True)
+                break
+        time.sleep(600)
+
     def kill_supervisor(self, context, parameters):
         if os.fork() == 0:
             os.setsid()
@@ -170,12 +196,15 @@ def is_alive(pid: int) -> bool:
 
 
 class ForkSite:
-    """A fork server on a temporary ``DATA_DIR``."""
+    """A fork server on a temporary ``DATA_DIR``.
 
-    def __init__(self, tmp_path: Path, use_cgroups: bool = True) -> None:
+    :param fields: of the site, when they are not to be the usual ones.
+    """
+
+    def __init__(self, tmp_path: Path, use_cgroups: bool = True, **fields: Any) -> None:
         self.tmp_path = tmp_path
         variables = {
-            "DATA_DIR": str(tmp_path / "data"),
+            "DATA_DIR": str(fields.pop("data_dir", tmp_path / "data")),
             "OPERATORS_PATH": str(write_operators(tmp_path)),
             "PATH": os.environ["PATH"],
             "WORKER_KEY": "not-for-tasks",
@@ -200,6 +229,7 @@ class ForkSite:
             settings=environment.settings_for_tasks(variables, self.settings, "host-1"),
             environment=environment.task_base(variables),
             use_cgroups=use_cgroups,
+            **{"doors": str(self.folders.locks), **fields},
         )
         self.client = ForkClient(
             site,
@@ -217,7 +247,7 @@ class ForkSite:
     def start(self, do: str, fresh_until: float | None = None, **fields: Any) -> str:
         """Start one attempt of the probe operator and return its id."""
         attempt_id = uuid.uuid4().hex
-        parameters = {"do": do, **fields.pop("parameters", {})}
+        parameters = {**({"do": do} if do else {}), **fields.pop("parameters", {})}
         values: dict[str, Any] = {
             "attempt_id": attempt_id,
             "token": f"token-{attempt_id}",
@@ -251,6 +281,18 @@ class ForkSite:
     def wait_for_log(self, attempt_id: str, text: str) -> None:
         log = self.folder(attempt_id).log
         wait_for(lambda: log.exists() and text in log.read_text(), what=f"{text!r} in the log")
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Return attempt → pid of its supervisor, of all that were started and have a folder."""
+        names = [path.name for path in self.folders.attempts.iterdir()]
+        states = {name: self.folder(name).read("state") for name in names}
+        return {attempt_id: state["pid"] for attempt_id, state in states.items() if "pid" in state}
+
+    def die(self) -> None:
+        """Leave the fork server alone, as a killed worker does."""
+        self.client.hang_up()
+        self.lock.release()
 
     def close(self) -> None:
         self.client.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from tests.integration.api_site import ApiSite
 
@@ -159,6 +160,80 @@ def test_cancel_asks_the_leader_once_it_is_needed(api: ApiSite) -> None:
     api.sql("UPDATE runs SET state = 'success'")
     assert api.call("POST", path).status_code == 409
     assert api.count("SELECT count(*) FROM commands") == 1
+
+
+def test_a_run_that_has_ended_can_be_started_again(api: ApiSite) -> None:
+    api.saved()
+    run = api.started()
+    path = f"/api/v1/runs/{run['id']}/rerun"
+    active = api.call("POST", path, {})
+    assert active.status_code == 409
+    assert active.json is not None
+    assert "cancel it or wait for its end" in active.json["message"]
+    api.sql("UPDATE task_runs SET state = CASE name WHEN 'first' THEN 'success' ELSE 'failed' END")
+    api.sql("UPDATE runs SET state = 'failed', ended_at = now(), generation = 3")
+
+    answer = api.call("POST", path, {}, role="operator")
+    assert answer.status_code == 202
+    assert answer.json is not None
+    assert (answer.json["generation"], answer.json["tasks"][0]["generation"]) == (3, 1)
+    assert api.call("POST", path, {"from": ["second", "first"]}).status_code == 202
+    assert api.call("POST", path, {"from": "all"}, role="viewer").status_code == 403
+    with api.engine.connect() as connection:
+        rows = connection.execute(text("SELECT actor, payload FROM commands WHERE kind = 'rerun' ORDER BY id")).all()
+    assert [tuple(row) for row in rows] == [
+        ("operator", {"from": "failed", "generation": 3}),
+        ("admin", {"from": ["second", "first"], "generation": 3}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "pointer", "words"),
+    [
+        (["first", "nobody"], "/from/1", "no task 'nobody'"),
+        ("some", "/from", "Must be one of: failed, all."),
+        ([], "/from", "Length must be between 1 and 1000."),
+        ([7], "/from/0", "Not a valid string."),
+        (7, "/from", "Not a valid list."),
+    ],
+)
+def test_a_rerun_from_what_is_not_there_is_refused_with_a_pointer(
+    api: ApiSite, chosen: Any, pointer: str, words: str
+) -> None:
+    api.saved()
+    run = api.started()
+    api.sql("UPDATE task_runs SET state = 'failed'")
+    api.sql("UPDATE runs SET state = 'failed', ended_at = now()")
+    answer = api.call("POST", f"/api/v1/runs/{run['id']}/rerun", {"from": chosen})
+    assert answer.status_code == 422
+    assert answer.json is not None
+    assert [problem["pointer"] for problem in answer.json["errors"]] == [pointer]
+    assert words in answer.json["errors"][0]["message"]
+    assert api.count("SELECT count(*) FROM commands") == 0
+
+
+def test_a_run_that_went_well_has_nothing_that_failed_and_another_tenants_is_not_there(api: ApiSite) -> None:
+    api.saved()
+    run = api.started()
+    api.sql("UPDATE task_runs SET state = 'success'")
+    api.sql("UPDATE runs SET state = 'success', ended_at = now()")
+    path = f"/api/v1/runs/{run['id']}/rerun"
+    assert api.call("POST", path, {"from": "failed"}).status_code == 409
+    assert api.call("POST", path, {"from": "all"}).status_code == 202
+    assert api.call("POST", f"/api/v1/runs/{uuid.uuid4()}/rerun", {"from": "all"}).status_code == 404
+
+
+def test_a_run_of_a_plan_that_this_release_can_not_read_is_not_started_again(api: ApiSite) -> None:
+    api.saved()
+    run = api.started()
+    api.sql("UPDATE runs SET state = 'failed', ended_at = now()")
+    api.sql("UPDATE pipeline_versions SET plan = '{\"format\": 99}'")
+    api.services.versions._versions.clear()
+    answer = api.call("POST", f"/api/v1/runs/{run['id']}/rerun", {"from": "all"})
+    assert answer.status_code == 409
+    assert answer.json is not None
+    assert "can't read its plan" in answer.json["message"]
+    assert api.count("SELECT count(*) FROM commands") == 0
 
 
 def test_one_task_can_be_cancelled(api: ApiSite) -> None:

@@ -266,3 +266,37 @@ def test_the_fork_server_is_lean_and_quick(site: ForkSite) -> None:
     assert [name for name in ("numpy", "sklearn", "polars") if name in mapped] == []
     # How much a Python takes depends on its build; numpy alone would add more than the difference.
     assert resident < 60, f"{resident:.0f} MiB; the fork server has learnt to import something heavy"
+
+
+@pytest.mark.parametrize("kernel_keeps_it", [True, False])
+def test_a_tree_of_too_many_processes_is_stopped_by_that_name(tmp_path: Path, kernel_keeps_it: bool) -> None:
+    group = cgroups.open_group("probe", 0, 50)
+    group.remove()
+    if kernel_keeps_it and group.fork_counter is None:
+        pytest.skip("this account can't make cgroups with a ceiling of processes here")
+    site = ForkSite(tmp_path, use_cgroups=kernel_keeps_it, max_processes=50)
+    try:
+        attempt = site.start("bomb", parameters={"processes": 200})
+        outcome = site.outcome(attempt)
+        assert (outcome.state, outcome.reason) == (AttemptState.FAILED, "too_many_processes"), site.log(attempt)
+        assert ("no more" in site.log(attempt)) is kernel_keeps_it
+        assert not outcome.infrastructure
+        assert site.outcome(site.start("skip")).skipped
+    finally:
+        site.close()
+
+
+def test_a_script_that_is_preempted_goes_on_where_it_was(site: ForkSite) -> None:
+    script = (
+        'file="$ORCHESTRATOR_CHECKPOINT_DIR/step"\n'
+        "trap 'printf 40 > \"$file\"; exit 75' TERM\n"
+        'if [ -f "$file" ]; then printf \'{"from": "%s"}\' "$(cat "$file")" > "$ORCHESTRATOR_OUTPUT_FILE"; exit 0; fi\n'
+        "echo started; while true; do sleep 0.05; done"
+    )
+    parameters = {"script_type": "bash", "script_content": script}
+    attempt = site.start("", operator="custom_script", parameters=parameters)
+    site.wait_for_log(attempt, "started")
+    site.client.stop(attempt, "preempted", 20.0)
+    assert site.outcome(attempt).state is AttemptState.PREEMPTED
+    outcome = site.outcome(site.start("", operator="custom_script", parameters=parameters))
+    assert outcome.outputs == {"from": "40"}, outcome

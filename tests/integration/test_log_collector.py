@@ -152,3 +152,23 @@ def test_the_thread_goes_on_after_the_store_was_away(client: Client, keys: Keys,
         assert time.monotonic() < deadline
         time.sleep(0.01)
     collector.stop()
+
+
+def test_a_full_redis_is_given_room_though_nothing_can_be_noted(client: Client, keys: Keys, tmp_path: Path) -> None:
+    artifacts = LocalArtifacts(tmp_path, scope="shared")
+    collector = LogCollector(client, keys, SEAL, artifacts, "one")
+    publisher = LogPublisher(client, keys, SEAL, "worker")
+    collector.collect(0.01)
+    entries = publisher.publish([chunk(0, b"hello")])
+    client.config_set("maxmemory", 1)
+    try:
+        collect_all(collector, client, keys)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert [count.what for count in collector.take_counts()] == ["log_unconfirmed"]
+    # Neither waiting nor stored, as far as its worker can see: so it sends it again, and then it is noted.
+    seen = publisher.look(["attempt"], entries)
+    assert (seen.waiting, seen.stored) == (frozenset(), {})
+    publisher.publish([chunk(0, b"hello")])
+    collect_all(collector, client, keys)
+    assert publisher.look(["attempt"], []).stored == {"attempt": 5}

@@ -27,13 +27,14 @@ from orchestrator.records import Outcome, Plan
 from orchestrator.states import AttemptState
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.migrate import upgrade
+from orchestrator.store.run_requests import request_drain, request_rerun
 from orchestrator.store.writer import write
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.messages import GrantSpec
 from orchestrator.wire.redis import connect
 from orchestrator.wire.stream import wake
 from scheduler.daemon import Daemon
-from tests.integration.fake_worker import FakeWorker
+from tests.integration.fake_worker import FakeWorker, succeed
 from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
 
 pytestmark = pytest.mark.timeout(90)
@@ -115,6 +116,11 @@ class Site:
                 text("INSERT INTO commands (tenant_id, kind, actor, run_id) VALUES (:tenant, :kind, 'test', :run)"),
                 {"tenant": run.tenant_id, "kind": kind, "run": run.id},
             )
+        wake(self.client, Keys(self.settings.redis_task_queue))
+
+    def rerun(self, run: SeededRun, chosen: str = "failed") -> None:
+        with self.engine.begin() as connection:
+            request_rerun(connection, run.tenant_id, run.id, "ann", chosen)
         wake(self.client, Keys(self.settings.redis_task_queue))
 
 
@@ -282,6 +288,60 @@ def test_a_command_that_comes_too_late_is_closed_with_a_sentence(site: Site) -> 
     [(result,)] = site.rows("SELECT result FROM commands")
     assert result.endswith(".")
     assert site.state(run) == "success"
+
+
+def test_a_run_that_failed_starts_again_in_place_and_once_however_often_it_is_asked_for(site: Site) -> None:
+    def fail_b_once(spec: GrantSpec) -> Outcome:
+        return Outcome(AttemptState.FAILED, "bad_data") if (spec.task, spec.number) == ("b", 1) else succeed(spec)
+
+    site.lead()
+    with site.worker(behave=fail_b_once) as worker:
+        run = site.submit()
+        site.wait_for(run, "failed")
+        for _ in range(2):
+            site.rerun(run)
+        site.wait_for(run)
+        until(lambda: not site.rows("SELECT 1 FROM commands WHERE applied_at IS NULL"))
+        assert [(spec.task, spec.number) for spec in worker.granted[-2:]] == [("b", 2), ("d", 1)]
+        assert worker.granted[-2].upstream_outputs["a"]["made"]["uri"] == "artifact://a", "what was kept is still read"
+    assert site.rows("SELECT generation FROM runs") == [(2,)]
+    tasks = site.rows("SELECT name, state, generation, attempts, failures FROM task_runs ORDER BY name")
+    assert [tuple(task) for task in tasks] == [
+        ("a", "success", 1, 1, 0),
+        ("b", "success", 2, 2, 0),
+        ("c", "success", 1, 1, 0),
+        ("d", "success", 2, 1, 0),
+    ]
+    audit = site.rows("SELECT entity, task, before, after, actor FROM events WHERE cause = 'rerun' ORDER BY id")
+    assert [tuple(row) for row in audit] == [
+        ("task_run", "b", "failed", "pending", "ann"),
+        ("task_run", "d", "upstream_failed", "pending", "ann"),
+        ("run", None, "failed", "queued", "ann"),
+    ]
+    results = [row.result for row in site.rows("SELECT result FROM commands ORDER BY id")]
+    assert results[0].startswith(f"Run {run.id} starts again as its generation 2")
+    assert results[1].startswith("Refused")
+
+
+def test_a_new_leader_goes_on_with_the_generation_that_was_started(site: Site) -> None:
+    stop = site.lead()
+    with site.worker(behave=lambda spec: succeed(spec) if spec.number == 1 else None) as worker:
+        run = site.submit(Plan((planned("a"), planned("b", "a"))))
+        site.wait_for(run)
+        site.rerun(run, "all")
+        until(lambda: [spec.number for spec in worker.running.values()] == [2], story=lambda: site.story(run))
+        assert site.rows("SELECT name, outputs FROM task_runs WHERE outputs IS NOT NULL") == []
+        stop.set()
+        site.lead()
+        until(lambda: bool(site.rows("SELECT 1 FROM leases WHERE epoch = 2")))
+        for number in (2, 3):
+            [attempt_id] = worker.running
+            worker.finish(attempt_id, Outcome(AttemptState.SUCCEEDED))
+            if number == 2:
+                until(lambda: [spec.task for spec in worker.running.values()] == ["b"])
+        site.wait_for(run)
+    assert site.rows("SELECT generation, state FROM runs") == [(2, "success")]
+    assert site.rows("SELECT what FROM refusals WHERE what IN ('stale_memory', 'refused_transition')") == []
 
 
 def test_work_of_a_silent_worker_is_done_by_another(site: Site) -> None:
@@ -482,6 +542,62 @@ def test_a_run_waits_for_a_place(site: Site) -> None:
             site.wait_for(run)
     audit = site.rows("SELECT after FROM events WHERE entity = 'run' ORDER BY id")
     assert [row.after for row in audit] == ["running", "success"] * 5
+
+
+def test_a_running_run_that_this_release_can_not_read_keeps_no_scheduler_from_leading(site: Site) -> None:
+    stranger = seed_run(site.engine, plan=Plan((planned("only"),)))
+    with site.engine.begin() as connection:
+        query = "UPDATE pipeline_versions SET plan = '{}' WHERE id = (SELECT version_id FROM runs WHERE id = :id)"
+        connection.execute(text(query), {"id": stranger.id})
+        connection.execute(text("UPDATE runs SET state = 'running' WHERE id = :id"), {"id": stranger.id})
+    site.lead()
+    with site.worker():
+        run = site.submit()
+        site.wait_for(run)
+    [(state,)] = site.rows("SELECT state FROM runs WHERE id = :id", id=stranger.id)
+    assert state == "running"
+    [(detail,)] = site.rows("SELECT last_detail FROM refusals WHERE what = 'unreadable_plan'")
+    assert stranger.id in detail
+
+
+def test_an_adopted_task_reports_through_the_next_worker_of_its_host(site: Site) -> None:
+    site = replace(site, settings=replace(site.settings, worker_lease_seconds=1.5, enable_circuit_breaker=False))
+    site.lead()
+    with site.worker(host="h", behave=lambda spec: None) as first:
+        run = site.submit(Plan((replace(planned("only"), on_worker_loss="adopt"),)))
+        until(lambda: len(first.running) == 1)
+        [spec] = first.granted
+    assert spec.on_worker_loss == "adopt"
+    until(
+        lambda: bool(site.rows("SELECT 1 FROM attempts WHERE orphaned_at IS NOT NULL")), story=lambda: site.story(run)
+    )
+    assert site.rows("SELECT state, reason FROM task_runs WHERE run_id = :id", id=run.id) == [
+        ("running", "worker_lost")
+    ]
+    keeper = site.worker(host="h", running=dict(first.running), ran_by={spec.attempt_id: first.id})
+    with keeper:
+        until(lambda: bool(site.rows("SELECT 1 FROM attempts WHERE keeper_id = :id", id=keeper.id)))
+        assert site.rows("SELECT worker_id FROM reservations") == [(keeper.id,)]
+        keeper.finish(spec.attempt_id, Outcome(AttemptState.SUCCEEDED))
+        site.wait_for(run)
+        until(lambda: [answer.verdict for answer in keeper.answers] == ["committed"])
+    [attempt] = site.rows("SELECT number, state, worker_id, keeper_id FROM attempts")
+    assert tuple(attempt) == (1, "succeeded", first.id, keeper.id)
+    assert site.rows("SELECT 1 FROM reservations") == []
+
+
+def test_a_drain_tells_the_worker_how_long_it_may_wait(site: Site) -> None:
+    site.lead()
+    with site.worker(behave=lambda spec: None) as worker:
+        run = site.submit(Plan((planned("only"),)))
+        until(lambda: len(worker.running) == 1)
+        with site.engine.begin() as connection:
+            request_drain(connection, run.tenant_id, worker.id, "ann", drain=True, deadline_seconds=600.0)
+        until(lambda: worker.desired is not None and worker.desired.drain)
+        assert worker.desired is not None
+        assert worker.desired.drain_left is not None
+        assert 500 < worker.desired.drain_left <= 600
+        assert site.rows("SELECT state, draining, drain_until IS NULL FROM workers") == [("draining", True, False)]
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0, story: Callable[[], str] = str) -> None:

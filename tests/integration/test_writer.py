@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,73 @@ def test_the_path_of_a_task_is_written_with_its_audit(engine: Engine) -> None:
     ]
     assert {e.epoch for e in audit} == {7}
     assert {e.tenant_id for e in audit} == {run.tenant_id}
+
+
+def told(engine: Engine) -> list[tuple[Any, ...]]:
+    """Return what the audit says besides transitions."""
+    found = rows(engine, "SELECT entity, before, after, detail FROM events WHERE detail IS NOT NULL ORDER BY id")
+    return [(row.entity, row.before, row.after, row.detail) for row in found]
+
+
+CHARGE = {
+    "host": "host",
+    "worker": "worker",
+    "cpu": 500,
+    "memory": 2**30,
+    "gpus": 1,
+    "gpu_memory": 2**33,
+    "devices": ["GPU-1"],
+}
+
+
+def test_the_audit_tells_where_an_attempt_is_charged_wherever_it_moves(engine: Engine) -> None:
+    run = seed_run(engine)
+    attempt = dispatched(run, "a")
+    held = Reservation(attempt.id, "host", "worker", RESOURCES, ("GPU-1",))
+    commit(engine, CreateAttempt(attempt, run.tenant_id, "a"), Reserve(held))
+    assert told(engine) == [("attempt", None, "dispatched", CHARGE)]
+    commit(engine, Reserve(replace(held, worker_id="another"), attempt, "a"))
+    commit(engine, Reserve(held, attempt, "a"), claimed(run, attempt))
+    assert told(engine)[1:] == [
+        ("attempt", "dispatched", "dispatched", {**CHARGE, "worker": "another"}),
+        ("attempt", "dispatched", "running", CHARGE),
+    ]
+    assert rows(engine, "SELECT count(*) FROM events WHERE run_id = :id", id=run.id) == [(3,)], "one row for each"
+
+
+def test_the_audit_tells_what_is_held_after_the_end_of_an_attempt_until_it_is_released(engine: Engine) -> None:
+    run, attempt = granted_attempt(engine)
+    before = len(told(engine))
+    held = Reservation(attempt.id, "host", "worker", RESOURCES, ("GPU-1",), zombie=True)
+    lost = Transition(
+        Entity.ATTEMPT, attempt.id, AttemptState.RUNNING, AttemptState.LOST, "lease", run_id=run.id, token=attempt.token
+    )
+    commit(engine, lost, Reserve(held))
+    commit(engine, Release(attempt.id, held))
+    assert told(engine)[before:] == [
+        ("attempt", "running", "lost", {"held": True, **CHARGE}),
+        ("reservation", "held", "released", CHARGE),
+    ]
+
+
+def test_the_audit_tells_the_size_of_a_host_when_a_worker_joins_and_when_it_changes(engine: Engine) -> None:
+    size = {"host": "host", "cpu": 4000, "memory": 2**34, "gpus": ["GPU-1"], "slots": 2}
+    commit(engine, SaveWorker(heartbeat(), joined=True, resized=True))
+    commit(engine, SaveWorker(heartbeat(seq=2), joined=False))
+    smaller = replace(heartbeat(seq=3), capacity=Capacity(2000, 2**34))
+    commit(engine, SaveWorker(smaller, joined=False, resized=True))
+    assert told(engine) == [
+        ("worker", None, "online", size),
+        ("host", None, "resized", {**size, "cpu": 2000, "gpus": []}),
+    ]
+
+
+def test_the_audit_tells_which_ends_are_blamed_on_the_infrastructure(engine: Engine) -> None:
+    run, attempt = granted_attempt(engine)
+    before = len(told(engine))
+    outcome = Outcome(AttemptState.FAILED, "supervisor_died", infrastructure=True)
+    commit(engine, *ending(run, attempt, outcome, AttemptState.FAILED, TaskState.READY))
+    assert told(engine)[before:] == [("attempt", "running", "failed", {"infrastructure": True})]
 
 
 def test_an_outcome_publishes_outputs_and_registers_models(engine: Engine) -> None:
@@ -444,21 +512,21 @@ def granted_attempt(engine: Engine) -> tuple[SeededRun, AttemptRecord]:
         Reserve(Reservation(attempt.id, "host", "worker", RESOURCES, ("GPU-1",))),
         moved(run, "a", TaskState.READY, TaskState.QUEUED, attempts=1, attempt_id=attempt.id),
     )
-    commit(
-        engine,
-        Transition(
-            Entity.ATTEMPT,
-            attempt.id,
-            AttemptState.DISPATCHED,
-            AttemptState.RUNNING,
-            "claim",
-            run_id=run.id,
-            token=attempt.token,
-            changes={"nonce": "n", "worker_id": "worker"},
-        ),
-        moved(run, "a", TaskState.QUEUED, TaskState.RUNNING),
-    )
+    commit(engine, claimed(run, attempt), moved(run, "a", TaskState.QUEUED, TaskState.RUNNING))
     return run, attempt
+
+
+def claimed(run: SeededRun, attempt: AttemptRecord) -> Transition:
+    return Transition(
+        Entity.ATTEMPT,
+        attempt.id,
+        AttemptState.DISPATCHED,
+        AttemptState.RUNNING,
+        "claim",
+        run_id=run.id,
+        token=attempt.token,
+        changes={"nonce": "n", "worker_id": "worker"},
+    )
 
 
 def ending(

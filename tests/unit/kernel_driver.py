@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from orchestrator.effects import Annotate, CreateAttempt, Effect, SendAnswer, SendGrant, SendHint, Transition
+from orchestrator.effects import (
+    Annotate,
+    CloseCommand,
+    CreateAttempt,
+    Effect,
+    SendAnswer,
+    SendGrant,
+    SendHint,
+    Transition,
+)
 from orchestrator.events import (
     ClaimReceived,
     Command,
+    EndedRun,
     Event,
     HeartbeatSeen,
     OutcomeReceived,
@@ -30,10 +41,11 @@ from orchestrator.records import (
     RunRecord,
     TaskRunRecord,
 )
-from orchestrator.states import AttemptState, RunState, TaskState
+from orchestrator.states import RUN_TERMINAL, AttemptState, RunState, TaskState
 
 GIB = 2**30
 E = TypeVar("E")
+R = TypeVar("R", RunRecord, TaskRunRecord)
 SUCCESS = Outcome(AttemptState.SUCCEEDED)
 NO_JITTER = RetryPolicy(retries=1, delay=10, factor=2, max_delay=60, jitter=0)
 
@@ -55,6 +67,7 @@ class Driver:
         self.effects: list[Effect] = []
         self.history: list[Effect] = []
         self.beats: dict[str, Heartbeat] = {}
+        self.submitted: dict[str, RunSubmitted] = {}
 
     def feed(self, *events: Event) -> list[Effect]:
         self.effects = [effect for event in events for effect in decide(self.kernel, event, self.now)]
@@ -108,7 +121,8 @@ class Driver:
         rows = tuple(TaskRunRecord(f"{run_id}.{t.name}", run_id, t.name) for t in tasks)
         order = len([e for e in self.history if isinstance(e, Transition) and e.after is RunState.RUNNING])
         record = RunRecord(run_id, "tenant", RunState.QUEUED, priority=priority, order=order)
-        return self.feed(RunSubmitted(record, rows, Plan(tuple(tasks)), hold), Tick())
+        self.submitted[run_id] = RunSubmitted(record, rows, Plan(tuple(tasks)), hold)
+        return self.feed(self.submitted[run_id], Tick())
 
     def tick(self, *, after: float = 0.0, claims_waiting: bool = False) -> list[Effect]:
         self.now += after
@@ -138,6 +152,31 @@ class Driver:
 
     def command(self, kind: str, **fields: Any) -> list[Effect]:
         return self.feed(Command(next(self.ids), kind, "ann", **fields), Tick())
+
+    def rows(self, run_id: str = "r1") -> RunSubmitted:
+        """Return the run's rows as the effects have left them."""
+        begun = self.submitted[run_id]
+        return replace(begun, run=self._row(begun.run), tasks=tuple(map(self._row, begun.tasks)), hold=False)
+
+    def _row(self, record: R) -> R:
+        names = {field.name for field in fields_of(record)}
+        for effect in self.all_of(Transition):
+            if effect.id == record.id:
+                changes = {name: value for name, value in effect.changes.items() if name in names}
+                record = replace(record, **{"state": effect.after, "reason": effect.reason, **changes})
+        return record
+
+    def rerun(self, chosen: Any = "failed", *, run_id: str = "r1", start: bool = True, **payload: Any) -> str:
+        """Ask for the run again, its rows read beforehand, and start it; returns the sentence of the command."""
+        rows = self.rows(run_id)
+        is_over = rows.run.state in RUN_TERMINAL
+        ended = EndedRun(rows.run, rows.tasks, rows.plan) if is_over else None
+        asked = {"from": chosen, **payload}
+        self.feed(Command(next(self.ids), "rerun", "ann", run_id, payload=asked, ended=ended), Tick())
+        result = self.of(CloseCommand)[0].result
+        if start:
+            self.feed(self.rows(run_id), Tick())
+        return result
 
     # Questions
 

@@ -1,13 +1,14 @@
 """A model of the rows: transactions with compare-and-set, a fence on the epoch, and a tail that a crash may lose.
 
-It is also the checker: every committed transaction is held against the invariants I1, I2, I3, I12 and I13.
+It is also the checker: every committed transaction is held against the invariants I1, I2, I3, I12, I13 and I14.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields as fields_of
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator import effects as fx
 from orchestrator.events import Event, OutcomeReceived
@@ -48,11 +49,15 @@ class LostLease(Exception):
     """The epoch of the transaction is not the current one."""
 
 
+R = TypeVar("R", TaskRunRecord, AttemptRecord, WorkerRecord)
 Undo = list[tuple[dict[str, Any], str, Any]]
 _ABSENT = object()
 LIVE_RUNS = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 _COLUMN_TO_FIELD = {"deadline_at": "deadline"}
-_IGNORED = {"exit_code", "ended_at"}
+_IGNORED = {"exit_code", "ended_at", "outputs", "started_at", "ready_at", "queued_at"}
+_SINCE = ("hinted_at", "granted_at", "orphaned_at")
+_UNTIL = ("deadline", "retry_at", "drain_until")
+TAKES_WORK = frozenset({WorkerState.ONLINE, WorkerState.SUSPECT})
 
 
 class ModelStore:
@@ -76,6 +81,12 @@ class ModelStore:
         """Transactions that were committed asynchronously and would be lost in a crash of the database."""
         self.checks_epoch = True
         self.counts: dict[str, int] = {}
+        self.clock_ahead = 0.0
+        """Seconds by which this clock, which stamps the rows, runs ahead of the leaders' monotonic one."""
+        self.retry_due: dict[str, tuple[int, float]] = {}
+        """Task run → epoch in which it was put off, and until when on the monotonic clock."""
+        self.generation_of: dict[str, int] = {}
+        """Attempt → generation of its task run when it was made."""
 
     # Writing
 
@@ -168,20 +179,43 @@ class ModelStore:
             raise StaleRow(f"attempt {effect.id} has another token")
         if effect.entity is Entity.ATTEMPT and row.state in ATTEMPT_TERMINAL:
             raise Violation(f"I1: attempt {effect.id} leaves {row.state}")
-        fields = _fields(effect.changes, now)
+        fields = _fields(effect.changes, now + self.clock_ahead)
         if effect.entity is not Entity.ATTEMPT and effect.entity is not Entity.WORKER:
             fields["reason"] = effect.reason
         changed = replace(row, state=effect.after, **fields)
-        if effect.entity is Entity.TASK_RUN and changed.losses > 3:
-            raise Violation(f"I12: task run {effect.id} was lost {changed.losses} times")
+        if effect.entity is Entity.RUN or effect.entity is Entity.TASK_RUN:
+            _check_generation(effect, row, changed)
+        if effect.entity is Entity.TASK_RUN:
+            self._check_charges(effect, row, changed, now)
+        if effect.after is AttemptState.RUNNING and effect.cause == "claim":
+            self._check_is_taken_by_a_worker_that_stays(changed)
         self._set(table, effect.id, changed, undo)
+
+    def _check_charges(self, effect: fx.Transition, row: TaskRunRecord, changed: TaskRunRecord, now: float) -> None:
+        if changed.losses > 3:
+            raise Violation(f"I12: task run {effect.id} was lost {changed.losses} times")
+        ended = self.attempts.get(row.attempt_id or "")
+        is_preempted = ended is not None and ended.state is AttemptState.PREEMPTED and effect.cause == "outcome"
+        if is_preempted and (changed.failures, changed.losses) != (row.failures, row.losses):
+            raise Violation(f"I12: task run {effect.id} is charged for having been preempted")
+        if changed.state is TaskState.RETRY_WAIT:
+            self.retry_due[effect.id] = (self.epoch, now + effect.changes["retry_at"][1])
+        elif row.state is TaskState.RETRY_WAIT and effect.cause == "timer":
+            epoch, due = self.retry_due[effect.id]
+            if epoch == self.epoch and now < due:
+                raise Violation(f"I14: {effect.id} is tried again {due - now:g} s too early")
+
+    def _check_is_taken_by_a_worker_that_stays(self, attempt: AttemptRecord) -> None:
+        worker = self.workers[attempt.worker_id]
+        if worker.state not in TAKES_WORK:
+            raise Violation(f"drain: {attempt.id} is granted to worker {worker.id}, which is {worker.state}")
 
     def _annotate(self, effect: fx.Annotate, undo: Undo, now: float) -> None:
         table = self._table(effect.entity)
         row = table.get(effect.id)
         if row is None or row.state is not effect.state:
             raise StaleRow(f"{effect.entity} {effect.id} is not {effect.state}")
-        self._set(table, effect.id, replace(row, **_fields(effect.changes, now)), undo)
+        self._set(table, effect.id, replace(row, **_fields(effect.changes, now + self.clock_ahead)), undo)
 
     def _create(self, attempt: AttemptRecord, undo: Undo) -> None:
         for other in self.attempts.values():
@@ -190,7 +224,14 @@ class ModelStore:
             ):
                 raise StaleRow(f"task run {attempt.task_run_id} has attempt {other.id}")
         self._check_rule(attempt)
-        self._set(self.attempts, attempt.id, attempt, undo)
+        worker = self.workers[attempt.worker_id]
+        if worker.state is not WorkerState.ONLINE:
+            raise Violation(f"drain: {attempt.id} is dispatched to worker {worker.id}, which is {worker.state}")
+        used = sum(held.worker_id == worker.id and not held.zombie for held in self.reservations.values())
+        if used >= worker.slots:
+            raise Violation(f"I13: worker {worker.id} gets {attempt.id} though it holds {used} of {worker.slots} slots")
+        self.generation_of[attempt.id] = self.task_runs[attempt.task_run_id].generation
+        self._set(self.attempts, attempt.id, replace(attempt, hinted_at=attempt.hinted_at + self.clock_ahead), undo)
 
     def _save_outcome(self, effect: fx.SaveOutcome, undo: Undo, events: list[Event]) -> None:
         if effect.attempt_id in self.outcomes:
@@ -199,6 +240,8 @@ class ModelStore:
         token = self.attempts[effect.attempt_id].token
         if not any(report.token == token and report.outcome == effect.outcome for report in reports):
             raise Violation(f"I2: an outcome of {effect.attempt_id} was committed under another token")
+        if self.generation_of[effect.attempt_id] != self.task_runs[effect.task_run_id].generation:
+            raise Violation(f"I2: an outcome of {effect.attempt_id} was committed to another generation")
         self._set(self.outcomes, effect.attempt_id, token, undo)
 
     def _save_worker(self, beat: Heartbeat, joined: bool, undo: Undo, now: float) -> None:
@@ -222,6 +265,7 @@ class ModelStore:
                 now,
                 beat.seq,
                 draining=row.draining if row else False,
+                drain_until=row.drain_until if row else None,
             ),
             undo,
         )
@@ -249,7 +293,9 @@ class ModelStore:
                 if (held.host_id, device) in devices:
                     raise Violation(f"I13: device {device} is held twice")
                 devices.add((held.host_id, device))
-            if not held.zombie:
+            attempt = self.attempts.get(held.attempt_id)
+            if not held.zombie and not (attempt and attempt.keeper_id):
+                # What it has adopted is there, whether it had a slot for it or not.
                 slots[held.worker_id] = slots.get(held.worker_id, 0) + 1
         for host_id, (cpu, memory) in sums.items():
             capacity = self.hosts[host_id].capacity
@@ -316,20 +362,42 @@ class ModelStore:
         row = self.attempts.get(attempt_id)
         return EndedAttempt(row.id, row.state, row.token, row.worker_id) if row else None
 
-    def snapshot(self) -> Snapshot:
+    def check_timers(self, now: float) -> None:
+        """Check that nothing of this term waits for a moment that has passed, whatever the rows' clock says (I14)."""
+        for id_, (epoch, due) in self.retry_due.items():
+            if self.task_runs[id_].state is TaskState.RETRY_WAIT and epoch == self.epoch and due <= now:
+                raise Violation(f"I14: {id_} is tried again {now - due:g} s too late")
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Return what a new leader reads, with times on its own clock, as ``store.loader`` does it."""
         runs = tuple(run for run in self.runs.values() if run.state in LIVE_RUNS)
         return Snapshot(
             runs=runs,
             plans={run.id: self.plans[run.id] for run in runs},
-            task_runs=tuple(self.task_runs[i] for run in runs for i in self.tasks_of[run.id]),
-            attempts=tuple(a for a in self.attempts.values() if a.state not in ATTEMPT_TERMINAL),
+            task_runs=tuple(self._loaded(self.task_runs[i], now) for run in runs for i in self.tasks_of[run.id]),
+            attempts=tuple(self._loaded(a, now) for a in self.attempts.values() if a.state not in ATTEMPT_TERMINAL),
             reservations=tuple(self.reservations.values()),
             hosts=tuple(self.hosts.values()),
-            workers=tuple(self.workers.values()),
+            workers=tuple(self._loaded(worker, now) for worker in self.workers.values()),
         )
+
+    def _loaded(self, row: R, now: float) -> R:
+        names = {field.name for field in fields_of(row)}
+        times = {name: at for name in (*_SINCE, *_UNTIL) if name in names and (at := getattr(row, name)) is not None}
+        mine = {name: at - self.clock_ahead for name, at in times.items()}
+        return replace(row, **{name: min(now, at) if name in _SINCE else at for name, at in mine.items()})
 
     def queued_runs(self) -> list[RunRecord]:
         return [run for run in self.runs.values() if run.state is RunState.QUEUED]
+
+
+def _check_generation(effect: fx.Transition, row: Any, changed: Any) -> None:
+    """Only a rerun leads out of a terminal state, once for each generation; nothing else touches the generation."""
+    is_rerun = effect.cause == "rerun"
+    if changed.generation != row.generation + is_rerun:
+        raise Violation(f"I1: {effect.id} goes from generation {row.generation} to {changed.generation}")
+    if is_rerun != (row.state in RUN_TERMINAL or row.state in TASK_TERMINAL):
+        raise Violation(f"I1: {effect.id} leaves {row.state} because of {effect.cause}")
 
 
 def _fields(columns: Any, now: float) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from random import Random
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.events import Event, OutcomeReceived
-from orchestrator.records import Outcome, Plan, PlannedTask, Resources, RetryPolicy
-from orchestrator.states import AttemptState, RunState
-from tests.unit.simulated_world import GIB, OUTCOMES, Worker, World
+from orchestrator.records import AttemptRecord, Outcome, Plan, PlannedTask, Resources, RetryPolicy
+from orchestrator.states import RUN_TERMINAL, AttemptState, RunState
+from tests.unit.simulated_site import GIB, OUTCOMES, Host, Worker
+from tests.unit.simulated_world import World
 
 RETRY = RetryPolicy(retries=1, delay=10, factor=2, max_delay=20, jitter=0.1)
 
@@ -23,12 +25,12 @@ def task(
     cpu: int = 1000,
     memory: int = GIB,
     gpus: int = 0,
-    timeout: float | None = None,
     queue: str = "cpu",
+    **fields: Any,
 ) -> PlannedTask:
-    return PlannedTask(
-        name, "custom_script", upstream, rule, queue, Resources(cpu, memory, gpus), retry=RETRY, timeout=timeout
-    )
+    """Build a planned task; ``fields`` are ``timeout``, ``on_drain`` and ``on_worker_loss``."""
+    asked = Resources(cpu, memory, gpus)
+    return PlannedTask(name, "custom_script", upstream, rule, queue, asked, retry=RETRY, **fields)
 
 
 PLANS = (
@@ -58,13 +60,22 @@ PLANS = (
             task("merge", *(f"part{n}" for n in range(4)), rule="none_skipped"),
         )
     ),
+    Plan(
+        (
+            task("long", on_worker_loss="adopt", on_drain="checkpoint"),
+            task("longer", on_worker_loss="adopt", gpus=1, queue="gpu", timeout=60.0),
+            task("brief", on_drain="kill"),
+            task("end", "long", "longer", "brief", rule="all_done"),
+        )
+    ),
 )
 
 PICK = st.integers(0, 11)
 
 
 class Simulation(RuleBasedStateMachine):
-    """Submit, deliver, double, drop, reorder, crash, freeze, flush, take over, cancel; then check and heal."""
+    """Submit, deliver, double, drop, reorder, crash, adopt, freeze, drain, flush, take over, cancel, run again; then
+    check and heal."""
 
     checks_epoch = True
 
@@ -152,7 +163,7 @@ class Simulation(RuleBasedStateMachine):
 
     @rule()
     def all_workers_beat(self) -> None:
-        for worker in self.world.workers.values():
+        for worker in list(self.world.workers.values()):
             self.world.beat(worker)
 
     # Faults
@@ -180,6 +191,44 @@ class Simulation(RuleBasedStateMachine):
     @rule()
     def a_worker_is_started_again(self) -> None:
         self.world.restart()
+
+    @rule(pick=PICK)
+    def a_worker_is_told_to_leave(self, pick: int) -> None:
+        if worker := self.worker(pick):
+            worker.leaving = True
+            self.world.beat(worker)
+
+    def orphans(self) -> list[tuple[Host, str]]:
+        return [(host, attempt_id) for host in self.world.hosts.values() for attempt_id in host.orphans]
+
+    @precondition(lambda self: self.orphans())
+    @rule(pick=PICK)
+    def a_worker_finds_what_has_outlived_another(self, pick: int) -> None:
+        worker = self.worker(pick)
+        if worker and not worker.frozen:
+            self.world.adopt(worker)
+            self.world.beat(worker)
+
+    @precondition(lambda self: self.orphans())
+    @rule(pick=PICK, outcome=st.sampled_from(OUTCOMES))
+    def a_tree_ends_that_nobody_has_adopted(self, pick: int, outcome: Outcome) -> None:
+        orphans = self.orphans()
+        self.world.finish_orphan(*orphans[pick % len(orphans)], outcome)
+
+    @precondition(lambda self: self.adoptable())
+    @rule(pick=PICK)
+    def a_worker_shows_what_it_does_not_have(self, pick: int) -> None:
+        worker, attempts = self.worker(pick), self.adoptable()
+        attempt = attempts[pick % len(attempts)]
+        if worker and not self.world.redis_away and attempt.id not in worker.open:
+            is_elsewhere = worker.host.id != attempt.host_id
+            self.world.beat(worker, also=(attempt.id, attempt.token if is_elsewhere else "made-up"))
+            self.world.step([])
+
+    def adoptable(self) -> list[AttemptRecord]:
+        """Return the running attempts that may be adopted."""
+        running = [a for a in self.world.kernel.attempts.values() if a.state is AttemptState.RUNNING]
+        return [attempt for attempt in running if self.world.kernel.planned(attempt).is_adoptable]
 
     @rule(host=st.sampled_from(("a", "b")))
     def a_host_reboots(self, host: str) -> None:
@@ -223,10 +272,25 @@ class Simulation(RuleBasedStateMachine):
             name = tasks[pick % len(tasks)].name if kind == "cancel_task" else None
             self.world.command("cancel" if name else kind, run_id=run.id, task=name)
 
-    @rule(pick=PICK, kind=st.sampled_from(("drain", "undrain")))
-    def somebody_drains_a_worker(self, pick: int, kind: str) -> None:
+    @rule(pick=PICK, chosen=st.sampled_from(("failed", "all", "named")), twice=st.booleans())
+    def somebody_runs_it_again(self, pick: int, chosen: str, twice: bool) -> None:
+        runs = [run for run in self.world.store.runs.values() if run.generation < 4]
+        runs = [run for run in runs if run.state in RUN_TERMINAL] or runs
+        if not runs:
+            return
+        run = runs[pick % len(runs)]
+        tasks = self.world.store.plans[run.id].tasks
+        for _ in range(1 + twice):
+            self.world.rerun(run, [tasks[pick % len(tasks)].name] if chosen == "named" else chosen)
+
+    @rule(pick=PICK, kind=st.sampled_from(("drain", "undrain")), seconds=st.sampled_from((None, 0.0, 15.0)))
+    def somebody_drains_a_worker(self, pick: int, kind: str, seconds: float | None) -> None:
         if worker := self.worker(pick):
-            self.world.command(kind, worker_id=worker.id)
+            self.world.command(kind, worker_id=worker.id, deadline_seconds=seconds)
+
+    @rule(hours=st.sampled_from((-1, 1)))
+    def the_clock_of_the_database_jumps(self, hours: int) -> None:
+        self.world.store.clock_ahead += 3600.0 * hours
 
     @rule(seconds=st.sampled_from((1.0, 6.0, 16.0, 21.0, 31.0)))
     def time_passes(self, seconds: float) -> None:

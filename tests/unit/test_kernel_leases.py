@@ -188,7 +188,7 @@ def test_what_a_host_that_never_returns_held_is_given_back_once_its_workers_are_
     assert attempt.id in driver.held()
     driver.tick(after=200)
     driver.feed(ReconcileDue())
-    assert Release(attempt.id) in driver.effects
+    assert attempt.id in [release.attempt_id for release in driver.of(Release)]
     assert "abandoned" in [count.what for count in driver.of(Count)]
     assert not driver.kernel.ledger.hosts
     assert not driver.kernel.workers
@@ -306,3 +306,16 @@ def test_the_worker_that_dies_with_an_attempt_three_times_makes_it_poison() -> N
         driver.feed(Tick())
     assert (driver.state("a"), driver.reason("a")[0]) == (TaskState.FAILED, "poison")
     assert driver.run_state() is RunState.FAILED
+
+
+def test_what_a_dead_host_ran_is_offered_to_all_of_the_pool_since_the_next_host_may_be_dying_too() -> None:
+    driver = busy()
+    driver.worker("w2", host="h2")
+    driver.worker("w3", host="h3")
+    for _ in range(3):
+        driver.now += 11
+        driver.beat("w2")
+        driver.beat("w3")
+    driver.tick()
+    assert driver.dispatched() == ["a1"]
+    assert [queue for _, _, queue in driver.hints()] == ["cpu"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from orchestrator.effects import Release, SaveOutcome
 from orchestrator.events import OutcomeReceived
-from orchestrator.kernel import would_publish
+from orchestrator.kernel import REGISTRY_CONFLICT, would_publish
 from orchestrator.records import EndedAttempt, Outcome, PlannedTask
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import NO_JITTER, SUCCESS, Driver, task
@@ -41,6 +43,26 @@ def test_the_same_outcome_again_is_answered_committed_and_changes_nothing() -> N
     driver.feed(OutcomeReceived("w1", attempt.id, attempt.token, SUCCESS, reply_to="w7"))
     assert driver.verdicts() == ["committed"]
     assert len(driver.effects) == 1
+
+
+@pytest.mark.parametrize("is_new_leader", [False, True])
+def test_a_success_that_was_committed_as_a_conflict_of_versions_is_answered_committed_again(
+    is_new_leader: bool,
+) -> None:
+    driver = running()
+    attempt = driver.attempt("a")
+    conflict = Outcome(AttemptState.FAILED, REGISTRY_CONFLICT, retryable=False)
+    driver.feed(OutcomeReceived("w1", attempt.id, attempt.token, conflict))
+    row = None
+    if is_new_leader:
+        driver, row = Driver(), EndedAttempt(attempt.id, AttemptState.FAILED, attempt.token, "w1", REGISTRY_CONFLICT)
+    for outcome, verdict in ((SUCCESS, "committed"), (conflict, "committed")):
+        driver.feed(OutcomeReceived("w1", attempt.id, attempt.token, outcome, ended=row))
+        assert driver.verdicts() == [verdict]
+        assert len(driver.effects) == 1
+    timeout = Outcome(AttemptState.TIMED_OUT)
+    driver.feed(OutcomeReceived("w1", attempt.id, attempt.token, timeout, ended=row))
+    assert driver.verdicts() == ["fenced"]
 
 
 def test_a_new_leader_answers_from_the_row() -> None:
@@ -141,8 +163,10 @@ def test_a_preempted_attempt_goes_again_at_no_charge() -> None:
     driver.end("a", Outcome(AttemptState.PREEMPTED), tick=False)
     changes = driver.last("r1.a").changes
     assert (driver.state("a"), changes["failures"], changes["losses"]) == (TaskState.RETRY_WAIT, 0, 0)
+    driver.worker("w2", host="b")
     driver.tick(after=1)
     assert driver.dispatched() == ["a"]
+    assert driver.attempt("a").worker_id == "w2", "who preempts leaves"
 
 
 def test_two_upstreams_that_end_in_one_batch_start_their_join_once() -> None:

@@ -126,3 +126,17 @@ def test_a_task_can_not_escape_its_budget_by_a_word() -> None:
     driver.start("a")
     driver.end("a", Outcome(AttemptState.FAILED, "gpu_busy"))
     assert driver.last("r1.a").changes["failures"] == 1
+
+
+def test_a_dispatch_that_nobody_claimed_does_not_slow_the_next_try_down() -> None:
+    driver = Driver(lease=1e6)
+    driver.worker("w1")
+    driver.run(task("a"))
+    for _ in range(5):
+        driver.command("drain", worker_id="w1")
+        assert driver.state("a") is TaskState.READY, "its attempt has expired"
+        driver.command("undrain", worker_id="w1")
+    assert driver.attempt("a").number == 6
+    driver.start("a")
+    driver.end("a", GPU_BUSY)
+    assert driver.last("r1.a").changes["retry_at"] == ("in", 1.0)

@@ -57,9 +57,9 @@ def without_run_rule(patch: pytest.MonkeyPatch) -> type[Simulation]:
 
 def without_budget_of_losses(patch: pytest.MonkeyPatch) -> type[Simulation]:
     after_loss, after_failure = retry.after_loss, retry.after_failure
-    patch.setattr(outcomes, "after_loss", lambda f, n, _max, *rest, tries: after_loss(f, n, 99, *rest, tries=tries))
+    patch.setattr(outcomes, "after_loss", lambda f, n, _max, *rest, spared: after_loss(f, n, 99, *rest, spared=spared))
     patch.setattr(
-        outcomes, "after_failure", lambda p, f, n, o, a, _max, tries: after_failure(p, f, n, o, a, 99, tries=tries)
+        outcomes, "after_failure", lambda p, f, n, o, a, _max, spared: after_failure(p, f, n, o, a, 99, spared=spared)
     )
     return Simulation
 

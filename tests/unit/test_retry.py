@@ -14,7 +14,7 @@ PLAIN = RetryPolicy(retries=3, delay=10, factor=2, max_delay=100, jitter=0)
 
 
 def after(outcome: Outcome, *, failures: int = 0, losses: int = 0, policy: RetryPolicy = PLAIN) -> NextTry:
-    return after_failure(policy, failures, losses, outcome, "attempt", 3, tries=failures + losses + 1)
+    return after_failure(policy, failures, losses, outcome, "attempt", 3)
 
 
 def failed(
@@ -82,7 +82,7 @@ def test_infrastructure_losses_use_no_retry_of_the_user() -> None:
 
 
 def test_the_third_infrastructure_loss_is_poison() -> None:
-    then = after_loss(0, 2, 3, "worker_lost", "", tries=3)
+    then = after_loss(0, 2, 3, "worker_lost", "")
     assert (then.again, then.reason, then.losses) == (False, "poison", 3)
     assert "worker_lost" in then.message
 
@@ -95,10 +95,10 @@ def test_a_preempted_try_is_charged_to_nobody() -> None:
 
 @pytest.mark.parametrize("reason", sorted(UNCHARGED))
 def test_an_end_that_killed_nothing_is_charged_to_nobody_however_often_it_comes(reason: str) -> None:
-    for tries in range(1, 50):
-        then = after_loss(1, 2, 3, reason, "", tries=tries + 3)
+    for spared in range(50):
+        then = after_loss(1, 2, 3, reason, "", spared=spared)
         assert (then.again, then.failures, then.losses, then.charged) == (True, 1, 2, False)
-        assert then.delay == min(60.0, 2.0 ** (tries - 1))
+        assert then.delay == min(60.0, 2.0**spared)
     reported = after(failed(reason, infrastructure=True), failures=1, losses=2)
     assert (reported.again, reported.charged) == (True, False)
 

@@ -14,12 +14,14 @@ from orchestrator.records import AttemptRecord, InputLink, Outcome, PlannedTask,
 from orchestrator.states import AttemptState, Entity, RunState
 from orchestrator.store.fold import fold
 from orchestrator.store.grants import resolve_parameters
+from orchestrator.store.lease import Lease
 from orchestrator.store.text_safety import storable, storable_json
+from orchestrator.watchdog import EXIT_STATUS, Pulse, Watchdog
 from orchestrator.wire.messages import Answer, Denial, Grant, GrantSpec
+from scheduler.lease_keeper import LeaseKeeper
 from scheduler.outbox import HintsLost, Outbox, messages_of
 from scheduler.registered_models import Registry
 from scheduler.troubles import ROUNDS, TRIES, Troubles
-from scheduler.watchdog import EXIT_STATUS, Pulse, Watchdog
 
 TASK = PlannedTask(
     "train",
@@ -96,6 +98,16 @@ def test_another_digest_under_a_registered_version_is_a_conflict() -> None:
     refused = registry.settle("t", outcome("1", "b"))
     assert (refused.state, refused.reason, refused.retryable) == (AttemptState.FAILED, "registry_conflict", False)
     assert refused.records == ()
+
+
+def test_an_outcome_that_is_refused_for_one_model_takes_no_version_of_another() -> None:
+    registry = Registry({("t", "m"): {"7": "old"}})
+    free = {"kind": "model", "name": "other", "digest": "d"}
+    conflicting = {"kind": "model", "name": "m", "version": "7", "digest": "new"}
+    both = Outcome(AttemptState.SUCCEEDED, records=(free, conflicting))
+    assert registry.settle("t", both).state is AttemptState.FAILED
+    twice = Outcome(AttemptState.SUCCEEDED, records=(free, free))
+    assert [record["version"] for record in registry.settle("t", twice).records] == ["1", "2"]
 
 
 def test_a_report_that_fails_alone_every_time_is_hopeless() -> None:
@@ -218,3 +230,28 @@ def test_hints_that_may_not_have_arrived_are_said_to_be_lost(replies_fail: bool,
     outbox = Outbox(Replies(fail=replies_fail), Hints(failures))  # type: ignore[arg-type]
     with pytest.raises(HintsLost):
         outbox.send(messages_of([HINT, SendAnswer("w", "y", "token", "committed")], {}))
+
+
+class BrokenOnce(Lease):
+    """A lease whose first renewal fails in a way that nobody foresaw."""
+
+    def __init__(self) -> None:
+        self.ttl = 0.1
+        self.epoch = 1
+        self.tries = 0
+        self.renewed = threading.Event()
+
+    def renew(self) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise ValueError("unforeseen")
+        self.renewed.set()
+
+
+def test_the_keeper_keeps_renewing_after_a_failure_that_nobody_foresaw() -> None:
+    lease = BrokenOnce()
+    keeper = LeaseKeeper(lease, Pulse())
+    keeper.start()
+    assert lease.renewed.wait(10)
+    keeper.check()
+    keeper.stop()

@@ -171,3 +171,55 @@ def test_what_a_beat_remembers_is_bounded_while_nobody_hears_it(worker: Worker) 
     assert len(beat._sent_at) <= settings.worker_lease
     beat.heard(2000)
     assert beat.fresh_until() == 1999.0 + beat.unheard_limit
+
+
+def test_a_log_whose_folder_met_a_full_disk_is_shipped_all_the_same(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    worker.grant(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(AttemptFolder, "write", full)
+        worker.agent._claims.ask("a1", 1)
+    assert worker.agent._shipper._cargo == {}
+    folder = AttemptFolder(worker.host.folders.attempts, "a1")
+    folder.write("state", {"tenant_id": "tenant", "run_id": "run"})  # by its supervisor, when there is room again
+    worker.agent._on_ended("a1")
+    assert worker.agent._shipper._cargo["a1"].has_ended
+    worker.agent._shipper._cargo.clear()
+    worker.agent._courier.keep_house()
+    assert list(worker.agent._shipper._cargo) == ["a1"]
+
+
+def test_an_attempt_that_is_granted_to_a_draining_worker_is_handed_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = worker.grant(monkeypatch)
+    ask = worker.agent._claims.ask
+
+    def drained_meanwhile(attempt_id: str, seq: int) -> GrantSpec | None:
+        worker.agent._apply(DesiredState(epoch=1, hb_seq=1, drain=True, drain_left=3600.0))
+        return ask(attempt_id, seq)
+
+    monkeypatch.setattr(worker.agent._claims, "ask", drained_meanwhile)
+    worker.agent.take(spec.attempt_id, 1)
+    spooled = worker.agent._spool.read(spec.attempt_id)
+    assert spooled is not None
+    assert spooled.outcome.state is AttemptState.PREEMPTED
+    assert not worker.agent._may_say_preempted(), "no heartbeat has said yet that it drains"
+
+
+def test_a_worker_that_never_got_to_talk_leaves_what_it_adopted_to_the_next(worker: Worker) -> None:
+    class Other:
+        def stop(self, attempt_id: str, why: str, grace: float | None) -> None:
+            raise AssertionError("it is not ours to stop")
+
+        def refresh(self, until: float) -> None:
+            raise AssertionError("it is not ours to keep")
+
+    spec = GrantSpec("a1", "token", "run", "tenant", "task", 1, "probe", {}, on_worker_loss="adopt")
+    worker.agent._running.adopt(spec, Other(), "another")
+    worker.agent.stop()
+    assert not worker.agent._spool.has("a1")

@@ -272,3 +272,23 @@ def test_progress_is_told_when_it_changes(folder: AttemptFolder) -> None:
     shipper.ship()
     shipper.ship()
     assert sink.said == [{"a1": Progress(0.5, "half", 10, 1.5)}]
+
+
+def test_what_a_nearly_full_disk_does_not_take_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    pump = LogPump(reading, tmp_path / "log")
+    whole = pump._file
+
+    class NearlyFull:
+        def write(self, piece: bytes) -> int:
+            return whole.write(piece[:3])
+
+    monkeypatch.setattr(pump, "_file", NearlyFull())
+    os.write(writing, b"hello")
+    os.close(writing)
+    pump.pump()
+    monkeypatch.undo()
+    pump.close()
+    text = (tmp_path / "log").read_text()
+    assert text.startswith("hel")
+    assert "2 bytes of output were left out here" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from orchestrator.records import Resources
 from orchestrator.states import AttemptState
 from orchestrator.wire.messages import GrantSpec, grant_body
-from workers import verdict
+from workers import lean, verdict
 from workers.attempt_folder import AttemptFolder
 from workers.fork_client import ForkClient, ForkServerGone, Listener
 from workers.fork_server import ForkServer
@@ -48,6 +49,9 @@ class Client:
 
     def stop(self, attempt_id: str, why: str, grace: float | None) -> None:
         self.orders.append((why, attempt_id))
+
+    def refresh(self, until: float) -> None:
+        self.orders.append(("fresh", str(until)))
 
 
 class Host:
@@ -284,3 +288,45 @@ def test_a_supervisor_that_can_not_fork_reports_that_nothing_started(
     assert spooled is not None
     assert (spooled.outcome.state, spooled.outcome.reason) == (AttemptState.LOST, "fork_failed")
     assert spooled.outcome.infrastructure
+
+
+def test_a_supervisor_whose_fork_server_has_died_already_starts_nothing(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker reports such an attempt as never started; a start that comes late would be a second one."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("nothing may be forked"))
+    former = signal.getsignal(signal.SIGCHLD)
+    pair[0].close()
+    try:
+        Supervisor(site(tmp_path), grant(), pair[1], None).run()
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, former)
+    assert not Spool(tmp_path / "spool").has("a1")
+
+
+def test_a_stop_of_an_adopted_attempt_goes_to_the_fork_server_that_started_it(host: Host) -> None:
+    other = Client(host.clients[0].listener)
+    host.running.adopt(grant(), other, "another")
+    host.trees.stop("a1", verdict.CANCELLED, 5.0)
+    host.trees.refresh(7.0)
+    assert (other.orders, host.clients[0].orders) == ([(verdict.CANCELLED, "a1"), ("fresh", "7.0")], [])
+
+
+def test_an_adopted_attempt_whose_fork_server_died_is_lost_in_the_name_of_who_ran_it(host: Host) -> None:
+    other = Client(host.clients[0].listener)
+    host.running.adopt(grant(), other, "another")
+    folder = AttemptFolder(host.folders.attempts, "a1")
+    folder.create()
+    folder.write("state", {"pid": 2**22 + 1, "started": 1})
+    host.trees.mourn(other)
+    host.pass_time(10)
+    assert host.ending() == (AttemptState.LOST, "fork_server_lost", True)
+    spooled = host.spool.read("a1")
+    assert spooled is not None
+    assert spooled.worker_id == "another"
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1000, 750), (60_000, 59_744), (resource.RLIM_INFINITY,) * 2])
+def test_tasks_leave_some_processes_of_their_account_to_the_worker(limit: int, left: int) -> None:
+    assert lean.task_processes(limit) == left

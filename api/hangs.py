@@ -1,0 +1,64 @@
+"""Ends the process when its threads hang: no request begins or ends while some are under way.
+
+The server's own time-out does not see it: gunicorn's ``gthread`` worker reports from its main thread, which only
+accepts and hands on. What remains unbounded is dead storage under the artifacts, and names that nobody resolves.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from orchestrator.logs import get_logger
+from orchestrator.watchdog import EXIT_STATUS, LIMIT, Pulse, Standstill
+
+log = get_logger(__name__)
+
+
+class Hangs:
+    """Watches the requests of this process; safe for many threads.
+
+    :param limit: seconds; ``None`` never looks.
+    """
+
+    def __init__(self, limit: float | None = LIMIT, end: Callable[[int], object] = os._exit) -> None:
+        self._limit = limit
+        self._end = end
+        self._pulse = Pulse()
+        self._lock = threading.Lock()
+        self._open = 0
+        self._has_started = False
+
+    def begun(self) -> None:
+        """Note that a request has begun."""
+        with self._lock:
+            self._open += 1
+            self._pulse.beat()
+            # Started by the first request, not at import: a server that forks afterwards would lose the thread.
+            must_start, self._has_started = self._limit is not None and not self._has_started, True
+        if must_start:
+            threading.Thread(target=self._watch, name="hangs", daemon=True).start()
+
+    def ended(self) -> None:
+        """Note that its answer is there; of a stream, that it begins. A client may take its time to read."""
+        with self._lock:
+            self._open -= 1
+            self._pulse.beat()
+
+    def _watch(self) -> None:
+        limit = self._limit or LIMIT
+        interval = min(1.0, limit / 4)
+        standstill = Standstill(self._pulse, longest_gap=2 * interval)
+        wait = threading.Event()
+        while not wait.wait(interval):
+            if standstill.look() <= limit:
+                continue
+            with self._lock:
+                hanging = self._open
+            if not hanging:
+                standstill.forgive()
+                continue
+            log.critical("requests_stuck", requests=hanging, seconds=round(standstill.seconds), exit_status=EXIT_STATUS)
+            self._end(EXIT_STATUS)
+            return

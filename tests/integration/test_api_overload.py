@@ -1,0 +1,212 @@
+"""More than the API can take: it answers 429 or 503 in time, and is started again when its threads hang."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+
+from api.app import create_app
+from api.hangs import Hangs
+from orchestrator.watchdog import EXIT_STATUS
+from tests.integration.api_site import DEFINITION, ApiSite
+
+pytestmark = pytest.mark.timeout(120)
+ROOT = Path(__file__).parents[2]
+
+APPLICATION = """
+import threading
+from flask import request
+from api.app import create_app
+from orchestrator.config import load_settings
+
+app = create_app(load_settings(), hang_limit=1.0)
+hanging = threading.Event()
+
+@app.before_request
+def hang():
+    if request.headers.get("X-Hang"):
+        hanging.wait()
+"""
+
+
+@pytest.fixture
+def full(api: ApiSite) -> Iterator[ApiSite]:
+    """An API that takes two unfinished runs of a tenant."""
+    settings = replace(api.settings, max_queued_runs=2)
+    site = ApiSite(create_app(settings), settings, api.tenant_id, api.keys)
+    yield site
+    site.services.close()
+
+
+def test_a_tenant_with_too_many_unfinished_runs_is_told_to_wait(full: ApiSite) -> None:
+    full.saved()
+    body = {"pipeline_name": "two-scripts"}
+    first = full.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "one"})
+    assert first.status_code == 201
+    assert full.call("POST", "/api/v1/runs", body).status_code == 201
+    refused = full.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "three"})
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json is not None
+    assert "MAX_QUEUED_RUNS" in refused.json["message"]
+    assert full.count("SELECT count(*) FROM runs") == 2
+    # What was accepted before is still known by its key.
+    again = full.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "one"})
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (201, "true")
+
+    full.sql("UPDATE runs SET state = 'success', ended_at = now()")
+    full.services.backlog._counts.clear()
+    assert full.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "three"}).status_code == 201
+
+
+def test_the_limit_of_one_tenant_is_not_that_of_another(full: ApiSite) -> None:
+    for role in ("admin", "foreign"):
+        saved = full.call("POST", "/api/v1/pipelines", DEFINITION, role=role)
+        assert saved.status_code == 201
+        for expected in (201, 201, 429):
+            answer = full.call("POST", "/api/v1/runs", {"pipeline_name": "two-scripts"}, role=role)
+            assert answer.status_code == expected
+
+
+def _environment(site: ApiSite, folder: Path) -> dict[str, str]:
+    settings = site.settings
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "PYTHONPATH": f"{ROOT}:{folder}",
+        "LOG_LEVEL": "ERROR",
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "DATA_DIR": str(folder),
+        "SECRET_KEY": settings.secret_key,
+        "ADMIN_KEY": settings.admin_key,
+        "RATE_LIMIT_PER_SECOND": "100000",
+    }
+
+
+class Server:
+    """The API under gunicorn with as few threads as the test says."""
+
+    def __init__(self, site: ApiSite, folder: Path, threads: int, module: str = "api.wsgi:app") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.headers = {"Authorization": f"Bearer {site.keys['admin']}"}
+        options = ["--bind", f"127.0.0.1:{port}", "--threads", str(threads), "--no-control-socket", module]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", *options],
+            cwd=folder,
+            env=_environment(site, folder),
+        )
+
+    def is_alive(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/healthz", timeout=1).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def wait_until_alive(self, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_alive():
+            assert time.monotonic() < deadline, "The API does not answer."
+            assert self.process.poll() is None, "The API has ended."
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def test_a_server_whose_threads_all_hang_is_started_again(api: ApiSite, tmp_path: Path) -> None:
+    (tmp_path / "hanging_app.py").write_text(APPLICATION)
+    server = Server(api, tmp_path, threads=2, module="hanging_app:app")
+    try:
+        server.wait_until_alive()
+
+        def hang() -> None:
+            with suppress(requests.RequestException):
+                requests.get(f"{server.url}/healthz", headers={"X-Hang": "1"}, timeout=60)
+
+        callers = [threading.Thread(target=hang) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        # They are cut off when the worker ends, which is what lets these threads end.
+        for caller in callers:
+            caller.join(timeout=60)
+            assert not caller.is_alive()
+        server.wait_until_alive()
+    finally:
+        server.stop()
+
+
+def test_requests_that_end_and_an_idle_server_are_no_hang() -> None:
+    ended: list[int] = []
+    watch = Hangs(0.2, ended.append)
+    watch.begun()
+    watch.ended()
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        watch.begun()
+        watch.begun()
+        watch.ended()
+        watch.ended()
+        time.sleep(0.02)
+    assert ended == []
+    watch.begun()
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended == [EXIT_STATUS]
+
+
+def test_two_hundred_callers_at_once_all_get_an_answer_in_time(api: ApiSite, tmp_path: Path) -> None:
+    api.saved()
+    server = Server(api, tmp_path, threads=32)
+    taken: list[tuple[int, float]] = []
+    together = threading.Barrier(200)
+
+    def call() -> None:
+        with requests.Session() as session:
+            together.wait()
+            for _ in range(2):
+                began = time.monotonic()
+                answer = session.post(
+                    f"{server.url}/api/v1/runs",
+                    json={"pipeline_name": "two-scripts"},
+                    headers=server.headers,
+                    timeout=30,
+                )
+                taken.append((answer.status_code, time.monotonic() - began))
+
+    try:
+        server.wait_until_alive()
+        callers = [threading.Thread(target=call) for _ in range(200)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        server.stop()
+    statuses = Counter(status for status, _ in taken)
+    slowest = sorted(seconds for _, seconds in taken)
+    print(statuses, f"median {slowest[len(slowest) // 2]:.2f} s, slowest {slowest[-1]:.2f} s")
+    assert set(statuses) <= {201, 429, 503}
+    assert statuses[201] == api.count("SELECT count(*) FROM runs")
+    assert len(taken) == 400
