@@ -11,10 +11,13 @@ from kombu.entity import Exchange, Queue
 from orchestrator.config import load_settings
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.keys import broker_url as _broker_url
+from orchestrator.wire.transport import use_everywhere as _use_our_transport
 
 _settings = load_settings()
 
 broker_url = _broker_url(_settings.redis_url) or None
+# Celery's own transport ends the worker for a message that is no JSON, and with it all that runs there.
+_use_our_transport()
 # No results in Redis: they grow without bound, and the rows are the truth.
 result_backend = None
 task_ignore_result = True

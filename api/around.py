@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 import uuid
 
 from flask import Flask, Response, g, request
+from werkzeug.exceptions import ServiceUnavailable
 
+from api import queue_time
+from api.hangs import ClientsBody
 from api.services import services
 from orchestrator.logs import get_logger, ids_in_scope
 from orchestrator.store import patience
@@ -16,6 +20,11 @@ log = get_logger(__name__)
 
 ALLOWANCE = 2.0
 """Seconds one request may wait for PostgreSQL, all its statements together; then it is 503."""
+LONGEST_QUEUE = 0.25
+"""Seconds a request may have waited for a thread; then it is 503, which costs next to nothing, so that those behind it
+are answered in time."""
+_COME_BACK = (2, 6)
+"""Between so many seconds later, and not all at once."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADERS = {
@@ -39,9 +48,19 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     g.began = time.perf_counter()
-    services().hangs.begun()
+    hangs = services().hangs
+    hangs.begun()
     g.is_under_way = True
-    patience.allow(ALLOWANCE)
+    if (body := request.environ.get("wsgi.input")) is not None:
+        request.environ["wsgi.input"] = ClientsBody(body, hangs)
+    patience.allow(ALLOWANCE - min(waited := queue_time.waited(), LONGEST_QUEUE))
+    # Whether the process lives is asked by who would end it.
+    if waited > LONGEST_QUEUE and request.path != "/healthz":
+        raise ServiceUnavailable(
+            "More requests have come than can be answered in time, so this one was not looked at. Try again after the "
+            "seconds in Retry-After.",
+            retry_after=random.randint(*_COME_BACK),
+        )
 
 
 def _end(response: Response) -> Response:

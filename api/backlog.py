@@ -31,7 +31,7 @@ class Backlog:
         self._counts: dict[str, tuple[float, int]] = {}
 
     def let_in(self, connection: Connection, tenant_id: str) -> None:
-        """Count one more run.
+        """Count one more run, or one that is to start again.
 
         :raises TooManyRequests: the tenant has as many as it may.
         """

@@ -1,14 +1,17 @@
 """Ends the process when its threads hang: no request begins or ends while some are under way.
 
 The server's own time-out does not see it: gunicorn's ``gthread`` worker reports from its main thread, which only
-accepts and hands on. What remains unbounded is dead storage under the artifacts, and names that nobody resolves.
+accepts and hands on. What remains unbounded is dead storage under the artifacts, and names that nobody resolves. A
+client may take its time to send a body or to read an answer: while a request waits for that it isn't under way.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
 
 from orchestrator.logs import get_logger
 from orchestrator.watchdog import EXIT_STATUS, LIMIT, Pulse, Standstill
@@ -46,6 +49,17 @@ class Hangs:
             self._open -= 1
             self._pulse.beat()
 
+    @contextmanager
+    def waiting_for_client(self) -> Iterator[None]:
+        """Do not count a request that has begun while this lasts."""
+        self.ended()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open += 1
+                self._pulse.beat()
+
     def _watch(self) -> None:
         limit = self._limit or LIMIT
         interval = min(1.0, limit / 4)
@@ -56,9 +70,32 @@ class Hangs:
                 continue
             with self._lock:
                 hanging = self._open
-            if not hanging:
+            if hanging <= 0:
                 standstill.forgive()
                 continue
             log.critical("requests_stuck", requests=hanging, seconds=round(standstill.seconds), exit_status=EXIT_STATUS)
             self._end(EXIT_STATUS)
             return
+
+
+class ClientsBody:
+    """A request's body (``wsgi.input``) whose reader is not under way while the client has yet to send."""
+
+    def __init__(self, stream: IO[bytes], hangs: Hangs) -> None:
+        self._stream = stream
+        self._hangs = hangs
+
+    def read(self, size: int = -1) -> bytes:
+        with self._hangs.waiting_for_client():
+            return self._stream.read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        with self._hangs.waiting_for_client():
+            return self._stream.readline(size)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        with self._hangs.waiting_for_client():
+            return self._stream.readlines(hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")

@@ -225,6 +225,8 @@ class RunRerun(MethodView):
         with services().engine.begin() as connection:
             row = run_queries.get_run(connection, caller().tenant_id, str(run_id))
             _require_readable(connection, row)
+            # It takes a place like a new run; counted before it is asked for, for what is asked for counts.
+            services().backlog.let_in(connection, caller().tenant_id)
             run_requests.request_rerun(
                 connection, caller().tenant_id, str(run_id), caller().name, chosen=body["chosen"]
             )

@@ -1,4 +1,4 @@
-"""The entry point of WSGI servers: ``gunicorn --threads 64 --no-control-socket api.wsgi:app`` (one process)."""
+"""The entry point of WSGI servers: ``gunicorn --worker-class api.server.Threads api.wsgi:app`` (one process)."""
 
 from api.app import create_app
 from orchestrator.config import load_settings

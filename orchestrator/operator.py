@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrator.errors import StoreUnavailable
+
 if TYPE_CHECKING:
     from orchestrator.artifacts import ArtifactStore
     from orchestrator.outbound import OutboundClient
@@ -90,6 +92,8 @@ class TaskContext:
     run_parameters: Mapping[str, Json]
     upstream_outputs: Mapping[str, Mapping[str, Json]]
     """Outputs of every finished ancestor, by task name."""
+    generation: int = 1
+    """How often the task has begun anew in its run: a rerun is the next generation."""
     pipeline: str = ""
     """Name of the pipeline that the run is of."""
     cpu: float = 1.0
@@ -106,6 +110,8 @@ class TaskContext:
     scripts_root: Path | None = None
     records: list[Mapping[str, Json]] = field(default_factory=list)
     """What ingest is to write with the outcome (registered models)."""
+    has_checkpoint: bool = field(default=False, init=False)
+    """Whether this attempt has saved or found one."""
 
     def log(self, message: str, **fields: Json) -> None:
         """Print one line to the attempt's log: the message, then ``key=value`` pairs."""
@@ -118,24 +124,48 @@ class TaskContext:
     def checkpoint_save(self, source: bytes | Path) -> None:
         """Keep this state for the next attempt of the task; it replaces what was saved before, in one step.
 
+        It is gone when the task has succeeded. A rerun does not see it: what lies above the task may be new by then.
+
         For work that is too long to be begun anew when its worker is drained (``on_drain: checkpoint``), dies, or the
         task times out. Save now and then, or on SIGTERM, after which the task has its grace.
 
         :raises StoreUnavailable: the artifact store does not answer; what was saved before stands.
         """
-        key = f"checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
+        self.has_checkpoint = True
+        key = f"{self._checkpoints}/{self.generation}"
         if isinstance(source, bytes):
             self.artifacts.put_bytes(key, source)
         else:
             self.artifacts.put_file(key, source)
 
     def checkpoint_load(self) -> Path | None:
-        """Return a file with what an attempt of this task saved last (in this run), for reading; ``None``: nothing.
+        """Return a file with what an attempt of this task saved last, for reading; ``None``: nothing.
+
+        An attempt of this run, since the task was last begun anew.
 
         :raises StoreUnavailable: the artifact store does not answer.
         """
-        uri = f"artifact://checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
-        return self.artifacts.local_path(uri, self.workdir / "saved") if self.artifacts.exists(uri) else None
+        uri = f"artifact://{self._checkpoints}/{self.generation}"
+        try:
+            if not self.artifacts.exists(uri):
+                return None
+            self.has_checkpoint = True
+            return self.artifacts.local_path(uri, self.workdir / "saved")
+        except OSError as error:  # of a shared folder whose server is ill
+            raise StoreUnavailable(f"{uri} can't be looked for: {error}.") from error
+
+    def checkpoint_delete(self) -> None:
+        """Forget what was saved, in earlier generations too. The runner does it when the task has succeeded.
+
+        :raises StoreUnavailable: the artifact store does not answer.
+        """
+        if self.has_checkpoint or self.generation > 1:
+            self.artifacts.delete(self._checkpoints)
+            self.has_checkpoint = False
+
+    @property
+    def _checkpoints(self) -> str:
+        return f"checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
 
     def artifact_key(self, name: str) -> str:
         """Return the key of an output of this attempt: ``<tenant>/<run>/<task>/<attempt>/<name>``."""

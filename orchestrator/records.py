@@ -188,6 +188,7 @@ class EndedAttempt:
     token: str
     worker_id: str
     reason: str = ""
+    keeper_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,4 +73,5 @@ def run_operator(operator: type[Operator], context: TaskContext, parameters: Map
     Draft202012Validator(dict(operator.outputs_schema)).validate(json.loads(text))
     missing = [kind for kind in operator.produces(parameters) if "uri" not in outputs.get(kind, {})]
     assert not missing, f"{operator.name} promises {missing} and did not return them"
+    context.checkpoint_delete()
     return outputs

@@ -20,6 +20,7 @@ from orchestrator.logs import configure_logs, get_logger
 from orchestrator.store.engine import LEASE_LIMITS, SCHEDULER_LIMITS, check_version, create_store_engine
 from orchestrator.store.lease import Lease
 from orchestrator.watchdog import LIMIT, Pulse, Watchdog
+from orchestrator.wire.generation import GenerationWatch
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.redis import LEADER_TIMEOUT, Client, connect, require_supported
 from orchestrator.wire.seal import Seal
@@ -29,6 +30,9 @@ from scheduler.term import Term
 log = get_logger(__name__)
 
 LONGEST_STANDBY_WAIT = 0.5
+DEAF_SECONDS = 10.0
+"""After so long without a word of the leader in Redis, which answers us, a standby takes over (and after a lease, if
+that is longer)."""
 
 
 def main() -> int:
@@ -92,11 +96,17 @@ class Daemon:
     def _stand_by(self, stop: threading.Event) -> bool:
         """Try for the lease until it is ours (True) or the process is to stop (False)."""
         wait = min(LONGEST_STANDBY_WAIT, self._lease.ttl * 0.1)
+        keys = Keys(self._settings.redis_task_queue)
+        watch = GenerationWatch(self._redis, keys, max(DEAF_SECONDS, self._lease.ttl))
         said = ""
         while not stop.is_set():
             self._pulse.beat()
             try:
-                if self._lease.acquire():
+                seen = self._lease.seen_epoch
+                is_deaf = watch.is_leader_deaf(seen)
+                if self._lease.acquire(deaf_epoch=seen if is_deaf else None):
+                    if is_deaf:
+                        log.warning("deaf_leader_replaced", epoch=self._lease.epoch)
                     return True
                 trouble = ""
             except StoreUnavailable as error:

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlalchemy import Engine
 
@@ -120,6 +121,7 @@ class Term:
     def _step(self) -> None:
         """Do one round; whatever goes wrong in it makes the memory worthless."""
         found = Gathered()
+        self._leader.taking = ()
         try:
             if self._kernel is None:
                 self._rebuild()
@@ -140,10 +142,12 @@ class Term:
         except StoreUnavailable as error:
             log.warning("postgres_away", why=str(error))
             self._kernel = None
+            self._note_commands()
             self._stop.wait(self._troubles.back_off())
         except Exception:
             log.exception("round_failed", reports=len(found.entries))
             self._kernel = None
+            self._note_commands()
             if not self._troubles.may_go_on(found.entries):
                 raise
             if dropped := self._troubles.hopeless(found.entries, found.events):
@@ -161,9 +165,18 @@ class Term:
             connection.execution_options(isolation_level="REPEATABLE READ")
             kernel.load(load_snapshot(connection, self._leader.plans, self._clock()), self._clock())
         now = self._clock()
-        self._finish(kernel, Gathered(), self._leader.take_in(kernel, Round(now, [ReconcileDue()], poll=True)))
         self._poll_due, self._reconcile_due = now + POLL_SECONDS, now + self._settings.reconcile_seconds
+        self._finish(kernel, Gathered(), self._leader.take_in(kernel, self._polling(Round(now, [ReconcileDue()]))))
         self._kernel, self._in_doubt = kernel, True
+
+    def _polling(self, round_: Round) -> Round:
+        """Return the round with a look at the rows: no larger than may be tried now."""
+        put_off = self._troubles.put_off(round_.now)
+        return replace(round_, poll=True, most_tasks=self._troubles.most_tasks, put_off=put_off)
+
+    def _note_commands(self) -> None:
+        """After a failed round: note which commands were in it."""
+        self._troubles.note_commands(self._leader.taking, self._clock())
 
     def _patience(self) -> float:
         """Return how long to wait on the stream: not at all when something is due."""
@@ -191,7 +204,8 @@ class Term:
         if poll:
             counts += self._take_counts()
             self._poll_due = now + POLL_SECONDS
-        done = self._leader.take_in(kernel, Round(now, events, counts, poll, found.claims_waiting))
+        round_ = Round(now, events, counts, claims_waiting=found.claims_waiting)
+        done = self._leader.take_in(kernel, self._polling(round_) if poll else round_)
         self._own_counts = []
         if poll:
             self._more_queued = done.more_queued
@@ -200,7 +214,7 @@ class Term:
     def _finish(self, kernel: Kernel, found: Gathered, done: Committed) -> None:
         """Tell the workers what is committed, then acknowledge the reports that led to it."""
         self._own_events += done.follow_up
-        if done.run_queued or (done.run_ended and self._more_queued):
+        if done.more_at_once or done.run_queued or (done.run_ended and self._more_queued):
             self._poll_due = 0.0
         messages = messages_of(done.effects, done.specs)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
@@ -18,7 +18,14 @@ from orchestrator.states import RUN_TERMINAL, AttemptState, Entity, RunState
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.grants import GrantedTask, build_specs
 from orchestrator.store.lease import lock_epoch
-from orchestrator.store.loader import load_attempts, load_commands, load_ended_runs, load_queued_runs, load_runs
+from orchestrator.store.loader import (
+    MOST_TASKS,
+    load_attempts,
+    load_commands,
+    load_ended_runs,
+    load_queued_runs,
+    load_runs,
+)
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from orchestrator.wire.messages import GrantSpec, grant_body
@@ -38,6 +45,10 @@ class Round:
     counts: Sequence[Count] = ()
     poll: bool = False
     """Also look for open commands and queued runs in the rows."""
+    most_tasks: int = MOST_TASKS
+    """Take of either only what comes to so many tasks, or one."""
+    put_off: frozenset[int] = frozenset()
+    """Commands to leave for later."""
     claims_waiting: bool = False
 
 
@@ -50,8 +61,10 @@ class Committed:
     commanded: bool = False
     more_queued: bool = False
     """Runs may still be waiting for a place under ``MAX_CONCURRENT_RUNS``."""
+    more_at_once: bool = False
+    """There may be more commands, or runs that have a place, than one transaction was to take."""
     follow_up: list[Event] = field(default_factory=list)
-    """Outcomes of attempts that can never run, because no grant of them can be made."""
+    """Outcomes of attempts that can never run, because no grant of them can be made, or none was sent."""
 
     @property
     def run_ended(self) -> bool:
@@ -89,6 +102,8 @@ class Leader:
         self._connections = connections
         self._registry_url = registry_url
         self.plans = PlanCache()
+        self.taking: tuple[int, ...] = ()
+        """The commands in the present transaction, or in the one that failed."""
 
     def take_in(self, kernel: Kernel, round_: Round) -> Committed:
         """Decide and commit one round. When it raises, the kernel's memory is worthless: rebuild it.
@@ -98,6 +113,7 @@ class Leader:
         :raises StoreUnavailable: PostgreSQL does not answer; whether it was written is unknown.
         """
         done = Committed()
+        self.taking = ()
         if not (round_.events or round_.counts or round_.poll):
             # Most rounds are only the passing of time; without effects they need no transaction.
             done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), round_.now)
@@ -120,20 +136,26 @@ class Leader:
         for event in settle_registrations(connection, events, partial(would_publish, kernel)):
             done.effects += decide(kernel, event, now)
         if round_.poll:
-            for event in self._commands(connection, kernel, now):
+            for event in self._commands(connection, kernel, round_):
                 done.effects += decide(kernel, event, now)
                 done.commanded = True
             free = kernel.run_slots_free()
-            queued = load_queued_runs(connection, self.plans, now, limit=free)
-            done.more_queued = free <= 0 or len(queued) >= free
+            queued = load_queued_runs(connection, self.plans, now, limit=free, most_tasks=round_.most_tasks)
+            is_full = sum(len(run.tasks) for run in queued) >= round_.most_tasks
+            done.more_queued = is_full or free <= 0 or len(queued) >= free
+            done.more_at_once = is_full or done.commanded
             for run in queued:
                 done.effects += decide(kernel, run, now)
         done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), now)
 
-    def _commands(self, connection: Connection, kernel: Kernel, now: float) -> Iterable[Event]:
+    def _commands(self, connection: Connection, kernel: Kernel, round_: Round) -> Iterable[Event]:
         """Yield the open commands, each run they concern before them when the kernel does not hold it; one that starts
         a run again has its rows with it."""
-        commands: list[Command] = load_commands(connection, left_alone=kernel.unreadable)
+        now = round_.now
+        commands: list[Command] = load_commands(
+            connection, left_alone=kernel.unreadable, most_tasks=round_.most_tasks, put_off=round_.put_off
+        )
+        self.taking = tuple(command.id for command in commands)
         unknown = [c.run_id for c in commands if c.run_id is not None and not kernel.knows_run(c.run_id)]
         held: list[RunSubmitted] = load_runs(connection, self.plans, now, unknown)
         reruns = [c.run_id for c in commands if c.kind == "rerun" and c.run_id in unknown]
@@ -167,14 +189,13 @@ class Leader:
             connection.execute(_RELAXED)
         if rows:
             write(connection, rows, self._epoch)
-        granted = [
-            effect.attempt
-            for effect in done.effects
-            # One that has ended or was cancelled in the same round gets none.
-            if isinstance(effect, SendGrant) and kernel.is_granted(effect.attempt)
-        ]
+        wanted = [effect.attempt for effect in done.effects if isinstance(effect, SendGrant)]
+        # One that has ended or was cancelled in the same round gets none.
+        granted = [attempt for attempt in wanted if kernel.is_granted(attempt)]
         if granted:
             self._build_grants(connection, kernel, granted, done)
+        if len(granted) < len(wanted):
+            done.follow_up += _withheld(kernel, done.effects)
 
     def _build_grants(
         self, connection: Connection, kernel: Kernel, granted: Sequence[AttemptRecord], done: Committed
@@ -182,7 +203,8 @@ class Leader:
         items = []
         for attempt in {attempt.id: attempt for attempt in granted}.values():
             _, tenant_id, _ = kernel.task_of(attempt)
-            items.append(GrantedTask(attempt, tenant_id, kernel.planned(attempt), kernel.plan_of(attempt.run_id)))
+            plan, generation = kernel.plan_of(attempt.run_id), kernel.tasks[attempt.task_run_id].generation
+            items.append(GrantedTask(attempt, tenant_id, kernel.planned(attempt), plan, generation))
         for attempt_id, spec in build_specs(connection, items, self._connections, self._registry_url).items():
             error = spec if isinstance(spec, OrchestratorError) else _unsendable(spec)
             if error is None and isinstance(spec, GrantSpec):
@@ -198,6 +220,21 @@ def _unsendable(spec: GrantSpec) -> OrchestratorError | None:
     except (TooLarge, UnreadableMessage) as error:
         return error
     return None
+
+
+def _withheld(kernel: Kernel, effects: Iterable[Effect]) -> Iterator[OutcomeReceived]:
+    """Return the end of attempts that were cancelled in the very round that granted them: as nobody is sent the grant,
+    nobody will ever report it. One that was granted before may be running, and its worker is asked."""
+    claimed = {
+        effect.id
+        for effect in effects
+        if isinstance(effect, Transition) and effect.entity is Entity.ATTEMPT and effect.cause == "claim"
+    }
+    for attempt in filter(None, map(kernel.attempts.get, sorted(claimed))):
+        if attempt.cancel:
+            message = "Cancelled before its worker was told of it; nothing of it has run."
+            outcome = Outcome(AttemptState.CANCELLED, "cancelled", message, retryable=False)
+            yield OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, outcome)
 
 
 def _impossible(attempt: AttemptRecord, message: str) -> OutcomeReceived:

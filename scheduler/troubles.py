@@ -1,4 +1,4 @@
-"""What to do after a round has failed: how long to wait, how few reports to try, when to give up."""
+"""What to do after a round has failed: how long to wait, how few reports and commands to try, when to give up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from orchestrator.events import Event, OutcomeReceived
 from orchestrator.records import Outcome
 from orchestrator.states import AttemptState
+from orchestrator.store.loader import MOST_TASKS
 from scheduler.inbox import BATCH
 
 LONGEST_BACK_OFF = 1.0
@@ -16,6 +17,8 @@ TRIES = 3
 """A report that fails so often, each time alone, is dropped and counted: it must not stop all others."""
 ROUNDS = 20
 """After so many failed rounds in a row the process ends; its supervisor starts another."""
+PUT_OFF_SECONDS = 60.0
+"""For so long a command waits whose round has failed :data:`TRIES` times, each time with no other command."""
 UNUSABLE = Outcome(
     AttemptState.FAILED,
     reason="unusable_report",
@@ -32,15 +35,25 @@ class Troubles:
         self._careful = 0
         self._failed: Counter[str] = Counter()
         self._unusable: set[str] = set()
+        self._tasks = MOST_TASKS
+        self._commands: Counter[int] = Counter()
+        self._put_off: dict[int, float] = {}
 
     @property
     def batch(self) -> int:
         """Reports to take in the next round: one by one for a while after a failure."""
         return 1 if self._careful else BATCH
 
+    @property
+    def most_tasks(self) -> int:
+        """For runs of how many tasks to take commands in the next round: one command after a failure, for the round may
+        have been too large, and then more with each that passes."""
+        return self._tasks
+
     def passed(self) -> None:
         """A round went well."""
         self._in_a_row = 0
+        self._tasks = min(2 * self._tasks, MOST_TASKS)
         if self._careful:
             self._careful -= 1
         else:
@@ -49,6 +62,7 @@ class Troubles:
     def back_off(self) -> float:
         """Return the seconds to wait after a failure."""
         self._in_a_row += 1
+        self._tasks = 1
         return float(min(LONGEST_BACK_OFF, 0.05 * 2 ** min(self._in_a_row, 6)))
 
     def may_go_on(self, reports: Sequence[str]) -> bool:
@@ -56,6 +70,20 @@ class Troubles:
         self._careful = BATCH
         self._failed.update(reports[:1] if len(reports) == 1 else ())
         return self._in_a_row < ROUNDS
+
+    def note_commands(self, commands: Sequence[int], now: float) -> None:
+        """Note the commands of a failed round. One that fails alone, again and again, must not stop all others, and is
+        not refused either: it may be the machine that is too slow at the moment."""
+        if len(commands) != 1:
+            return
+        self._commands.update(commands)
+        if self._commands[commands[0]] >= TRIES:
+            self._put_off[commands[0]] = now + PUT_OFF_SECONDS
+
+    def put_off(self, now: float) -> frozenset[int]:
+        """Return the commands that wait."""
+        self._put_off = {id_: until for id_, until in self._put_off.items() if until > now}
+        return frozenset(self._put_off)
 
     def hopeless(self, reports: Sequence[str], events: Sequence[Event]) -> list[str]:
         """Return the report of the failed round when it is to be dropped.

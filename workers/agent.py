@@ -94,8 +94,10 @@ class Agent:
         self._keeper = Keeper(
             host.folders,
             me.boot_id,
+            me.incarnation,
             self._running,
             self._spool,
+            self._beat,
             follow=self._follow_kept,
             ended=self._on_ended,
             mourn=self._trees.mourn,
@@ -320,7 +322,7 @@ class Agent:
                 self._running.confirm_dead(attempt_id)
         if any(held.spec.exclusive for held in self._running.living()):
             self._trees.refresh(self._beat.fresh_until())
-        if self._drain.command(desired.drain, desired.drain_left):
+        if self._drain.command(desired.drain, desired.drain_left, (desired.epoch, desired.hb_seq)):
             log.info("drain" if desired.drain else "undrain", seconds=desired.drain_left)
             self._note_change()
 
@@ -376,17 +378,18 @@ class Agent:
     def leave(self) -> None:
         """Take no more attempts; what runs is waited for as its task wishes. A second call waits for nothing.
 
-        Both are called from signal handlers, so they take no lock that the main thread may hold, and write no log.
+        Both are called from signal handlers, so they take no lock (an event has one too, which the main thread may
+        hold) and write no log; the pulse looks within a second.
         """
         self._drain.leave()
         self._last_desired = 0.0
-        self._note_change()
+        self._changed = True
 
     def preempt(self) -> None:
         """Have every tree stopped; what does not finish in its grace is dispatched again, at no cost to retries."""
         self._drain.hurry()
         self._last_desired = 0.0
-        self._note_change()
+        self._changed = True
 
     def stop(self) -> None:
         """Wait for what runs, hand in what is open, say goodbye if nothing is left, and end the threads."""

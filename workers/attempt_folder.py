@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+LONGEST_SCRATCH = 107 - len("/pymp-12345678/listener-12345678")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -32,6 +33,11 @@ class AttemptFolder:
     def work(self) -> Path:
         """The task's working directory; removed as soon as the tree is dead."""
         return self.path / "work"
+
+    @property
+    def scratch(self) -> Path:
+        """The task's folder for temporary files (``TMPDIR``), which goes with its working directory."""
+        return self.work / "tmp"
 
     @property
     def log(self) -> Path:
@@ -61,6 +67,18 @@ class AttemptFolder:
         except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
+
+    def make_scratch(self) -> Path:
+        """Make the folder for temporary files; return a path of it that serves as long as the calling process lives.
+
+        ``multiprocessing`` binds sockets below ``TMPDIR``, and the kernel takes 107 bytes; ``DATA_DIR`` may lie deep.
+        Our descriptor then names the folder, and leaves nothing to be cleared up, as a link in ``/tmp`` would.
+        """
+        self.scratch.mkdir(exist_ok=True, mode=0o700)
+        if len(os.fsencode(self.scratch)) <= LONGEST_SCRATCH:
+            return self.scratch
+        kept = os.open(self.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return Path(f"/proc/{os.getpid()}/fd/{kept}")
 
     def remove_work(self) -> None:
         """Remove the working directory."""

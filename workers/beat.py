@@ -123,6 +123,15 @@ class Beat:
             self._heard_at = max(sent_at, self._heard_at or sent_at)
             self._sent_at = {number: at for number, at in self._sent_at.items() if number >= seq}
 
+    @property
+    def next_seq(self) -> int:
+        """The number of the first heartbeat that shows what we hold now."""
+        return self._seq + 1
+
+    def is_heard(self, seq: int) -> bool:
+        """Say whether the leader has read that heartbeat, or a later one."""
+        return self._heard_seq >= seq
+
     def fresh_until(self) -> float:
         """Return until when (CLOCK_MONOTONIC) exclusive attempts may run without another word of the leader."""
         heard_at = self._clock() if self._heard_at is None else self._heard_at

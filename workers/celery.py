@@ -10,13 +10,16 @@ from kombu.entity import Exchange, Queue
 
 from orchestrator.config import load_settings
 from orchestrator.errors import ConfigurationError, StoreUnavailable
-from orchestrator.logs import configure_logs
+from orchestrator.logs import configure_logs, get_logger
 from orchestrator.wire.keys import own_queue
 from orchestrator.wire.redis import connect, require_supported
 from workers import task
 from workers.agent import Agent
 from workers.host import Host
+from workers.memory_kills import find_level
 from workers.presence import Presence
+
+log = get_logger(__name__)
 
 
 class HostWorker(Worker):  # type: ignore[misc]  # Celery has no annotations
@@ -74,6 +77,7 @@ def _set_up_logs(**_: Any) -> None:
 def _start_agent(sender: HostWorker, **_: Any) -> None:
     """Start the fork server and the agent's parts before Celery connects; refuse with a sentence what can't work."""
     try:
+        _set_up_logs()  # Celery would, but later
         host = Host(load_settings())
         _check_redis(host)
     except ConfigurationError as error:
@@ -82,6 +86,7 @@ def _start_agent(sender: HostWorker, **_: Any) -> None:
     mine = own_queue(host.incarnation)
     sender.app.amqp.queues.select_add(Queue(mine, Exchange(""), routing_key=mine))
     me = host.me(sender.hostname, sender.concurrency, queues)
+    log.info("worker_starts", worker_id=me.incarnation, host_id=me.host_id, memory_kills=find_level(me.incarnation))
     if sender.task_events:
         sender.presence = Presence(sender.app, sender.hostname)
     sender.agent = Agent(

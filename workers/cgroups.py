@@ -32,7 +32,7 @@ class Group:
 
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel killed for memory."""
-        return _counter(self.oom_counter, "oom_kill") if self.oom_counter else 0
+        return oom_kills(self.oom_counter) if self.oom_counter else 0
 
     def refused_forks(self) -> int:
         """Return how often the kernel refused the group another process or thread."""
@@ -99,9 +99,26 @@ def find_group(name: str) -> Group:
     return Group(tuple(folder for parent in parents if (folder := parent / f"orchestrator-{name}").is_dir()), None)
 
 
-def host_oom_kills() -> int:
-    """Return how often the kernel's OOM killer struck on this host since boot."""
-    return _counter(Path("/proc/vmstat"), "oom_kill")
+def surrounding_oom_counter() -> Path | None:
+    """Return the file that counts the kernel's kills for memory in the cgroup we live in (that of our container).
+
+    ``None`` at the root of v2, which has none, and before kernel 4.13. One of v2 counts the groups below it, too.
+    """
+    for controller, file in (("", "memory.events"), ("memory", "memory.oom_control")):
+        group = own_group(controller)
+        if group is not None and _find_count(group / file, "oom_kill") is not None:
+            return group / file
+    return None
+
+
+def oom_kills(counter: Path) -> int:
+    """Return how many processes the kernel has killed for memory, by this file."""
+    return _counter(counter, "oom_kill")
+
+
+def host_oom_kills() -> int | None:
+    """Return how often the kernel's OOM killer struck on this machine since boot; ``None`` when it does not count."""
+    return _find_count(Path("/proc/vmstat"), "oom_kill")
 
 
 def own_group(controller: str) -> Path | None:
@@ -153,8 +170,12 @@ def _discard(folder: Path) -> None:
 
 
 def _counter(file: Path, name: str) -> int:
+    return _find_count(file, name) or 0
+
+
+def _find_count(file: Path, name: str) -> int | None:
     try:
         words = file.read_text().split()
     except OSError:
-        return 0
-    return int(words[words.index(name) + 1]) if name in words else 0
+        return None
+    return int(words[words.index(name) + 1]) if name in words else None

@@ -62,6 +62,7 @@ def build_context(
         artifacts=artifacts,
         http=OutboundClient.from_settings(settings),
         roots=DataRoots.from_settings(settings),
+        generation=spec.generation,
         run_parameters=spec.run_parameters,
         upstream_outputs=spec.upstream_outputs,
         cpu=max(spec.resources.cpu, 1) / 1000,

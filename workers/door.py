@@ -1,7 +1,8 @@
 """The door of a fork server whose worker died: a private socket by which another worker of the host takes it over.
 
 It is made when the worker dies and removed when nothing lives behind it. Only this account may open it (0600, and the
-peer's user is checked), and the first worker that does is the keeper; others are told that they come late.
+peer's user is checked). The first worker that does and says ``keep`` is the keeper; while it is there others are told
+that they come late.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Door:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         former = os.umask(0o177)
         try:
+            # Of an earlier try that failed after it was bound, or of a fork server of ours that was killed.
+            (self._folder / self._name).unlink(missing_ok=True)
             with reachable(self._folder, self._name) as path:
                 listener.bind(path)
             listener.listen(8)

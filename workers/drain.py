@@ -31,6 +31,8 @@ class Drain:
         self._clock = clock
         self._left_until: float | None = None
         self._commanded_until: float | None = None
+        self._word: tuple[object, ...] = ()
+        """The scheduler's word by which that was set."""
         self._is_hurried = False
 
     @property
@@ -59,18 +61,23 @@ class Drain:
         self._left_until = self._clock()
         self._is_hurried = True
 
-    def command(self, wanted: bool, left: float | None) -> bool:
+    def command(self, wanted: bool, left: float | None, said: tuple[int, int]) -> bool:
         """Take the scheduler's word; returns whether it is news.
 
         :param left: seconds it still waits; ``None``: as long as our own setting allows, from the first word on.
+        :param said: epoch and heartbeat that the word answers. It stands for a minute and is read every second, so the
+            deadline counts from its first reading: a word of a leader that has died is not prolonged.
         """
         was = self.is_commanded
+        word = (*said, left)
         if not wanted:
             self._commanded_until = None
         elif left is not None:
-            self._commanded_until = self._clock() + max(left, 0.0)
+            if not was or word != self._word:
+                self._commanded_until = self._clock() + max(left, 0.0)
         elif self._commanded_until is None:
             self._commanded_until = self._clock() + self._seconds
+        self._word = word
         return was != wanted
 
     def order_for(self, spec: GrantSpec) -> Stop | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.operator import Operator, OperatorFailure, SkipTask
+from orchestrator.operator import Operator, OperatorFailure, SkipTask, TaskContext
 from orchestrator.wire.messages import GrantSpec
 from workers.attempt_folder import AttemptFolder
 from workers.orders import Site
@@ -46,22 +49,27 @@ def preload() -> None:
         Draft202012Validator(dict(operator.parameters_schema)).is_valid({})
 
 
-def execute(site: Site, spec: GrantSpec, folder: AttemptFolder) -> int:
-    """Run the attempt and return the exit status: 0 when the operator finished or skipped, else 1."""
+def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -> int:
+    """Run the attempt and return the exit status: 0 when the operator finished or skipped, else 1.
+
+    :param scratch: where its temporary files go.
+    """
     os.environ.clear()
-    os.environ.update(task_environment(site, spec, folder))
+    os.environ.update(task_environment(site, spec, folder, scratch))
     os.chdir(folder.work)
     # A line reaches the log when it is printed, not when 8 KiB are full.
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    result = _run(site, spec, folder)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    folder.write("result", result)
+    with ExitStack() as afterwards:
+        result = _run(site, spec, folder, afterwards)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        folder.write("result", result)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is done is done
     return 0 if result["end"] in ("ok", "skip") else 1
 
 
-def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict[str, str]:
+def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -> dict[str, str]:
     """Return the variables the task sees: no secret of ours among them."""
     threads = str(max(1, math.ceil(spec.resources.cpu / 1000)))
     return {
@@ -69,6 +77,7 @@ def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict
         **dict.fromkeys(_THREAD_VARIABLES, threads),
         "CUDA_VISIBLE_DEVICES": ",".join(spec.devices),
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(scratch),
         "ORCHESTRATOR_INCARNATION": site.incarnation,
         "ORCHESTRATOR_ATTEMPT": spec.attempt_id,
         "ORCHESTRATOR_RUN": spec.run_id,
@@ -78,9 +87,9 @@ def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict
     }
 
 
-def _run(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict[str, Any]:
+def _run(site: Site, spec: GrantSpec, folder: AttemptFolder, afterwards: ExitStack) -> dict[str, Any]:
     try:
-        return _run_operator(site, spec, folder)
+        return _run_operator(site, spec, folder, afterwards)
     except SkipTask as skip:
         return {"end": "skip", "reason": skip.reason, "message": skip.message}
     except OperatorFailure as error:
@@ -96,7 +105,7 @@ def _run(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict[str, Any]:
         return failure("exception", f"{type(error).__name__}: {error}", retryable=True)
 
 
-def _run_operator(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict[str, Any]:
+def _run_operator(site: Site, spec: GrantSpec, folder: AttemptFolder, afterwards: ExitStack) -> dict[str, Any]:
     from orchestrator.config import load_settings
     from workers.context import build_context
 
@@ -105,13 +114,27 @@ def _run_operator(site: Site, spec: GrantSpec, folder: AttemptFolder) -> dict[st
     parameters = dict(spec.parameters)
     _check(operator.parameters_schema, parameters, "bad_parameters", f"parameters of task {spec.task!r}")
     context = build_context(settings, spec, folder, site.settings)
-    outputs = operator().run(context, parameters)
+    try:
+        outputs = operator().run(context, parameters)
+    except SkipTask:
+        afterwards.callback(_forget_checkpoint, context)
+        raise
     _check(operator.outputs_schema, dict(outputs), "bad_outputs", f"outputs of operator {spec.operator!r}")
-    return {
+    result = {
         "end": "ok",
         "outputs": _as_json(outputs, "outputs"),
         "records": _as_json(list(context.records), "records"),
     }
+    afterwards.callback(_forget_checkpoint, context)
+    return result
+
+
+def _forget_checkpoint(context: TaskContext) -> None:
+    """A task that is done goes on from nothing; that the store does not answer is no reason to do it again."""
+    try:
+        context.checkpoint_delete()
+    except OrchestratorError as error:
+        print(f"What was saved for another attempt is left in the artifact store: {error}", file=sys.stderr)
 
 
 def _find(name: str, folders: Any) -> type[Operator]:

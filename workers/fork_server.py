@@ -6,7 +6,9 @@ orders forks over a socket pair. The pair is also the lifeline: when the worker 
 killed and reported ``lost``. When this process dies, the supervisors see the same on their own sockets.
 
 Trees with ``on_worker_loss: adopt`` live on: this process opens a door (see ``door``), and the next worker of the host
-that comes through it gives the orders from then on. When that one dies too, the door is open again.
+that comes through it and says that it keeps them gives the orders from then on. When that one dies too, the door is
+open again. What has no keeper for too long is stopped, and dead before the leader may start it elsewhere: so the death
+of a keeper of whom the leader never heard gives no new time, nor does a visitor that leaves again.
 """
 
 from __future__ import annotations
@@ -71,10 +73,15 @@ class ForkServer:
         """Attempts whose supervisor died; reported once no orphan of theirs lives."""
         self._quiet_looks = 0
         self._worker_lives = True
-        """Somebody is at the other end of the pair or of the door: the worker that started us, or a keeper."""
+        """Somebody is at the other end of the pair or of the door: the worker that started us, or a later one."""
+        self._is_kept = True
+        """Who is there answers for the trees; a visitor that has just been greeted does not."""
+        self._is_known = True
+        """The leader knows who is there, and will count from that one's death."""
         self._door: Door | None = None
         """Made when the worker dies; from then on nothing new is started."""
         self._orphaned_at = 0.0
+        """Since when the leader may count the trees' last worker as silent."""
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
@@ -118,14 +125,14 @@ class ForkServer:
                 self._site = Site.from_line(order)
             case "start" if self._door is None:
                 self._start(order)
-            case "stop":
+            case "stop" | "fresh":
                 for one in self._supervised.values():
-                    if one.spec.attempt_id == order["attempt"]:
+                    if _concerns(order, one.spec):
                         self._pass_on(one, order)
-            case "fresh":
-                for one in self._supervised.values():
-                    if one.spec.exclusive:
-                        self._pass_on(one, order)
+            case "keep":
+                self._is_kept = True
+            case "known":
+                self._is_known = True
 
     def _start(self, order: dict[str, Any]) -> None:
         assert self._site is not None, "the worker configures us before it starts anything"
@@ -160,11 +167,12 @@ class ForkServer:
     def _lose_worker(self) -> None:
         """Kill every tree that nobody may adopt: the worker (or the keeper) is dead, or has ended, which it does only
         when nothing runs."""
-        self._worker_lives = False
+        if self._is_known:
+            self._orphaned_at = time.monotonic()
+        self._worker_lives = self._is_kept = self._is_known = False
         self._selector.unregister(self._worker)
         self._worker.close()
         self._lines = Lines()
-        self._orphaned_at = time.monotonic()
         doomed = [one for one in self._supervised.values() if not one.may_be_adopted]
         for one in doomed:
             self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, min(one.spec.grace, 2.0)))
@@ -174,17 +182,21 @@ class ForkServer:
 
     def _mind_orphans(self) -> None:
         """Keep the door open while trees wait behind it; stop those that have waited too long."""
-        if self._door is None or self._worker_lives or self._site is None:
+        if self._door is None or self._is_kept or self._site is None:
             return
         if not self._door.is_open:
             with suppress(OSError):  # the disk is full: tried again
                 self._selector.register(self._door.open(), selectors.EVENT_READ, self._answer_door)
         if time.monotonic() - self._orphaned_at > self._site.orphan_seconds:
             for one in self._supervised.values():
-                self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, None))
+                grace = min(one.spec.grace, self._site.orphan_grace)
+                self._pass_on(one, stop_order(one.spec.attempt_id, verdict.WORKER_LOST, grace))
 
     def _answer_door(self) -> None:
-        """Greet a worker; the first is the keeper from now on, and holds our incarnation's lock with us."""
+        """Greet a worker, which holds our incarnation's lock with us from now on; it keeps us when it says so.
+
+        One that does not is not hung up on: it might have said so just now. It merely stops no clock.
+        """
         assert self._door is not None, "it is the door that rang"
         if (visitor := self._door.accept()) is None:
             return
@@ -278,6 +290,10 @@ class ForkServer:
         if self._worker_lives:
             with suppress(OSError):  # it just died; its end of the pair will say so
                 send_line(self._worker, document)
+
+
+def _concerns(order: dict[str, Any], spec: GrantSpec) -> bool:
+    return spec.exclusive if order["do"] == "fresh" else spec.attempt_id == order["attempt"]
 
 
 def _become_supervisor(

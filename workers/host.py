@@ -18,6 +18,15 @@ from workers.gpus import Gpus, is_task_process, load_nvml
 from workers.orders import Site
 
 
+def orphan_grace(settings: Settings) -> float:
+    """Return how long a tree that nobody has adopted may take to end.
+
+    The leader gives it up ``ADOPT_SECONDS`` and a lease after the last heartbeat that it has read. That one may be
+    older than the worker's death by an interval, and reaping the tree takes a moment.
+    """
+    return settings.worker_lease - 2 * settings.heartbeat_interval_seconds
+
+
 class Host:
     """One incarnation on its host.
 
@@ -67,7 +76,8 @@ class Host:
             environment=environment.task_base(os.environ),
             max_processes=self.settings.max_task_processes,
             doors=str(self.folders.locks),
-            orphan_seconds=2 * self.settings.adopt_seconds + self.settings.worker_lease,
+            orphan_seconds=self.settings.adopt_seconds,
+            orphan_grace=orphan_grace(self.settings),
         )
         variables = environment.fork_server_environment(os.environ, self.incarnation)
         return ForkClient(site, variables, self._lock.fd, listener)

@@ -10,21 +10,23 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.errors import UnreadableMessage
 from orchestrator.logs import get_logger
 from orchestrator.wire.messages import GrantSpec, grant_from_body
 from workers import door
 from workers.attempt_folder import AttemptFolder, is_safe_id
-from workers.fork_client import Listener, ServerLink
+from workers.fork_client import ForkServerGone, Listener, ServerLink
 from workers.identity import HostFolders
 from workers.leftovers import attempts_of
-from workers.orders import Lines
+from workers.orders import Lines, keep_order, known_order
 from workers.process_tree import is_same
 from workers.running import Running
 from workers.spool import Spool
+from workers.verdict import WORKER_LOST
 
 log = get_logger(__name__)
 
@@ -67,6 +69,7 @@ class KeptServer(ServerLink):
     """The fork server of a dead incarnation, of which we are the keeper.
 
     :ivar lock: our share of that incarnation's lock: no other worker clears up after it while we report for it.
+    :ivar shown_by: number of the first heartbeat that shows what we hold of it.
     """
 
     def __init__(
@@ -78,11 +81,29 @@ class KeptServer(ServerLink):
         self.greeting = greeting
         self.ending = set(greeting.ending)
         self.is_gone = threading.Event()
+        self.shown_by = 0
+        self._is_known = False
         self._lines = rest
 
     def listen(self) -> None:
         """Start to hear how its attempts end; call it when they are held."""
         self._thread.start()
+
+    def keep(self) -> None:
+        """Answer for its attempts from now on: until then they count as orphans, whoever has come to look.
+
+        :raises ForkServerGone: it has just ended.
+        """
+        self._send(keep_order())
+
+    def become_known(self) -> None:
+        """Tell it, once, that the leader knows its keeper; until then our death would give its attempts no new time.
+
+        :raises ForkServerGone: it has just ended.
+        """
+        if not self._is_known:
+            self._send(known_order())
+            self._is_known = True
 
     def forget(self) -> None:
         """Let go of it, and of its incarnation."""
@@ -94,9 +115,19 @@ class KeptServer(ServerLink):
         self.is_gone.set()
 
 
+class Heard(Protocol):
+    """The part of ``Beat`` that tells what the leader has read."""
+
+    @property
+    def next_seq(self) -> int: ...
+
+    def is_heard(self, seq: int) -> bool: ...
+
+
 class Keeper:
     """All fork servers that this worker keeps.
 
+    :param incarnation: our own, whose fork server is not another one's.
     :param follow: told of each attempt folder of a kept incarnation, and whether its attempt has ended.
     :param ended: told of each kept attempt whose outcome is in the spool.
     :param mourn: told of each kept fork server that has ended.
@@ -106,8 +137,10 @@ class Keeper:
         self,
         folders: HostFolders,
         boot_id: str,
+        incarnation: str,
         running: Running,
         spool: Spool,
+        heard: Heard,
         *,
         follow: Callable[[AttemptFolder, bool], None],
         ended: Callable[[str], None],
@@ -115,8 +148,10 @@ class Keeper:
     ) -> None:
         self._folders = folders
         self._boot_id = boot_id
+        self._incarnation = incarnation
         self._running = running
         self._spool = spool
+        self._heard = heard
         self._follow = follow
         self._ended = ended
         self._mourn = mourn
@@ -132,7 +167,11 @@ class Keeper:
             if server.is_gone.is_set() and self._is_settled(server):
                 del self._kept[incarnation]
                 server.forget()
-        found = [one for one in door.doors(self._folders.locks) if may_take and one not in self._kept]
+            elif self._heard.is_heard(server.shown_by):
+                with suppress(ForkServerGone):
+                    server.become_known()
+        passed = {self._incarnation, *self._kept}
+        found = [one for one in door.doors(self._folders.locks) if may_take and one not in passed]
         taken = [incarnation for incarnation in found if self._try(incarnation)]
         return bool(taken)
 
@@ -165,14 +204,39 @@ class Keeper:
         except OSError as error:  # it is just ending, or was killed and left its socket
             log.debug("door_not_opened", incarnation=incarnation, why=str(error))
             return False
+        try:
+            self._hold(server)
+        except BaseException:  # no descriptor or thread left, a disk that fails: tried again from the start
+            self._let_go(server)
+            raise
+        self._answer_for(server)
+        return True
+
+    def _hold(self, server: KeptServer) -> None:
+        """Make what lives behind the door ours. What may fail comes first: a tree that is held must be heard of."""
+        living = {spec.attempt_id for spec in server.greeting.kept} | server.ending
+        for folder in list(attempts_of(self._folders, server.incarnation)):
+            self._follow(folder, folder.attempt_id not in living)
         for spec in server.greeting.kept:
             self._adopt(server, spec)
-        self._kept[incarnation] = server  # after that, or what is not held yet would count as dead
-        living = {spec.attempt_id for spec in server.greeting.kept} | server.ending
-        for folder in attempts_of(self._folders, incarnation):
-            self._follow(folder, folder.attempt_id not in living)
+        self._kept[server.incarnation] = server  # after that, or what is not held yet would count as dead
+        server.shown_by = self._heard.next_seq
         server.listen()
-        return True
+
+    def _let_go(self, server: KeptServer) -> None:
+        self._kept.pop(server.incarnation, None)
+        for held in self._running.all():
+            if held.server is server:
+                self._running.release(held.spec.attempt_id, dead=False)
+        server.forget()
+
+    def _answer_for(self, server: KeptServer) -> None:
+        """Become its keeper, and have stopped what we would not answer for: nobody else will, from now on."""
+        refused = [spec.attempt_id for spec in server.greeting.kept if spec.attempt_id in server.ending]
+        with suppress(ForkServerGone):  # then its supervisors stop all of them, and we mourn it
+            server.keep()
+            for attempt_id in refused:
+                server.stop(attempt_id, WORKER_LOST, None)
 
     def _greet(self, incarnation: str) -> KeptServer:
         link = door.knock(self._folders.locks, incarnation)
@@ -214,12 +278,13 @@ class Keeper:
     def _adopt(self, server: KeptServer, spec: GrantSpec) -> None:
         """Hold the attempt, if the supervisor that its folder names lives and has its token."""
         if not is_safe_id(spec.attempt_id):
+            server.ending.add(spec.attempt_id)
             return
         state = AttemptFolder(self._folders.attempts, spec.attempt_id).read("state")
         pid, started = state.get("pid"), state.get("started")
         if state and (state.get("token") != spec.token or (pid and not is_same(int(pid), int(started or 0)))):
             log.warning("orphan_not_adopted", attempt_id=spec.attempt_id, pid=pid)
-            server.ending.add(spec.attempt_id)  # whatever it is, its fork server will tell its end
+            server.ending.add(spec.attempt_id)  # whatever it is, its fork server stops it and tells its end
             return
         log.info("adopted", attempt_id=spec.attempt_id, pid=pid, started_by=server.incarnation)
         self._running.adopt(spec, server, server.incarnation)

@@ -33,8 +33,10 @@ class Site:
     """Of one tree; with more it is stopped."""
     doors: str = ""
     """Folder in which a fork server whose worker died makes its socket (see ``door``)."""
-    orphan_seconds: float = 1260.0
-    """How long trees may live on without a worker; then nobody counts on them any more."""
+    orphan_seconds: float = 600.0
+    """How long trees may live on without a worker that answers for them; then they are stopped."""
+    orphan_grace: float = 20.0
+    """The longest grace of such a stop: the leader counts from the worker's silence, and soon starts them elsewhere."""
 
     @property
     def attempts_folder(self) -> Path:
@@ -65,6 +67,16 @@ def stop_order(attempt_id: str, why: str, grace: float | None) -> dict[str, Any]
 def fresh_order(until: float) -> dict[str, Any]:
     """Tell exclusive attempts until when (CLOCK_MONOTONIC, one for the whole host) they may run unheard."""
     return {"do": "fresh", "until": until}
+
+
+def keep_order() -> dict[str, Any]:
+    """Say, once greeted at the door, that we hold what lives behind it, and answer for it from now on."""
+    return {"do": "keep"}
+
+
+def known_order() -> dict[str, Any]:
+    """Say that the leader has read that we do: when we die, it counts from then on."""
+    return {"do": "known"}
 
 
 def kept_grant(spec: GrantSpec) -> str:

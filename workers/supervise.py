@@ -22,6 +22,7 @@ from orchestrator.wire.messages import GrantSpec
 from workers import cgroups, lean, verdict
 from workers.attempt_folder import AttemptFolder
 from workers.log_pump import LogPump
+from workers.memory_kills import MemoryKills
 from workers.orders import Lines, Site
 from workers.process_tree import Proc, descendants, proportional_memory, read_proc, send
 from workers.spool import Spool
@@ -51,7 +52,6 @@ class Supervisor:
         self._peak = 0
         self._next_look = 0.0
         self._next_pss = 0.0
-        self._host_oom_kills = cgroups.host_oom_kills()
         self._group = cgroups.Group((), None)
 
     def run(self) -> None:
@@ -82,6 +82,7 @@ class Supervisor:
         assert me is not None
         spec = self._spec
         self._folder.create()
+        self._scratch = self._folder.make_scratch()
         self._folder.write(
             "state",
             {
@@ -97,6 +98,7 @@ class Supervisor:
         )
         if self._site.use_cgroups:
             self._group = cgroups.open_group(spec.attempt_id, spec.resources.memory, self._site.max_processes)
+        self._kills = MemoryKills(self._group)
         wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -146,7 +148,7 @@ class Supervisor:
             lean.leave_processes_to_others()
             from workers.execute import execute
 
-            code = execute(self._site, self._spec, self._folder)
+            code = execute(self._site, self._spec, self._folder, self._scratch)
         finally:
             os._exit(code)
 
@@ -184,12 +186,19 @@ class Supervisor:
             self._fresh_until = float(order["until"])
 
     def stop(self, why: str, grace: float) -> None:
-        """Send TERM to the tree now and KILL after ``grace`` seconds; the first reason stands, KILL may come sooner."""
+        """Send TERM to the tree now and KILL after ``grace`` seconds; the first reason stands, KILL may come sooner.
+
+        Without a grace it is KILL alone: a task that is quick might answer TERM as if it had been given time.
+        """
         kill_at = time.monotonic() + grace
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         if self._stop or self._status is not None:
             return
         self._stop = why
+        if grace <= 0:
+            self._pump.note(f"Stopping: {why}; KILL now.")
+            self._kill_all()
+            return
         self._pump.note(f"Stopping: {why}; TERM now, KILL in {grace:.0f} s.")
         send(descendants(os.getpid()), signal.SIGTERM)
 
@@ -206,6 +215,8 @@ class Supervisor:
                 return
             if pid == self._child:
                 self._status = status
+            elif self._kill_at is None:
+                self._kills.saw_end(status, time.monotonic())
 
     def _watch(self, now: float) -> None:
         spec = self._spec
@@ -230,11 +241,12 @@ class Supervisor:
             self._next_pss = now + max(1.0, took * _PSS_COST_FACTOR)
             self._peak = max(self._peak, memory)
             self._folder.write("usage", {"memory": memory, "cpu_seconds": round(self._cpu_seconds(tree), 2)})
+        self._kills.look(tree, self._child, now)
         self._next_look = now + TICK
         if ceiling and memory > ceiling:
             self._pump.note(f"Out of memory: the tree holds {memory} bytes, it asked for {ceiling}.")
             self.stop(verdict.OUT_OF_MEMORY, 0.0)
-        elif self._group.oom_kills():
+        elif self._kills.has_struck():
             self.stop(verdict.OUT_OF_MEMORY, 0.0)
         elif len(tree) > self._site.max_processes or self._group.refused_forks():
             self._pump.note(f"Too many processes: {len(tree)} live, {self._site.max_processes} are allowed.")
@@ -270,14 +282,14 @@ class Supervisor:
 
     def _finish(self) -> None:
         assert self._status is not None
-        oom_killed = self._was_oom_killed(self._status)
+        out_of_memory = self._kills.judge(self._child, self._status, time.monotonic())
         self._pump.close()
         outcome = verdict.judge(
             verdict.Ending(
                 stop=self._stop,
                 status=self._status,
                 result=self._result(),
-                oom_killed=oom_killed,
+                out_of_memory=out_of_memory,
                 usage=self._usage(),
                 local_to=self._site.local_to,
             )
@@ -285,12 +297,6 @@ class Supervisor:
         self._group.remove()
         self._folder.remove_work()
         self._spool_it(outcome)
-
-    def _was_oom_killed(self, status: int) -> bool:
-        if self._group.oom_kills():
-            return True
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        return killed and cgroups.host_oom_kills() > self._host_oom_kills
 
     def _result(self) -> bytes | None:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from orchestrator.errors import UnreadableMessage
@@ -51,8 +53,26 @@ _STOPPED: Mapping[str, Outcome] = {
     ),
 }
 
+_A_PART_WAS_KILLED = "The kernel killed a process of it for want of memory; raise memory_gb, or its worker's memory."
 _MAY_STILL_SUCCEED = frozenset({PREEMPTED, WORKER_LOST, FORK_SERVER_LOST})
 """Stops under which a task that finished within its grace counts as finished."""
+
+_UNEXPLAINED = frozenset({"exception", "exit", "killed", "signal"})
+"""Failures whose cause the operator did not name by a reason of its own."""
+_TELLS_OF_A_KILL = re.compile(r"SIGKILL|signal: Killed|exit status 137|^BrokenProcessPool")
+"""What ``subprocess``, joblib, a DataLoader, a shell and ``concurrent.futures`` say when a child was killed."""
+
+
+class OutOfMemory(Enum):
+    """How surely the kernel has killed something of an attempt for memory."""
+
+    NO = "no"
+    POSSIBLE = "possible"
+    """It has killed something in the same container; it may have been another attempt's."""
+    LIKELY = "likely"
+    """And a process of the attempt went at that moment, or was killed."""
+    CERTAIN = "certain"
+    """It has killed the attempt's first process, or one of its own cgroup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +85,7 @@ class Ending:
     """As ``waitpid`` gives it."""
     result: bytes | None
     """Content of the result file."""
-    oom_killed: bool
-    """The kernel killed it, or a process of its own cgroup, for memory."""
+    out_of_memory: OutOfMemory
     usage: Usage
     local_to: str | None
 
@@ -92,8 +111,25 @@ def _judge(ending: Ending, exit_code: int) -> Outcome:
     finished = exit_code == 0 and ending.result is not None
     if ending.stop and not (finished and ending.stop in _MAY_STILL_SUCCEED):
         return _STOPPED[ending.stop]
-    if ending.oom_killed and not finished:
+    if ending.out_of_memory is OutOfMemory.CERTAIN and not finished:
         return _STOPPED[OUT_OF_MEMORY]
+    outcome = _by_itself(ending, exit_code)
+    if _was_out_of_memory(outcome, ending.out_of_memory):
+        message = f"{_A_PART_WAS_KILLED} It ended so: {outcome.message}"
+        return replace(outcome, reason=OUT_OF_MEMORY, message=message[:MAX_MESSAGE])
+    return outcome
+
+
+def _was_out_of_memory(outcome: Outcome, seen: OutOfMemory) -> bool:
+    """Say whether a failure that nobody explains is one for memory. An operator that names its reason is believed."""
+    if outcome.state is not AttemptState.FAILED or outcome.reason not in _UNEXPLAINED:
+        return False
+    # Our own sentence about a signal names SIGKILL, too.
+    is_told = outcome.reason in ("exception", "killed") and _TELLS_OF_A_KILL.search(outcome.message) is not None
+    return seen is OutOfMemory.LIKELY or (seen is OutOfMemory.POSSIBLE and is_told)
+
+
+def _by_itself(ending: Ending, exit_code: int) -> Outcome:
     if exit_code < 0:
         return Outcome(
             AttemptState.FAILED, "signal", f"Its process was killed by {_signal_name(-exit_code)}, not by us."

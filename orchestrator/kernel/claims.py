@@ -23,6 +23,8 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
 
     - Still dispatched: granted, whatever the seq, if the attempt is or can be planned for this worker; else the hint
       goes to the planned worker's own queue.
+    - Refused before, under this nonce: refused again, for its worker has let go of it. A late copy of the claim
+      would else be granted to nobody.
     - Granted already to the same incarnation and nonce: the same grant again.
     - Anything else is refused.
     """
@@ -31,7 +33,9 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
     if attempt is None:
         _deny(changes, event, "superseded" if event.attempt_id in kernel.ended else "unknown")
         return
-    if may_be_granted(attempt):
+    if may_be_granted(attempt) and (reason := kernel.refused_claims.get(_key(event))):
+        _deny(changes, event, reason)
+    elif may_be_granted(attempt):
         _grant_if_it_fits(changes, event, attempt)
     elif attempt.cancel:
         _deny(changes, event, "cancelled")
@@ -71,6 +75,7 @@ def _still_offers(worker: WorkerRecord, attempt: AttemptRecord) -> bool:
 
 def _refuse(changes: Changes, event: ClaimReceived, attempt: AttemptRecord, reason: str) -> None:
     """Refuse a claim of an attempt that is still to be had; the pool's hint is used up, so its own worker gets one."""
+    changes.kernel.refuse_claim(_key(event), reason)
     _deny(changes, event, reason)
     if not attempt.direct and attempt.worker_id != event.worker_id and attempt.worker_id in changes.kernel.workers:
         hint_again(changes, attempt, direct=True)
@@ -167,6 +172,10 @@ def _exchange(
         if reservation is not None:
             ledger.take(reservation)
     return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _key(event: ClaimReceived) -> tuple[str, str, str]:
+    return (event.attempt_id, event.worker_id, event.nonce)
 
 
 def _deny(changes: Changes, event: ClaimReceived, reason: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from orchestrator.effects import CreateAttempt, SendHint
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.waiting import Line, Rank
 from orchestrator.placement import Ask, Choice, Wait, choose, could_ever_fit, suits
-from orchestrator.records import AttemptRecord, Reservation
+from orchestrator.records import AttemptRecord, Reservation, WorkerRecord
 from orchestrator.states import TaskState, WorkerState
 
 NO_REDIS = Wait("waiting_for_redis", "Redis does not answer, so no worker can be told of it.")
@@ -87,18 +89,34 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
 
 
 def _chosen(changes: Changes, node: TaskNode, ask: Ask) -> Choice | Wait:
-    """Choose a worker, rather not the one that has just lost the task for reasons of its own: a broken one has a free
-    slot all the time, and would eat the backlog."""
+    """Choose a worker, rather none of those that :func:`_shunned` names."""
     kernel = changes.kernel
     listeners = kernel.listeners_of(ask.queue)
-    avoided = kernel.workers.get(node.avoid)
-    # One that is gone takes no hint, so all may have this one: a single worker chosen here may have just died too.
-    if avoided is not None and avoided.state is WorkerState.ONLINE:
-        answer = choose(ask, listeners, kernel.ledger, prefer_host=node.run.home, exclude=node.avoid)
+    for shunned in _shunned(kernel, node, listeners):
+        answer = choose(ask, listeners, kernel.ledger, prefer_host=node.run.home, exclude=shunned)
         if isinstance(answer, Choice):
-            # To its own queue: the avoided worker listens to the pool's.
+            # To its own queue: the shunned workers listen to the pool's.
             return replace(answer, direct=True)
     return choose(ask, listeners, kernel.ledger, prefer_host=node.run.home)
+
+
+def _shunned(kernel: Kernel, node: TaskNode, listeners: Iterable[WorkerRecord]) -> Iterator[frozenset[str]]:
+    """Yield the workers that the task had better not go to, the strictest wish first.
+
+    - Not to the one that has just lost it for reasons of its own: a broken one has a free slot all the time, and would
+      eat the backlog. One that is gone takes no hint, so all may have that one: a single worker chosen here may have
+      just died too.
+    - When it was lost with its host, not to a host that runs another such task. One of them may be what killed that
+      host; together they would be lost again and again, and the innocent be called ``poison`` with it.
+    """
+    avoided = kernel.workers.get(node.avoid)
+    away_from = frozenset({node.avoid} if avoided is not None and avoided.state is WorkerState.ONLINE else ())
+    if node.losses:
+        hosts = {one.host_id for one in kernel.attempts.values() if kernel.tasks[one.task_run_id].losses}
+        if beside := frozenset(worker.id for worker in listeners if worker.host_id in hosts):
+            yield away_from | beside
+    if away_from:
+        yield away_from
 
 
 def _explain_line(changes: Changes, line: Line) -> None:
@@ -234,7 +252,7 @@ def _moved_if_deaf(changes: Changes, attempt: AttemptRecord) -> AttemptRecord:
     if worker is not None and worker.state is WorkerState.ONLINE and attempt.seq < 2:
         return attempt
     ask = kernel.ask_of(kernel.tasks[attempt.task_run_id])
-    answer = choose(ask, kernel.listeners_of(ask.queue), kernel.ledger, exclude=attempt.worker_id)
+    answer = choose(ask, kernel.listeners_of(ask.queue), kernel.ledger, exclude=frozenset({attempt.worker_id}))
     return attempt if isinstance(answer, Wait) else move(changes, attempt, answer)
 
 

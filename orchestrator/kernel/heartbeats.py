@@ -138,7 +138,8 @@ def _adopt_lost_grants(changes: Changes, heartbeat: Heartbeat, worker: WorkerRec
         if attempt is None or attempt.state is not AttemptState.DISPATCHED or not holds_token(attempt, token):
             continue
         if attempt.worker_id != worker.id and can_keep(kernel, attempt, worker):
-            # The one it was planned for has run it and is gone; this one takes it over in a moment.
+            # The one it was planned for has run it and is gone; this one takes it over in a moment. Or this one has
+            # claimed it, and the rows have lost that too: a report of either counts.
             grant(changes, attempt, attempt.worker_id, attempt.nonce, "readopted")
         elif _charge_to(changes, attempt, worker):
             adopted = kernel.attempts[attempt_id]

@@ -57,6 +57,8 @@ class Kernel:
         """Runs under way whose plan can't be read here, and why; another scheduler has to see to them."""
         self.left_alone: frozenset[str] = frozenset()
         """Their live attempts: nothing is said or done about them."""
+        self.refused_claims: dict[tuple[str, str, str], str] = {}
+        """Claims (attempt, worker, nonce) of attempts that were still to be had, and why they were refused."""
         self.ledger = Ledger()
         self.waiting_lines = Waiting()
         self.shapes: dict[int, tuple[Shape, int]] = {}
@@ -163,6 +165,12 @@ class Kernel:
         for queue in worker.queues:
             self.listeners.get(queue, {}).pop(worker_id, None)
 
+    def refuse_claim(self, claim: tuple[str, str, str], reason: str) -> None:
+        """Remember why a claim (attempt, worker, nonce) was refused; only so many, the oldest are forgotten."""
+        self.refused_claims.setdefault(claim, reason)
+        if len(self.refused_claims) > ENDED_KEPT:
+            del self.refused_claims[next(iter(self.refused_claims))]
+
     def listeners_of(self, queue: str) -> list[WorkerRecord]:
         return [self.workers[worker_id] for worker_id in self.listeners.get(queue, ())]
 
@@ -197,7 +205,9 @@ class Kernel:
         self.unclaimed.pop(attempt.id, None)
         self.cancel_grace.pop(attempt.id, None)
         self._drop_grant(attempt)
-        self.ended[attempt.id] = EndedAttempt(attempt.id, attempt.state, attempt.token, attempt.worker_id, reason)
+        self.ended[attempt.id] = EndedAttempt(
+            attempt.id, attempt.state, attempt.token, attempt.worker_id, reason, attempt.keeper_id
+        )
         if len(self.ended) > ENDED_KEPT:
             del self.ended[next(iter(self.ended))]
 

@@ -69,15 +69,21 @@ def _admitted_by_breaker(
     are_many = len(silent) >= 3 or attempts > 100
     is_one_host = len({worker.host_id for worker in silent}) < 2
     is_mass = bool(expired) and len(silent) > SHARE_AT_ONCE * live and are_many and not is_one_host
-    if not kernel.settings.breaker or not is_mass:
+    if not kernel.settings.breaker or not silent:
         kernel.breaker_until = None
         return expired
     if kernel.breaker_until is None:
+        if not is_mass:
+            return expired
         changes.count("breaker", f"{len(silent)} of {live} workers are silent; held for {kernel.settings.lease:g} s")
         kernel.breaker_until = changes.now + kernel.settings.lease
         return []
+    # To its end, though some have spoken again: the others are about to.
     if changes.now < kernel.breaker_until:
         return []
+    if not is_mass:
+        kernel.breaker_until = None
+        return expired
     kernel.breaker_until = changes.now + kernel.settings.lease
     return sorted(expired, key=lambda worker: (worker.seen_at, worker.id))[: max(1, math.floor(live * SHARE_PER_LEASE))]
 

@@ -75,12 +75,18 @@ def _is_accepted(attempt: AttemptRecord, event: OutcomeReceived) -> bool:
     the rows have lost)."""
     if not holds_token(attempt, event.token) or event.outcome.state not in REPORTED:
         return False
-    return (
-        attempt.state is AttemptState.DISPATCHED
-        or attempt.worker_id == event.worker_id
-        # Its keeper has found who ran it, where the rows have lost that.
-        or (bool(attempt.keeper_id) and attempt.keeper_id == event.reply_to)
-    )
+    return attempt.state is AttemptState.DISPATCHED or _has_run_it(attempt, event)
+
+
+def _has_run_it(attempt: AttemptRecord | EndedAttempt, event: OutcomeReceived) -> bool:
+    """Say whether the report is of the incarnation that has run the attempt, as far as the rows know.
+
+    Where they have lost a grant they name the worker that it was planned for. Who showed it then is its keeper, and has
+    run it, or has found who did.
+    """
+    if attempt.worker_id == event.worker_id:
+        return True
+    return bool(attempt.keeper_id) and attempt.keeper_id in {event.worker_id, event.reply_to}
 
 
 def holds_token(attempt: AttemptRecord, token: str) -> bool:
@@ -93,9 +99,7 @@ def _verdict_on_ended(changes: Changes, event: OutcomeReceived) -> str:
     ended: EndedAttempt | None = changes.kernel.ended.get(event.attempt_id) or event.ended
     if ended is None:
         return "unknown"
-    if ended.token != event.token:
-        return "fenced"
-    if ended.worker_id != event.worker_id:
+    if ended.token != event.token or not _has_run_it(ended, event):
         return "fenced"
     changes.release(event.attempt_id)
     return "committed" if _is_same_end(ended, event.outcome) else "fenced"

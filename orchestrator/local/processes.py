@@ -60,7 +60,7 @@ def _gunicorn(settings: Settings) -> tuple[str, ...]:
     return (
         *("-m", "gunicorn", "api.wsgi:app", "--bind", f"{host}:{settings.port}"),
         # One process keeps the counters of /monitoring/metrics and the rate limits whole.
-        *("--worker-class", "gthread", "--workers", "1", "--threads", str(API_THREADS)),
+        *("--worker-class", "api.server.Threads", "--workers", "1", "--threads", str(API_THREADS)),
         # The control socket of gunicorn 27 has one path for all instances of a user.
         # With the default of 2 s a client that asks every few seconds often meets a connection that is just closing.
         *("--no-control-socket", "--graceful-timeout", "3", "--keep-alive", "75"),

@@ -5,7 +5,7 @@ This is the seam where richer policies come in: whatever decides, it answers wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from orchestrator.placement.ask import Ask, Choice, Wait
 from orchestrator.placement.ledger import HostAccount, Ledger
@@ -22,18 +22,18 @@ def choose(
     ledger: Ledger,
     *,
     prefer_host: str = "",
-    exclude: str = "",
+    exclude: Collection[str] = (),
 ) -> Choice | Wait:
     """Choose a worker for the task among the live listeners of its queue.
 
     :param prefer_host: taken if it fits there (the run's earlier outputs lie on it).
-    :param exclude: a worker that has had its chance.
+    :param exclude: workers that have had their chance, or are not to get one.
     """
     listeners = tuple(listeners)
     best: tuple[Score, WorkerRecord, tuple[str, ...]] | None = None
     refused = False
     for worker in listeners:
-        if worker.state is not WorkerState.ONLINE or worker.id == exclude:
+        if worker.state is not WorkerState.ONLINE or worker.id in exclude:
             continue
         used = ledger.slots_used(worker.id)
         if used >= worker.slots:

@@ -12,14 +12,14 @@ import psycopg2
 from psycopg2.extensions import new_array_type, new_type, register_type
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from orchestrator.circuit import Circuit
 from orchestrator.config import normalise_database_url
 from orchestrator.errors import ConfigurationError, StoreUnavailable
-from orchestrator.store.patience import at_most, bounded, has_patience_left, spend
+from orchestrator.store.patience import Silence, at_most, bounded, has_patience_left, spend
 from orchestrator.store.refusals import READ_ONLY, explain, is_away, sqlstate
 
 MINIMUM_VERSION = 12
@@ -45,7 +45,8 @@ SCHEDULER_LIMITS = Limits(idle_in_transaction=3.0)
 LEASE_LIMITS = Limits(connect=2.0, statement=2.0, answer=2.5, idle_in_transaction=3.0)
 """A renewal that finds its connection dead leaves time for another one within the life of the lease."""
 
-MIGRATION_LIMITS = Limits(statement=0.0, answer=0.0, lock=30.0, idle_in_transaction=0.0)
+MIGRATION_LIMITS = Limits(statement=0.0, answer=0.0, lock=0.5, idle_in_transaction=0.0)
+"""Behind a migration that waits for a table's lock everybody else waits too, with the patience of the API (1 s)."""
 
 LONGEST_PING = 0.7
 """Seconds a kept connection has to answer before it is used; then all are given up and a new one is made."""
@@ -81,6 +82,8 @@ def create_store_engine(
         max_overflow=0,
         pool_timeout=bounds.pool,
         pool_use_lifo=True,
+        # Nothing here is an hstore, and to look for that type would be one more answer that a new connection waits for.
+        use_native_hstore=False,
         connect_args=_connect_arguments(application, bounds, circuit),
     )
     event.listen(engine, "handle_error", _translate)
@@ -123,7 +126,7 @@ def _connect_arguments(application: str, limits: Limits, circuit: Circuit | None
     }
     options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in sessions.items())
     return {
-        "connection_factory": bounded(limits.connect, limits.answer, circuit),
+        "connection_factory": bounded(limits.connect, limits.answer, circuit, statement=limits.statement),
         "application_name": application,
         "keepalives": 1,
         "keepalives_idle": 5,
@@ -147,12 +150,16 @@ def _read_ids_as_text(connection: Any, _record: object) -> None:
 
 def _ping(connection: Any, _record: object, _proxy: object) -> None:
     """Have a dead connection replaced before it is used; the pool's own ping would wait as long as a statement may."""
+    given = LONGEST_PING
     try:
-        with at_most(LONGEST_PING), connection.cursor() as cursor:
+        with at_most(LONGEST_PING) as given, connection.cursor() as cursor:
             connection.autocommit = True
             cursor.execute("SELECT 1")
             connection.autocommit = False
     except psycopg2.Error as error:
+        if isinstance(error, Silence) and given < LONGEST_PING:
+            # It had less time than a healthy one may need; that says nothing of the others.
+            raise _unavailable(error) from error
         # What ended one (a restart, a link that went silent) ended the others too.
         raise InvalidatePoolError("The connection does not answer any more.") from error
 
@@ -179,6 +186,9 @@ class _BoundedPool(QueuePool):
         except PoolTimeout as error:
             spend(time.monotonic() - began)
             raise _unavailable(error) from error
+        except InvalidRequestError as error:
+            # A kept connection was dead, and so was the new one in its place: the pool tries no third.
+            raise _unavailable(error) from error
 
 
 def _translate(context: ExceptionContext) -> BaseException | None:
@@ -190,6 +200,8 @@ def _translate(context: ExceptionContext) -> BaseException | None:
         if sqlstate(context.original_exception) == READ_ONLY:
             # The server was demoted. The name may lead to its successor by now: look again.
             context.is_disconnect = True
+        if isinstance(context.original_exception, Silence) and not context.original_exception.speaks_of_server:
+            context.invalidate_pool_on_disconnect = False
         return _unavailable(error)
     return None
 

@@ -36,6 +36,8 @@ class GrantedTask:
     tenant_id: str
     task: PlannedTask
     plan: Plan
+    generation: int
+    """Of the task run."""
 
 
 def build_specs(
@@ -118,6 +120,7 @@ def _spec(
         exclusive=task.exclusive,
         on_drain=task.on_drain,
         on_worker_loss=task.on_worker_loss,
+        generation=item.generation,
         registry_url=registry_url,
         pipeline=pipeline,
     )

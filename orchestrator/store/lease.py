@@ -6,7 +6,9 @@ the old epoch, while a renewal (which changes no key) waits for nobody. A leader
 either still holds the row, and nobody has taken over, or finds no row at its epoch and writes nothing.
 
 Why it is live: the row expires on the database's clock. Should that clock jump back, a standby that has watched the
-row stay unchanged for longer than its life, on its own monotonic clock, takes over all the same (I14).
+row stay unchanged for longer than its life, on its own monotonic clock, takes over all the same. Should it jump ahead,
+every lease has expired at once; so a standby lets half of its life pass without a renewal first, which a living leader
+makes sooner than that: a take-over would shift all timers by the jump (I14).
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ _CREATE = text(
     "ON CONFLICT (role) DO NOTHING"
 )
 _LOOK = text(
-    "SELECT epoch, holder, renewed_at, expires_at < clock_timestamp() AS expired FROM leases WHERE role = :role"
+    "SELECT epoch, holder, renewed_at, expires_at < clock_timestamp() AS expired, "
+    "CAST(extract(epoch FROM expires_at - renewed_at) AS float8) AS life FROM leases WHERE role = :role"
 )
 _TAKE = text(
     "UPDATE leases SET epoch = epoch + 1, holder = :holder, acquired_at = clock_timestamp(), "
     "renewed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl * interval '1 second' "
-    "WHERE role = :role AND epoch = :epoch AND (expires_at < clock_timestamp() OR (:stale AND renewed_at = :renewed)) "
-    "RETURNING epoch"
+    "WHERE role = :role AND epoch = :epoch AND renewed_at = :renewed RETURNING epoch"
 )
 _RENEW = text(
     "UPDATE leases SET renewed_at = clock_timestamp(), "
@@ -41,7 +43,8 @@ _RENEW = text(
     "WHERE role = :role AND epoch = :epoch AND holder = :holder"
 )
 _STEP_DOWN = text(
-    "UPDATE leases SET expires_at = clock_timestamp() WHERE role = :role AND epoch = :epoch AND holder = :holder"
+    "UPDATE leases SET expires_at = least(renewed_at, clock_timestamp()) "
+    "WHERE role = :role AND epoch = :epoch AND holder = :holder"
 )
 _LOCK = text("SELECT 1 FROM leases WHERE role = :role AND epoch = :epoch FOR KEY SHARE")
 
@@ -74,9 +77,15 @@ class Lease:
         self.role = role
         self.epoch = 0
 
-    def acquire(self) -> bool:
+    @property
+    def seen_epoch(self) -> int | None:
+        """The epoch that :meth:`acquire` has found last."""
+        return self._seen.epoch if self._seen else None
+
+    def acquire(self, *, deaf_epoch: int | None = None) -> bool:
         """Take the lease over if it has expired, or has stood still for longer than it lives; say whether it is ours.
 
+        :param deaf_epoch: take it from the leader of this epoch although he renews it: he can do nothing else.
         :raises StoreUnavailable: PostgreSQL does not answer, or an open transaction of the old epoch holds the row.
         """
         asked = self._clock()
@@ -85,8 +94,7 @@ class Lease:
             row = connection.execute(_LOOK, {"role": self.role}).one()
             if self._seen is None or (self._seen.epoch, self._seen.renewed_at) != (row.epoch, row.renewed_at):
                 self._seen = Seen(row.epoch, row.renewed_at, asked)
-            stale = asked - self._seen.since > self.ttl + 0.5
-            if not (row.expired or stale):
+            if row.epoch != deaf_epoch and not self._may_take(row.expired, row.life, asked - self._seen.since):
                 return False
             taken = connection.execute(
                 _TAKE,
@@ -95,7 +103,6 @@ class Lease:
                     "holder": self.holder,
                     "ttl": self.ttl,
                     "epoch": row.epoch,
-                    "stale": stale,
                     "renewed": row.renewed_at,
                 },
             ).scalar()
@@ -104,6 +111,14 @@ class Lease:
         self.epoch = int(taken)
         self._trusted_until = asked + self.ttl - self._margin
         return True
+
+    def _may_take(self, expired: bool, life: float, unchanged: float) -> bool:
+        """Say whether nobody holds the lease: given back, expired and not renewed, or standing still.
+
+        :param life: seconds between its last renewal and its end.
+        :param unchanged: seconds that we have seen it so, by our own clock.
+        """
+        return life <= 0.0 or (expired and unchanged >= life / 2) or unchanged > self.ttl + 0.5
 
     def renew(self) -> None:
         """Extend the lease. An expired lease nobody has taken may be extended: the epoch is the fence, not the time.

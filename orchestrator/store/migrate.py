@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sys
+import time
 from pathlib import Path
 
 from alembic import command
@@ -10,12 +12,18 @@ from alembic.config import Config
 from sqlalchemy import Connection, text
 
 from orchestrator.config import load_settings
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StoreUnavailable
 from orchestrator.store.bootstrap import ensure_first_rows
 from orchestrator.store.engine import MIGRATION_LIMITS, check_version, create_store_engine
+from orchestrator.store.refusals import sqlstate
 
 _LOCK_KEY = 0x6D6C6F7073
 """Any number, as long as every version of this program uses the same."""
+_LOOK_AGAIN = 0.1
+TRIES = 60
+_PAUSE = 1.0
+_IN_THE_WAY = frozenset({"55P03", "40P01"})
+"""A lock that was not given in time; a deadlock."""
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
@@ -29,22 +37,55 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema to ``revision``, in one transaction; of several processes one works and the others wait.
+    """Bring the schema to ``revision``, each migration in a transaction of its own, while the site goes on working.
 
-    :raises StoreUnavailable: PostgreSQL does not answer.
+    Of several processes one works and the others wait. A migration that can't have a table's lock within
+    ``MIGRATION_LIMITS.lock`` gives way, for everybody else queues behind it, and is tried again.
+
+    :raises StoreUnavailable: PostgreSQL does not answer, or the lock was not to be had in all this time.
     :raises ConfigurationError: PostgreSQL is too old, or the URL is not one.
     """
     engine = create_store_engine(database_url, pool_size=1, application="orchestrator-migrate", limits=MIGRATION_LIMITS)
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             check_version(connection)
-            # The wait for another migrator is no lock conflict: it ends when that one has finished.
-            connection.execute(text("SET LOCAL lock_timeout = 0"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-            connection.execute(text(f"SET LOCAL lock_timeout = '{round(MIGRATION_LIMITS.lock)}s'"))
-            command.upgrade(alembic_config(connection), revision)
+            connection.commit()
+            _wait_for_other_migrators(connection)
+            for left in reversed(range(TRIES)):
+                if _is_upgraded(connection, revision, must=left == 0):
+                    return
+                # Not in step with what stood in the way.
+                time.sleep(_PAUSE * random.uniform(0.5, 1.5))
     finally:
         engine.dispose()
+
+
+def _wait_for_other_migrators(connection: Connection) -> None:
+    """Take the migrators' lock, which ends with the session.
+
+    By asking again and again: who waits inside a statement has a snapshot, and an index that is built concurrently by
+    the one who works would wait for that, so that each waited for the other.
+    """
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
+        connection.commit()
+        time.sleep(_LOOK_AGAIN)
+    connection.commit()
+
+
+def _is_upgraded(connection: Connection, revision: str, *, must: bool) -> bool:
+    """Apply what is still to be applied; say whether that went well, or the locks of others were in the way.
+
+    :param must: raise in the latter case too.
+    """
+    try:
+        command.upgrade(alembic_config(connection), revision)
+    except StoreUnavailable as error:
+        connection.rollback()
+        if must or sqlstate(error.__cause__) not in _IN_THE_WAY:
+            raise
+        return False
+    connection.commit()
+    return True
 
 
 def main() -> int:

@@ -12,19 +12,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import psycopg2
 from psycopg2 import extensions
 
 from orchestrator.circuit import Circuit
 
+_FOR_EVER = float("inf")
 _EVIDENCE = 1.0
-"""Seconds of silence that speak of the server; less may only be what was left of a request's allowance."""
+"""Seconds without a connection that speak of the server; less may only be what was left of a request's allowance."""
 
 
 class Silence(psycopg2.OperationalError):
     """PostgreSQL did not answer in time; the driver has closed the connection."""
+
+    speaks_of_server = True
+    """Whether an answer was due; else all that was up is the time that the thread had."""
 
 
 class BoundedConnection(extensions.connection):
@@ -32,18 +36,22 @@ class BoundedConnection(extensions.connection):
 
     connect_limit: ClassVar[float]
     answer_limit: ClassVar[float]
+    statement_limit: ClassVar[float]
     circuit: ClassVar[Circuit | None]
 
 
-def bounded(connect: float, answer: float, circuit: Circuit | None) -> type[BoundedConnection]:
+def bounded(
+    connect: float, answer: float, circuit: Circuit | None = None, *, statement: float = 0.0
+) -> type[BoundedConnection]:
     """Return a connection factory for the driver.
 
     :param connect: seconds to wait for a connection, all its round trips together.
     :param answer: seconds to wait for the answer to a statement or a commit; 0 is for ever.
-    :param circuit: is told of silences.
+    :param circuit: is told of silences that speak of the server.
+    :param statement: seconds after which the server itself ends a statement; 0 is never.
     """
     extensions.set_wait_callback(_wait)
-    limits = {"connect_limit": connect, "answer_limit": answer, "circuit": circuit}
+    limits = {"connect_limit": connect, "answer_limit": answer, "statement_limit": statement, "circuit": circuit}
     return type("BoundedConnection", (BoundedConnection,), limits)
 
 
@@ -63,13 +71,16 @@ def allow(seconds: float | None) -> None:
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Let this thread wait so long at most within the block, and count it against what it is allowed in all."""
+def at_most(seconds: float) -> Iterator[float]:
+    """Let this thread wait so long at most within the block, and count it against what it is allowed in all.
+
+    Yields the seconds that it may wait, which are fewer when less is left of its allowance.
+    """
     allowed = _thread.left
     given = seconds if allowed is None else min(seconds, allowed)
     _thread.left = given
     try:
-        yield
+        yield given
     finally:
         _thread.left = None if allowed is None else allowed - (given - (_thread.left or 0.0))
 
@@ -90,20 +101,27 @@ def _wait(connection: extensions.connection) -> None:
 
     :raises Silence: the time is up.
     """
+    # Before the first poll: after it the driver no longer says that it is connecting.
+    wait = _wait_of(connection)
     state = connection.poll()
     if state == extensions.POLL_OK:
         return
-    limit, circuit = _limit(connection)
     began = time.monotonic()
     try:
         while state != extensions.POLL_OK:
-            if not _is_ready(connection, state, limit - (time.monotonic() - began)):
-                if circuit is not None and limit >= _EVIDENCE:
-                    circuit.silent()
-                raise Silence(f"no answer within {max(limit, 0.0):.1f} s")
+            if not _is_ready(connection, state, wait.limit - (time.monotonic() - began)):
+                raise _silence(wait)
             state = connection.poll()
     finally:
         spend(time.monotonic() - began)
+
+
+def _silence(wait: _Wait) -> Silence:
+    silence = Silence(f"no answer within {max(wait.limit, 0.0):.1f} s")
+    silence.speaks_of_server = wait.limit >= wait.evidence
+    if silence.speaks_of_server and wait.circuit is not None:
+        wait.circuit.silent()
+    return silence
 
 
 def _is_ready(connection: extensions.connection, state: int, seconds: float) -> bool:
@@ -113,12 +131,24 @@ def _is_ready(connection: extensions.connection, state: int, seconds: float) -> 
     # The socket may be another one at each step: a name can have several addresses.
     watch = select.poll()
     watch.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
-    return bool(watch.poll(None if seconds == float("inf") else seconds * 1000))
+    return bool(watch.poll(None if seconds == _FOR_EVER else seconds * 1000))
 
 
-def _limit(connection: extensions.connection) -> tuple[float, Circuit | None]:
+class _Wait(NamedTuple):
+    limit: float
+    evidence: float = _FOR_EVER
+    """Seconds after which an answer was due: less may be one slow statement's, or all that a request had left."""
+    circuit: Circuit | None = None
+
+
+def _wait_of(connection: extensions.connection) -> _Wait:
     if not isinstance(connection, BoundedConnection):
-        return float("inf"), None
-    own = connection.connect_limit if connection.status == extensions.STATUS_SETUP else connection.answer_limit
-    limit = own or float("inf")
-    return (limit if _thread.left is None else min(limit, _thread.left)), connection.circuit
+        return _Wait(_FOR_EVER)
+    if connection.status == extensions.STATUS_SETUP:
+        own, evidence = connection.connect_limit or _FOR_EVER, _EVIDENCE
+    else:
+        own = connection.answer_limit or _FOR_EVER
+        # Halfway from where the server would have ended the statement, for that answer needs its time too.
+        evidence = (connection.statement_limit + own) / 2 if connection.statement_limit else own
+    left = _thread.left
+    return _Wait(own if left is None else min(own, left), evidence, connection.circuit)

@@ -89,11 +89,20 @@ def insert_run(connection: Connection, run: NewRun) -> None:
 
 
 def count_unfinished(connection: Connection, tenant_id: str, most: int) -> int:
-    """Return how many runs of the tenant have not ended; counting stops at ``most``."""
+    """Return how many runs of the tenant have not ended, or are about to start again; counting stops at ``most``."""
     # Literals, as in the index: the planner can't match a parameter with its condition.
     states = ", ".join(f"'{state.value}'" for state in RunState if state not in RUN_TERMINAL)
     some = select(literal(1)).where(runs.c.tenant_id == tenant_id, text(f"state IN ({states})")).limit(most).subquery()
-    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    c = commands.c
+    reruns = (
+        select(c.run_id)
+        .distinct()
+        .where(c.applied_at.is_(None), c.tenant_id == tenant_id, c.kind == "rerun")
+        .limit(most)
+        .subquery()
+    )
+    unfinished, asked_for = (select(func.count()).select_from(few).scalar_subquery() for few in (some, reruns))
+    return min(most, int(connection.execute(select(unfinished + asked_for)).scalar_one()))
 
 
 def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str) -> str:

@@ -67,10 +67,11 @@ ON CONFLICT (id) DO UPDATE SET queues = excluded.queues, slots = excluded.slots,
 """
 
 _REJOIN = """
-UPDATE workers AS t SET state = v.state, reason = '', ended_at = NULL
-FROM jsonb_to_recordset(%s::jsonb) AS v(id text, state text) WHERE t.id = v.id AND t.state <> v.state
+UPDATE workers AS t SET state = v.state, reason = '', ended_at = NULL, draining = false, drain_until = NULL
+FROM jsonb_to_recordset(%s::jsonb) AS v(id text, state text)
+WHERE t.id = v.id AND (t.state <> v.state OR t.draining OR t.drain_until IS NOT NULL)
 """
-"""An incarnation that was given up and speaks again: its row exists, the new leader's memory does not hold it."""
+"""An incarnation that was given up and speaks again: its row exists, the leader's memory has lost it and its drain."""
 
 _MODELS = """
 INSERT INTO models (id, tenant_id, name, version, stage, description, tags, metrics, lineage, digest, uri, run_id,

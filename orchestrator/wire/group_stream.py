@@ -12,8 +12,9 @@ import redis
 from orchestrator.wire.redis import LONGEST_BLOCK, Client, redis_errors
 
 _START = "0-0"
-_STALE_SWEEP_SECONDS = 10.0
-_STALE_IDLE_MILLISECONDS = 30_000
+_STALE_SWEEP_SECONDS = 2.0
+_STALE_IDLE_MILLISECONDS = 3_000
+"""Our own are acknowledged, or taken over again, before the next read; so what is this old is somebody else's."""
 
 
 @dataclass(frozen=True, slots=True)

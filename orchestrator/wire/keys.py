@@ -36,6 +36,11 @@ class Keys:
         """Counter that the leader raises every second; missing or lower means that Redis was reset."""
         return f"{self.prefix}gen"
 
+    @property
+    def standby(self) -> str:
+        """Written by standbys to learn whether Redis would take something from them."""
+        return f"{self.prefix}standby"
+
     def heartbeat(self, incarnation: str) -> str:
         return f"{self.prefix}hb:{incarnation}"
 

@@ -20,9 +20,9 @@ from orchestrator.wire.strict_json import decode, encode
 
 GROUP = "logs"
 CHUNK_BYTES = 64 * 1024
-_MAX_CHUNKS = 2000
-"""About 128 MiB at most; older chunks go first, rather than Redis being full."""
-ENOUGH_CHUNKS = 1000
+_MAX_CHUNKS = 400
+"""32 MiB of Redis at most, which takes 80 KiB for a full chunk; older chunks go first, rather than Redis being full."""
+ENOUGH_CHUNKS = 200
 """From here on workers wait; what one of them sends blindly must not cut what others have sent."""
 LOGGED_SECONDS = 3600
 _HEAD_LIMIT = 4096

@@ -65,6 +65,8 @@ class GrantSpec:
     exclusive: bool = False
     on_drain: str = "wait"
     on_worker_loss: str = "kill"
+    generation: int = 1
+    """Of the task run; what an attempt of another one saved is not this one's to go on from."""
     registry_url: str | None = None
     pipeline: str = ""
 
@@ -208,6 +210,7 @@ def grant_body(spec: GrantSpec) -> bytes:
         "exclusive": spec.exclusive,
         "on_drain": spec.on_drain,
         "on_worker_loss": spec.on_worker_loss,
+        "generation": spec.generation,
         "registry_url": spec.registry_url,
         "pipeline": spec.pipeline,
     }
@@ -241,6 +244,7 @@ def grant_from_body(body: bytes) -> GrantSpec:
         exclusive=fields.flag("exclusive", False),
         on_drain=fields.text("on_drain", "wait"),
         on_worker_loss=fields.text("on_worker_loss", "kill"),
+        generation=fields.integer("generation", 1),
         registry_url=fields.text_or_none("registry_url"),
         pipeline=fields.text("pipeline", ""),
     )

@@ -66,11 +66,12 @@ def host_environment(folder: Path, name: str) -> dict[str, str]:
 SCHEDULER_COMMAND = ("scheduler",)
 
 
-def api_command(port: int) -> tuple[str, ...]:
+def api_command(port: int, worker_class: str = "api.server.Threads") -> tuple[str, ...]:
     """Return the module and arguments that serve the API as the one-host command does."""
     return (
-        *("gunicorn", "api.wsgi:app", "--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--threads", "32"),
-        *("--no-control-socket", "--graceful-timeout", "3"),
+        *("gunicorn", "api.wsgi:app", "--bind", f"127.0.0.1:{port}"),
+        *("--worker-class", worker_class, "--threads", "32"),
+        *("--no-control-socket", "--graceful-timeout", "3", "--keep-alive", "75"),
     )
 
 

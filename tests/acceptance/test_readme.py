@@ -100,6 +100,16 @@ def test_the_calls_of_the_how_tos_answer_as_they_say(system: System) -> None:
     assert system.finish(run["id"])["state"] == "success"
 
 
+def test_the_run_of_the_how_to_is_run_again_in_place(system: System) -> None:
+    bash(system, blocks("docs/how-to/run-again.md")[""])
+    (run,) = system.client.runs(pipeline_name="hello-again")
+    again = system.wait_until(
+        lambda: (now := system.client.get_run(run["id"]))["generation"] == 2 and now["state"] == "success" and now,
+        "the end of the second generation",
+    )
+    assert [(task["generation"], task["attempt_number"]) for task in again["tasks"]] == [(2, 2)]
+
+
 def test_the_quickstarts_pipeline_and_the_how_tos_operator_run(system: System) -> None:
     hello = json.loads(blocks("docs/quickstart.md")["hello.json"])
     sampled = json.loads(blocks("docs/how-to/write-an-operator.md")["sampled.json"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from orchestrator.states import ATTEMPT_TERMINAL
@@ -14,15 +14,29 @@ GONE = frozenset({"lost", "drained"})
 
 
 class ChargeWatch:
-    """Sums what is held on every host, at the end of every transaction that charged something there."""
+    """Sums what is held on every host, at the end of every transaction that charged something there.
 
-    def __init__(self) -> None:
+    :param terse_epochs: of leaders that did not tell what they charged where.
+    """
+
+    def __init__(self, terse_epochs: Collection[int] = ()) -> None:
+        self._terse_epochs = frozenset(terse_epochs)
         self._charged: dict[str, set[str]] = {}
         """Transaction → hosts that it charged something to."""
+        self.untold: set[str] = set()
+        """Attempts of which part of the audit does not tell what they are charged where."""
+
+    def is_untold(self, event: Event) -> bool:
+        """Say whether this gives something back of which nobody has told that it was held."""
+        return event.entity == "reservation" and event.entity_id in self.untold
 
     def see(self, event: Event, world: World) -> Iterator[Violation]:
         """Judge one event on the world before it."""
         subject = f"attempt {event.entity_id}"
+        if event.epoch in self._terse_epochs and event.entity == "attempt":
+            self.untold.add(event.entity_id)
+        if event.entity_id in self.untold or event.epoch in self._terse_epochs:
+            return
         if event.entity == "attempt":
             if "host" in event.detail:
                 life, charge = world.attempts.get(event.entity_id), charge_of(event.detail)
@@ -40,7 +54,10 @@ class ChargeWatch:
     def committed(self, txn: str, world: World) -> Iterator[Violation]:
         """Judge the sums as a transaction leaves them; a host that shrinks under what it holds is no fault."""
         for host in sorted(self._charged.pop(txn, ())):
-            yield from _check_host(host, [life for life in world.charged() if _host_of(life) == host], world, txn)
+            lives = [life for life in world.charged() if _host_of(life) == host]
+            if self._terse_epochs and host not in world.capacities:
+                continue  # a terse leader has not told the size of a host that joined under it
+            yield from _check_host(host, lives, world, txn)
 
 
 def _host_of(life: AttemptLife) -> str:
@@ -77,11 +94,14 @@ def _check_host(host: str, lives: list[AttemptLife], world: World, txn: str) -> 
             yield Violation("I13", f"attempt {life.id}", f"It asked for {charge.gpus} GPUs and holds {charge.devices}.")
 
 
-def check_reservations(world: World, quiescent: bool) -> Iterator[Violation]:
-    """The rows are what the audit says is held; in the end nothing is, save on hosts that were given up."""
+def check_reservations(world: World, quiescent: bool, untold: Collection[str] = ()) -> Iterator[Violation]:
+    """The rows are what the audit says is held; in the end nothing is, save on hosts that were given up.
+
+    :param untold: attempts of which the audit does not tell all.
+    """
     rows = world.history.reservations
     held = {life.id: (life.charge, life.is_held) for life in world.charged()}
-    for attempt_id in sorted(rows.keys() | held.keys()):
+    for attempt_id in sorted((rows.keys() | held.keys()) - set(untold)):
         subject = f"attempt {attempt_id}"
         row = rows.get(attempt_id)
         said = (

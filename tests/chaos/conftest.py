@@ -21,6 +21,7 @@ SECONDS = 90
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="Repeat the random choices of an earlier chaos run.")
+    parser.addoption("--burst", type=int, default=1000, help="How many runs test_burst.py asks for at once.")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -85,7 +86,7 @@ def chaos(request: pytest.FixtureRequest, seed: int, postgres_template: Path) ->
     def make(**options: Any) -> ChaosSite:
         part = folder / str(len(made))
         part.mkdir(mode=0o711)
-        made.append(ChaosSite(part, seed, postgres_template, **options))
+        made.append(ChaosSite(part, seed, options.pop("template", postgres_template), **options))
         return made[-1]
 
     yield make

@@ -6,12 +6,14 @@ faults as a JSON object; every probability is drawn from its ``seed``:
 - of a scheduler: ``hints`` (each is sent so many times, in any order), ``hints_dropped`` (probability), ``replies`` and
   ``replies_dropped`` (grants, denials and answers likewise), ``events_per_second`` (no more reports are taken in);
 - of a worker: ``events`` (claims, outcomes, goodbyes: each is sent so many times), ``events_shuffled`` (each copy up to
-  so many seconds later, so that they overtake each other), ``events_dropped`` (probability, of each copy);
+  so many seconds later, so that they overtake each other), ``events_dropped`` (probability, of each copy),
+  ``no_cgroups`` (as where none can be made: supervisors watch over the ceilings themselves);
 - of an API: ``dies_after_commit`` (every so many runs it is killed between the commit and its answer; 2 or more).
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -51,6 +53,8 @@ def patch(module: str, faults: Mapping[str, Any], dice: random.Random) -> None:
         case "celery":
             shuffled, dropped = float(faults.get("events_shuffled", 0.0)), float(faults.get("events_dropped", 0.0))
             _patch_reports(int(faults.get("events", 1)), shuffled, dropped, dice)
+            if faults.get("no_cgroups"):
+                _patch_cgroups()
         case "gunicorn":
             if faults.get("dies_after_commit"):
                 _patch_commit(int(faults["dies_after_commit"]), dice)
@@ -132,6 +136,14 @@ def _patch_reports(times: int, shuffled: float, dropped: float, dice: random.Ran
         return entry
 
     Reporter._send = faulty  # type: ignore[method-assign]
+
+
+def _patch_cgroups() -> None:
+    """Have fork servers told that no cgroups can be made."""
+    from workers import host
+    from workers.orders import Site
+
+    vars(host)["Site"] = functools.partial(Site, use_cgroups=False)
 
 
 class _Late:

@@ -20,6 +20,8 @@ _ARGUMENT = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.DOTALL)
 _PLAIN = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
 _BATCH = 1000
+MISDIRECTED = 60
+"""So many messages of each kind, the latest: a hint to nothing costs a slot a round trip, and only time is lost."""
 
 Fields = dict[bytes, bytes]
 
@@ -134,10 +136,14 @@ class Attacker:
         """Hand everybody what was meant for somebody else: hints to all queues, replies and states to other workers."""
         names = self._heard.incarnations()
         queues = [f"{self._name}:{queue}".encode() for queue in ("cpu", "highmem", "gpu", *(f"w.{n}" for n in names))]
-        commands: list[tuple[Any, ...]] = [("LPUSH", self._dice.choice(queues), hint) for _, hint in self._heard.hints]
+        commands: list[tuple[Any, ...]] = [
+            ("LPUSH", self._dice.choice(queues), hint) for _, hint in self._heard.hints[-MISDIRECTED:]
+        ]
         for name in names:
-            commands += [("RPUSH", f"{self._name}:reply:{name}", envelope) for _, envelope in self._heard.replies]
-        for key, value in self._heard.states[-40:]:
+            commands += [
+                ("RPUSH", f"{self._name}:reply:{name}", envelope) for _, envelope in self._heard.replies[-MISDIRECTED:]
+            ]
+        for key, value in self._heard.states[-MISDIRECTED:]:
             kind = key.removeprefix(f"{self._name}:".encode()).partition(b":")[0].decode()
             commands.append(("SET", f"{self._name}:{kind}:{self._dice.choice(names)}", value, "EX", "60"))
         return self._send(self._shuffled(commands))
@@ -221,7 +227,7 @@ class Attacker:
         for start in range(0, len(commands), _BATCH):
             pipeline = self._client.pipeline(transaction=False)
             for command in commands[start : start + _BATCH]:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
             pipeline.execute(raise_on_error=False)
         return len(commands)
 

@@ -31,17 +31,25 @@ DATABASE = "orchestrator"
 READY_SECONDS = 20.0
 
 
-def make_template(folder: Path) -> Path:
-    """Make a PostgreSQL folder with a migrated database in it, from which every site's is copied."""
+def migrate(url: str) -> None:
+    """Bring a database to the newest schema, and make its first rows."""
     from orchestrator.store.bootstrap import ensure_first_rows
     from orchestrator.store.migrate import upgrade
 
+    upgrade(url)
+    ensure_first_rows(url, ADMIN_KEY)
+
+
+def make_template(folder: Path, migrate: Callable[[str], None] = migrate) -> Path:
+    """Make a PostgreSQL folder with a migrated database in it, from which every site's is copied.
+
+    :param migrate: given the address of the empty database.
+    """
     server = EmbeddedPostgres(folder / "postgres", durable=False)
     child = start_server(server, folder)
     try:
         server.create_database(DATABASE)
-        upgrade(server.url(DATABASE))
-        ensure_first_rows(server.url(DATABASE), ADMIN_KEY)
+        migrate(server.url(DATABASE))
     finally:
         child.stop()
     (folder / "postgres" / "port").unlink()

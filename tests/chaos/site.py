@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,7 @@ class ChaosSite(Questions):
     :param faults: message faults per kind of process (``api``, ``scheduler``, ``worker``), see ``faulty_process``.
     :param clocks: names of processes whose wall clock :meth:`shift_clock` may set wrong.
     :param postgres_disk_mb: give PostgreSQL a file system of its own of this size, which can be filled; needs root.
+    :param code: the release that all processes run at first.
     :param settings: environment variables of all processes.
     """
 
@@ -83,6 +85,7 @@ class ChaosSite(Questions):
         faults: Mapping[str, Mapping[str, Any]] | None = None,
         clocks: tuple[str, ...] = (),
         postgres_disk_mb: int = 0,
+        code: Path = ROOT,
         **settings: str,
     ) -> None:
         self.folder = folder
@@ -93,6 +96,8 @@ class ChaosSite(Questions):
         """What was broken and what died, with the seconds since the start; printed with a failure."""
         self.variables: dict[str, dict[str, str]] = {}
         """Environment variables of single processes by name; they count from the process's next start."""
+        self.code: defaultdict[str, Path] = defaultdict(lambda: code)
+        """The folder of the release that a process runs, by name; counts from its next start."""
         self.faults = {kind: dict(wanted) for kind, wanted in (faults or {}).items()}
         """May be changed; counts from the next start of a process of that kind."""
         self._clocks = {name: clock_variables(folder, name) for name in clocks}
@@ -197,7 +202,7 @@ class ChaosSite(Questions):
             environment |= host_environment(self.folder, letter)
         else:
             port = self.apis.get(name, 0)
-            command = api_command(port) if kind == "api" else SCHEDULER_COMMAND
+            command = self._api_command(name, port) if kind == "api" else SCHEDULER_COMMAND
             address = self.postgres.url(self.proxies[f"{name}→postgres"].port)
             environment |= control_plane_environment(address, port or 8001)
         if kind in self.faults:
@@ -206,10 +211,15 @@ class ChaosSite(Questions):
         spec = ProcessSpec(
             name=name,
             command=(sys.executable, "-m", *command),
-            folder=ROOT,
+            folder=self.code[name],
             environment={**environment, **self.variables.get(name, {})},
         )
         return with_clock(spec, self._clocks.get(name, {}))
+
+    def _api_command(self, name: str, port: int) -> tuple[str, ...]:
+        """Return how a release serves its API: one that has no worker class of its own, with gunicorn's."""
+        has_own = (self.code[name] / "api" / "server.py").exists()
+        return api_command(port) if has_own else api_command(port, worker_class="gthread")
 
     # --- randomness, notes, clients ---
 

@@ -176,6 +176,29 @@ def test_what_started_is_no_proof_when_the_database_lost_commits() -> None:
     assert judge(story, bounds=replace(BOUNDS, commits_lost=True)) == []
 
 
+def test_what_leaders_of_an_older_release_did_not_tell_is_no_fault_and_what_newer_ones_do_is_judged() -> None:
+    story = Story()
+    story.join("w1", "h1")
+    story.submit("r1", [task("a"), task("b")])
+    lost, kept = story.dispatch("r1", "a"), story.dispatch("r1", "b")
+    for attempt in (lost, kept):
+        story.grant(attempt)
+    story.end_attempt(lost, "lost", held=True, reason="worker_lost")
+    story.move_task("r1", "a", "ready", reason="worker_lost", losses=1, attempt_id=None)
+    story.events = [replace(event, detail={}) for event in story.events]
+    story.epoch = 2
+    story.release(lost)
+    story.succeed(kept)
+    story.run_task("r1", "a")
+    terse = replace(BOUNDS, terse_epochs={1})
+    assert "I13" in {v.invariant for v in judge(story)}
+    assert judge(story, bounds=terse) == []
+    story.join("w2", "h2", cpu=100)
+    story.submit("r2", [task("a")])
+    story.dispatch("r2", "a", "w2", cpu=200)
+    assert [v.invariant for v in judge(story, quiescent=False, bounds=terse)] == ["I13"]
+
+
 def test_before_the_end_a_task_may_wait_for_what_it_names() -> None:
     story = eventful()
     story.submit("r6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
@@ -111,11 +112,7 @@ def test_a_half_open_link_of_an_api_to_postgresql_is_answered_in_time(chaos: Cha
             _heal(site, link)
             began = time.monotonic()
             for asker, length in zip((reading, writing), felt, strict=True):
-                site.wait_until(
-                    lambda asker=asker, length=length: any(200 <= r.status < 300 for r in asker.replies[length:]),
-                    "the API works again",
-                    ELSEWHERE_WITHIN,
-                )
+                site.wait_until(partial(_has_succeeded_after, asker, length), "the API works again", ELSEWHERE_WITHIN)
             print(f"it works again {seconds_since(began):.1f} s after the heal")
         _print_slowest(reading, writing, beside)
         reading.assert_prompt()
@@ -294,6 +291,10 @@ def _assert_works_again(site: ChaosSite, worker: str) -> None:
 
     site.wait_until(runs_tasks, f"{worker} runs tasks again", ELSEWHERE_WITHIN)
     print(f"{worker} works again {seconds_since(began):.1f} s after the heal was seen")
+
+
+def _has_succeeded_after(asker: Asker, replies: int) -> bool:
+    return any(200 <= reply.status < 300 for reply in asker.replies[replies:])
 
 
 def _print_slowest(*askers: Asker) -> None:

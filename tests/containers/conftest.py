@@ -38,6 +38,17 @@ def images(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             engine.client.images.remove(site.image(target), force=True)
 
 
+@pytest.fixture(autouse=True)
+def _show_logs_of_failures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Print what the containers said last when a test has failed."""
+    before = request.session.testsfailed
+    yield
+    if request.session.testsfailed > before:
+        for value in request.node.funcargs.values():
+            if isinstance(value, site.ComposeSite):
+                value.show_logs()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a site's own compose files lie."""

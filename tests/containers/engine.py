@@ -87,6 +87,12 @@ class Engine:
         found = self.client.containers.list(filters={"label": labels})
         return sorted(found, key=lambda container: container.name)
 
+    def stop(self, container: Any, seconds: int) -> None:
+        """Stop a container as ``docker stop`` does: its stop signal, and SIGKILL after these seconds."""
+        client = docker.from_env(timeout=seconds + 30)
+        client.api.stop(container.id, timeout=seconds)
+        client.close()
+
     @contextmanager
     def health_checks(self, project: str) -> Iterator[None]:
         """Have the project's health checks run. Engines do so themselves, but for Podman where no systemd runs: it has

@@ -23,7 +23,7 @@ TAG = "container-tests"
 BUILT = ("api", "scheduler", "worker-cpu", "worker-gpu")
 ADMIN_KEY = "container-admin-key-0123456789abcdef"
 OPERATORS = Path(__file__).parent / "operators"
-LOG_LINES = 25
+LOG_LINES = 40
 
 SETTINGS = {
     "POSTGRES_PASSWORD": "container-postgres-0123456789",
@@ -33,6 +33,14 @@ SETTINGS = {
     "WORKER_KEY": "container-worker-key-0123456789abcdef",
     "ORCHESTRATOR_TAG": TAG,
 }
+
+
+WORKER_SETTINGS = {
+    "REDIS_URL": f"redis://:{SETTINGS['REDIS_PASSWORD']}@redis:6379/0",
+    "WORKER_KEY": SETTINGS["WORKER_KEY"],
+    "ARTIFACT_URL": "file:///artifacts",
+}
+"""For a worker's container that is started by hand, as on another machine."""
 
 
 def image(target: str) -> str:
@@ -78,7 +86,7 @@ class ComposeSite(Questions):
         given = {**SETTINGS, "API_PORT": str(self.port), **settings}
         self._environment.write_text("".join(f"{name}={value}\n" for name, value in given.items()))
         self._override = folder / f"{self.project}.yaml"
-        self._override.write_text(json.dumps({"services": overrides or _with_operators()}))  # JSON is YAML
+        self._override.write_text(json.dumps({"services": overrides or with_operators()}))  # JSON is YAML
 
     def __enter__(self) -> Self:
         self._open.enter_context(self.engine.health_checks(self.project))
@@ -88,8 +96,6 @@ class ComposeSite(Questions):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
-        if kind is not None:
-            self.show_logs()
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
         self._open.close()
 
@@ -136,6 +142,10 @@ class ComposeSite(Questions):
             print(container.logs(tail=LOG_LINES).decode(errors="replace"))
 
 
-def _with_operators() -> dict[str, Any]:
+def with_operators(**worker: Any) -> dict[str, Any]:
+    """Return overrides that offer the tests' operators.
+
+    :param worker: what else is different about ``worker-cpu``.
+    """
     mount = {"volumes": [f"{OPERATORS}:/operators:ro"], "environment": {"OPERATORS_PATH": "/operators"}}
-    return dict.fromkeys(("api", "worker-cpu", "worker-highmem"), mount)
+    return {"api": mount, "worker-highmem": mount, "worker-cpu": {**mount, **worker}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 
 from orchestrator.errors import OrchestratorError
 from tests.containers.engine import Engine, execute, kill_like_a_host, networks, state, wait_until
-from tests.containers.site import ComposeSite, example, pipeline, script
+from tests.containers.site import WORKER_SETTINGS, ComposeSite, example, image, pipeline, script
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 DRAIN_SECONDS = 12
 TAKEOVER_SECONDS = 15.0
+BEFORE_THE_LEASE = 28.0
+"""Seconds; the lease of a silent worker is 30."""
 RESOLVES = "import socket, sys; socket.getaddrinfo(sys.argv[1], 80)"
 
 
@@ -124,18 +127,55 @@ def test_a_worker_that_is_stopped_waits_for_what_ends_in_time_and_hands_back_wha
     run_id = site.start_run(pipeline("drain", waited, handed))
     for name in ("waited-for", "handed-back"):
         site.wait_for_task(run_id, name, "running")
-    worker = site.task(run_id, "handed-back")["worker"]
     stopped = {site.task(run_id, name)["worker"] for name in ("waited-for", "handed-back")}
     containers = [site.container_of(name) for name in stopped]
     began = time.monotonic()
-    for container in containers:
-        site.engine.client.api.kill(container.id, "SIGTERM")  # as `stop` does, but for all at once
-    ends = [container.wait(timeout=110)["StatusCode"] for container in containers]
+    with ThreadPoolExecutor() as all_at_once:  # as `docker compose stop` does
+        list(all_at_once.map(lambda container: site.engine.stop(container, 115), containers))
+    ends = [state(container)["ExitCode"] for container in containers]
     print(f"drained in {time.monotonic() - began:.1f} s, DRAIN_SECONDS={DRAIN_SECONDS}; exits {ends}")
     assert ends == [0] * len(ends)
     for container in containers:
         container.start()
     site.succeed(run_id)
     told = {name: [one["state"] for one in site.attempts(run_id, name)] for name in ("waited-for", "handed-back")}
-    assert told == {"waited-for": ["succeeded"], "handed-back": ["preempted", "succeeded"]}, worker
+    assert told == {"waited-for": ["succeeded"], "handed-back": ["preempted", "succeeded"]}
     assert (site.task(run_id, "handed-back")["failures"], site.task(run_id, "handed-back")["losses"]) == (0, 0)
+
+
+@pytest.mark.parametrize("on_worker_loss", ["kill", "adopt"])
+def test_a_workers_container_killed_its_next_start_reports_what_it_ran_as_lost_and_it_runs_again(
+    site: ComposeSite, on_worker_loss: str
+) -> None:
+    """A container ends with its first process and all others with it, so nothing is left to adopt."""
+    text = "import time, os\ntime.sleep(600 if os.environ['ORCHESTRATOR_ATTEMPT_NUMBER'] == '1' else 0)\n"
+    run_id = site.start_run(pipeline("killed-worker", script("long", text, on_worker_loss=on_worker_loss)))
+    container = site.container_of(site.wait_for_task(run_id, "long", "running")["worker"])
+    began = time.monotonic()
+    if not kill_like_a_host(container):
+        pytest.skip("only where the engine's processes are this machine's can one be killed behind its back")
+    site.wait_until(lambda: site.attempts(run_id, "long")[0]["state"] == "lost", "the attempt lost", BEFORE_THE_LEASE)
+    print(
+        f"{on_worker_loss}: lost {time.monotonic() - began:.1f} s after the kill, by its host's word, before its lease"
+    )
+    site.succeed(run_id)
+    told = [(one["state"], one["reason"]) for one in site.attempts(run_id, "long")]
+    assert told == [("lost", "worker_lost"), ("succeeded", "")]
+    assert site.task(run_id, "long")["losses"] == 1
+
+
+def test_the_gpu_workers_image_enrols_for_its_queue_and_leaves_when_it_is_stopped(
+    site: ComposeSite, engine: Engine
+) -> None:
+    """Compose starts it only where the engine has a GPU to give; by hand it comes up without one."""
+    container = engine.client.containers.run(
+        image("worker-gpu"), detach=True, environment=WORKER_SETTINGS, network=f"{site.project}_gpu"
+    )
+    try:
+        (worker,) = site.wait_until(lambda: site.online_workers("gpu"), "the GPU worker online", 60)
+        assert (worker["queues"][0], worker["slots"], worker["capacity"]["gpus"]) == ("gpu", 2, [])
+        engine.stop(container, 30)
+        assert state(container)["ExitCode"] == 0
+        site.wait_until(lambda: not site.online_workers("gpu"), "its goodbye heard", 10)
+    finally:
+        container.remove(force=True, v=True)

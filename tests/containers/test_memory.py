@@ -20,6 +20,7 @@ from tests.containers.site import ComposeSite, pipeline, script
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 SHARED = 56 * 2**20
+FILLER = 384 * 2**20
 """With what the worker itself takes, more than the hog leaves free of its container."""
 SHARED_PAGES = 64 * 2**20
 """Of the worker's own code, which a task forked from it shows as its own and no ceiling counts."""
@@ -40,7 +41,8 @@ print(sum(one.memory_full_info().pss for one in psutil.process_iter()) // 2**20)
 
 @pytest.fixture(scope="module")
 def compose_site(engine: Engine, images: None, folder: Path) -> Iterator[ComposeSite]:
-    with ComposeSite(engine, folder, WORKER_MEMORY="1g") as running:
+    overrides = site.with_operators(read_only=True, tmpfs=["/tmp"])  # a worker may be hardened this far
+    with ComposeSite(engine, folder, overrides, WORKER_MEMORY="1g") as running:
         running.up("api", "scheduler", "worker-cpu", workers=1)
         yield running
 
@@ -111,8 +113,11 @@ def test_a_task_that_fills_its_container_is_killed_by_the_kernel_and_the_worker_
     started, worker = state(container)["StartedAt"], compose_site.online_workers("cpu")[0]["id"]
     kills = kernel_kills(container)
     capacity = compose_site.online_workers("cpu")[0]["capacity"]["memory_bytes"] / 2**30
+    assert capacity <= 0.75, "of the container's 1 GiB the worker keeps its own share"
+    execute(container, "sh", "-c", f"head -c {FILLER} /dev/zero > /tmp/filler")  # a tmpfs, so memory of the container's
     run_id = compose_site.start_run(pipeline("container-limit", hog(2.0, memory_gb=capacity - 0.1), steady(8)))
     is_out_of_memory(compose_site, run_id)
+    execute(container, "rm", "/tmp/filler")
     print(f"capacity {capacity:.2f} GiB, kernel kills {kernel_kills(container) - kills}")
     assert kernel_kills(container) - kills >= 2
     assert state(container)["StartedAt"] == started
@@ -124,13 +129,7 @@ def test_a_task_that_fills_its_container_is_killed_by_the_kernel_and_the_worker_
 def test_a_worker_that_may_make_cgroups_has_the_kernel_keep_each_attempts_ceiling(
     compose_site: ComposeSite, engine: Engine
 ) -> None:
-    settings = {
-        "REDIS_URL": f"redis://:{site.SETTINGS['REDIS_PASSWORD']}@redis:6379/0",
-        "WORKER_KEY": site.SETTINGS["WORKER_KEY"],
-        "ARTIFACT_URL": "file:///artifacts",
-        "OPERATORS_PATH": "/operators",
-        "WORKER_LABELS": "cgroups=own",
-    }
+    settings = {**site.WORKER_SETTINGS, "OPERATORS_PATH": "/operators", "WORKER_LABELS": "cgroups=own"}
     volumes = {f"{compose_site.project}_artifacts": {"bind": "/artifacts"}, str(site.OPERATORS): {"bind": "/operators"}}
     container = engine.client.containers.run(
         site.image("worker-cpu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tarfile
@@ -290,6 +291,42 @@ def test_a_script_that_is_told_to_stop_has_its_checkpoint_saved(tmp_path: Path) 
     assert saved is not None
     with tarfile.open(saved) as archive:
         assert archive.getnames() == ["step"]
+
+
+def test_a_checkpoint_is_gone_when_the_task_is_done(tmp_path: Path) -> None:
+    save = 'echo 1 > "$ORCHESTRATOR_CHECKPOINT_DIR/step"; exit '
+    context = make_context(tmp_path)
+    with pytest.raises(OperatorFailure):
+        run_script(context, save + "75", script_type="bash")
+    assert list(context.artifacts.list("checkpoints")) == ["checkpoints/tenant/run/task/1"]
+    second = make_context(tmp_path)
+    run_script(second, save + "0", script_type="bash")
+    assert list(second.artifacts.list("checkpoints")) == []
+
+
+def test_a_rerun_does_not_go_on_from_what_the_former_generation_left(tmp_path: Path) -> None:
+    former = make_context(tmp_path, generation=1)
+    former.checkpoint_save(b"of old inputs")
+    again = make_context(tmp_path, generation=2)
+    assert again.checkpoint_load() is None
+    again.checkpoint_save(b"of new inputs")
+    found = former.checkpoint_load()
+    assert found is not None
+    assert found.read_bytes() == b"of old inputs"
+    run_script(again, "", script_type="bash")
+    assert list(again.artifacts.list("checkpoints")) == []
+
+
+def test_an_ill_file_server_is_no_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(tmp_path)
+
+    def fail(uri: str) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(context.artifacts, "exists", fail)
+    with pytest.raises(OperatorFailure, match="Stale file handle") as caught:
+        run_script(context, "exit 0", script_type="bash")
+    assert (caught.value.reason, caught.value.retryable) == ("store_unavailable", True)
 
 
 def test_a_checkpoint_of_another_task_or_run_is_not_seen(tmp_path: Path) -> None:

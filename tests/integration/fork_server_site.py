@@ -76,6 +76,29 @@ class Probe(Operator):
     def skip(self, context, parameters):
         raise SkipTask("nothing_new", "No new rows.")
 
+    def save(self, context, parameters):
+        """Keep a state for another attempt, then end as told; the outputs say what the last one kept."""
+        found = context.checkpoint_load()
+        text = found.read_text() if found else ""
+        context.checkpoint_save(context.attempt_id.encode())
+        match parameters["then"]:
+            case "skip":
+                raise SkipTask("nothing_new")
+            case "fail":
+                raise OperatorFailure("bad_data", text, retryable=True)
+        return {"found": text}
+
+    def lock_away(self, context, parameters):
+        """Save, and have the store refuse to forget it."""
+        context.checkpoint_save(b"state")
+
+        def refuse(prefix):
+            from orchestrator.errors import StoreUnavailable
+            raise StoreUnavailable("The store does not answer.")
+
+        context.artifacts.delete = refuse
+        return {}
+
     def crash(self, context, parameters):
         raise ValueError("boom")
 
@@ -137,12 +160,46 @@ class Probe(Operator):
             time.sleep(0.02)
         return {"saved": True}
 
+    def note_term(self, context, parameters):
+        """Note every TERM, at once, and that is all it does."""
+        signal.signal(signal.SIGTERM, lambda *_: open(parameters["notes"], "a").close())
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+
     def eat(self, context, parameters):
         blocks = []
         for _ in range(parameters["mebibytes"]):
             blocks.append(bytearray(os.urandom(1024)) * 1024)
             time.sleep(0.002)
         return {"eaten": len(blocks)}
+
+    def feed_a_child(self, context, parameters):
+        """Wait for a process that eats, and fail as programs do when it is killed."""
+        text = """
+import time
+kept = []
+for _ in range(%d):
+    kept.append(b"1" * 2**20)
+    time.sleep(0.003)
+""" % parameters["mebibytes"]
+        if subprocess.run([sys.executable, "-c", text], check=not parameters.get("quietly")).returncode:
+            raise RuntimeError("no rows")
+
+    def wait_and_crash(self, context, parameters):
+        while not os.path.exists(parameters["end"]):
+            time.sleep(0.05)
+        raise ValueError("boom")
+
+    def scatter(self, context, parameters):
+        """Leave files where programs leave them, say where, and die without a chance to clear up."""
+        import multiprocessing, tempfile
+        with multiprocessing.Manager() as manager:
+            manager.list([1])
+        left = [tempfile.mkdtemp(), tempfile.mkstemp()[1]]
+        with open(parameters["notes"], "w") as file:
+            file.write("\\n".join([*left, os.environ["TMPDIR"]]))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def bomb(self, context, parameters):
         """Fork as many as it can get, up to a number that harms nobody; they stay."""

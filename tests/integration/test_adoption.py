@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.config import load_settings
 from orchestrator.states import AttemptState
 from tests.integration.fork_server_site import ForkSite, is_alive, wait_for
 from workers import door, verdict
 from workers.attempt_folder import AttemptFolder
+from workers.host import orphan_grace
 from workers.identity import has_ended, read_boot_id
 from workers.keeping import Keeper, KeptServer
 from workers.leftovers import settle_ended
@@ -27,18 +31,31 @@ pytestmark = pytest.mark.timeout(90)
 ADOPT: dict[str, Any] = {"on_worker_loss": "adopt"}
 
 
+class Leader:
+    """What it has read of a worker's heartbeats; everything, unless told otherwise."""
+
+    next_seq = 1
+    heard = 1
+
+    def is_heard(self, seq: int) -> bool:
+        return self.heard >= seq
+
+
 class NextWorker:
     """The part of another worker of the host that adopts."""
 
-    def __init__(self, site: ForkSite) -> None:
+    def __init__(self, site: ForkSite, incarnation: str = "next-worker") -> None:
         self.running = Running(lambda: None)
+        self.leader = Leader()
         self.followed: dict[str, bool] = {}
         self.mourned: list[KeptServer] = []
         self.keeper = Keeper(
             site.folders,
             read_boot_id(),
+            incarnation,
             self.running,
             site.spool,
+            self.leader,
             follow=self._follow,
             ended=self.running.ended,
             mourn=self.mourned.append,
@@ -128,9 +145,10 @@ def test_a_tree_that_may_be_adopted_outlives_its_worker_and_obeys_the_next(hosts
     site = hosts.first()
     attempt, other = sleeping(site), site.start("sleep")
     site.wait_for_log(other, "sleeping")
-    supervisor = site.folder(attempt).read("state")["pid"]
+    supervisor, other_supervisor = (site.folder(one).read("state")["pid"] for one in (attempt, other))
     orphaned(site)
     assert outcome_of(site, other) == (AttemptState.LOST, "worker_lost")
+    wait_for(lambda: not Path(f"/proc/{other_supervisor}").exists(), what="end of the other's supervisor")
     worker = hosts.next()
     assert worker.takes_over()
     assert is_alive(supervisor)
@@ -273,6 +291,145 @@ def test_a_tree_that_nobody_adopts_ends_itself_after_a_time(hosts: Hosts, monkey
     orphaned(site)
     assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
     wait_for(lambda: has_ended(site.folders, site.incarnation))
+
+
+def test_a_tree_that_nobody_adopts_gets_no_more_grace_than_there_is_until_it_may_run_elsewhere(hosts: Hosts) -> None:
+    site = hosts.first(orphan_seconds=1.0, orphan_grace=1.0)
+    attempt = site.start("escape", **ADOPT, grace=600.0, parameters={"notes": str(site.tmp_path / "notes")})
+    wait_for(lambda: (site.tmp_path / "notes").exists(), what="a tree that ignores TERM")
+    orphaned(site)
+    assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+
+
+def test_the_host_stops_an_orphan_before_the_leader_may_start_it_elsewhere(tmp_path: Path) -> None:
+    for variables in ({}, {"HEARTBEAT_INTERVAL_SECONDS": "0.5", "WORKER_LEASE_SECONDS": "3", "ADOPT_SECONDS": "4"}):
+        settings = load_settings({"DATA_DIR": str(tmp_path), **variables})
+        given_up = settings.worker_lease - settings.heartbeat_interval_seconds
+        assert 0 < orphan_grace(settings) < given_up, "counted from ADOPT_SECONDS after the worker's death"
+
+
+def test_visitors_that_leave_again_do_not_prolong_the_life_of_an_orphan(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = hosts.first(orphan_seconds=3.0)
+    attempt = sleeping(site, grace=0.5)
+    orphaned(site)
+    worker = hosts.next()
+    monkeypatch.setattr(door, "PROTOCOL", 2)
+    looks = count()
+
+    def has_ended_while_visited() -> bool:
+        assert not worker.takes_over()
+        next(looks)
+        return site.spool.has(attempt)
+
+    wait_for(has_ended_while_visited, 30, "end of a tree whose visitors do not keep it")
+    assert next(looks) > 3
+    assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+
+
+def test_a_visitor_that_stays_without_keeping_it_does_not_either(hosts: Hosts) -> None:
+    site = hosts.first(orphan_seconds=2.0)
+    attempt = sleeping(site, grace=0.5)
+    orphaned(site)
+    with door.knock(site.folders.locks, site.incarnation) as visitor:
+        assert visitor.recv(65536)
+        assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+
+
+def test_keepers_of_whom_the_leader_never_heard_do_not_prolong_it_by_dying(hosts: Hosts) -> None:
+    """A worker that crashes whenever it has adopted: nobody but the tree itself knows of its keepers."""
+    site = hosts.first(orphan_seconds=4.0)
+    attempt = sleeping(site, grace=0.5)
+    orphaned(site)
+    deaths = count()
+
+    def has_ended_between_keepers() -> bool:
+        worker = NextWorker(site)
+        worker.leader.heard = 0
+        if worker.takes_over():
+            worker.takes_over()
+            next(deaths)
+        worker.die()
+        return site.spool.has(attempt)
+
+    wait_for(has_ended_between_keepers, 30, "end of a tree whose keepers die at once")
+    assert next(deaths) > 1
+    assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+
+
+def test_a_living_keeper_stops_the_clock_and_one_that_the_leader_knows_sets_it_anew(hosts: Hosts) -> None:
+    site = hosts.first(orphan_seconds=4.0)
+    attempt = sleeping(site)
+    orphaned(site)
+    orphan_since = time.monotonic()
+    worker = hosts.next()
+    assert worker.takes_over()
+    worker.keeper.look()  # and says that the leader knows it
+    wait_for(lambda: time.monotonic() > orphan_since + 5.0, what="the time an orphan has")
+    assert not site.spool.has(attempt)
+    worker.die()
+    third = hosts.next()
+    wait_for(third.takes_over, what="second adoption")
+    third.stop(attempt)
+    third.wait_for_end(attempt)
+    assert outcome_of(site, attempt) == (AttemptState.CANCELLED, "cancelled")
+
+
+def test_an_adoption_that_fails_half_way_is_begun_again(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = hosts.first()
+    attempt = sleeping(site)
+    orphaned(site)
+    worker = hosts.next()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def fails(step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except OSError as error:
+            return error.errno == errno.EMFILE
+        return False  # the fork server has not seen yet that its last visitor has gone
+
+    for broken, name in ((worker.keeper, "_follow"), (KeptServer, "listen")):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, name, fail)
+            wait_for(lambda: fails(worker.takes_over), what=f"an adoption without {name}")
+        assert worker.running.all() == []
+        assert not worker.keeper.keeps(site.incarnation)
+    wait_for(worker.takes_over, what="an adoption")
+    worker.stop(attempt)
+    worker.wait_for_end(attempt)
+    assert outcome_of(site, attempt) == (AttemptState.CANCELLED, "cancelled")
+
+
+def test_a_tree_that_the_keeper_can_not_answer_for_is_stopped(hosts: Hosts) -> None:
+    site = hosts.first()
+    attempt, other = sleeping(site, grace=0.5), sleeping(site)
+    folder = site.folder(attempt)
+    folder.write("state", {**folder.read("state"), "token": "another"})
+    orphaned(site)
+    worker = hosts.next()
+    assert worker.takes_over()
+    assert worker.running.get(attempt) is None
+    assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+    assert not site.spool.has(other)
+    wait_for(lambda: worker.keeper.knows_dead(site.incarnation, attempt), what="news of its end")
+
+
+def test_a_door_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    for _ in range(2):  # the second finds the path of the first, to which nobody listens
+        door.Door(tmp_path, "incarnation").open().close()
+    assert door.doors(tmp_path) == ["incarnation"]
+
+
+def test_a_worker_does_not_knock_at_a_door_of_its_own(hosts: Hosts) -> None:
+    site = hosts.first()
+    sleeping(site)
+    orphaned(site)
+    worker = NextWorker(site, incarnation=site.incarnation)
+    assert not worker.takes_over()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,13 +13,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from api.app import create_app
-from api.hangs import Hangs
+from api.hangs import ClientsBody, Hangs
+from api.services import EXTENSION
 from orchestrator.watchdog import EXIT_STATUS
 from tests.integration.api_site import DEFINITION, ApiSite
 
@@ -27,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 APPLICATION = """
 import threading
+import time
 from flask import request
 from api.app import create_app
 from orchestrator.config import load_settings
@@ -38,6 +43,8 @@ hanging = threading.Event()
 def hang():
     if request.headers.get("X-Hang"):
         hanging.wait()
+    if request.headers.get("X-Slow"):
+        time.sleep(0.4)
 """
 
 
@@ -69,6 +76,27 @@ def test_a_tenant_with_too_many_unfinished_runs_is_told_to_wait(full: ApiSite) -
     full.sql("UPDATE runs SET state = 'success', ended_at = now()")
     full.services.backlog._counts.clear()
     assert full.call("POST", "/api/v1/runs", body, headers={"Idempotency-Key": "three"}).status_code == 201
+
+
+def test_a_rerun_takes_a_place_like_a_new_run(full: ApiSite) -> None:
+    full.saved()
+    ended = [full.started()["id"] for _ in range(2)]
+    full.sql("UPDATE runs SET state = 'failed', ended_at = now()")
+    full.services.backlog._counts.clear()
+
+    def rerun(run_id: str) -> int:
+        return full.call("POST", f"/api/v1/runs/{run_id}/rerun", {"from": "all"}).status_code
+
+    assert rerun(ended[0]) == 202
+    new = full.started()["id"]
+    assert rerun(ended[1]) == 429
+    # Nobody leads, and the count is taken anew from the rows.
+    full.services.backlog._counts.clear()
+    assert rerun(ended[1]) == 429
+    assert full.count("SELECT count(*) FROM commands WHERE kind = 'rerun'") == 1
+    full.sql("UPDATE runs SET state = 'success', ended_at = now() WHERE id = :id", id=new)
+    full.services.backlog._counts.clear()
+    assert rerun(ended[1]) == 202
 
 
 def test_the_limit_of_one_tenant_is_not_that_of_another(full: ApiSite) -> None:
@@ -107,7 +135,7 @@ class Server:
         self.headers = {"Authorization": f"Bearer {site.keys['admin']}"}
         options = ["--bind", f"127.0.0.1:{port}", "--threads", str(threads), "--no-control-socket", module]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", *options],
+            [sys.executable, "-m", "gunicorn", "--worker-class", "api.server.Threads", *options],
             cwd=folder,
             env=_environment(site, folder),
         )
@@ -176,6 +204,54 @@ def test_requests_that_end_and_an_idle_server_are_no_hang() -> None:
     assert ended == [EXIT_STATUS]
 
 
+class SlowBody(BytesIO):
+    """A body that the client sends one byte of, and the rest after so many seconds."""
+
+    def __init__(self, body: bytes, seconds: float) -> None:
+        super().__init__(body)
+        self._seconds = seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() == 0:
+            return super().read(1)
+        time.sleep(self._seconds)
+        return super().read(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        read = self.read(len(buffer))
+        buffer[: len(read)] = read
+        return len(read)
+
+
+def test_a_client_that_sends_slowly_to_a_quiet_server_is_no_hang(api: ApiSite) -> None:
+    ended: list[int] = []
+    services = api.services
+    api.app.extensions[EXTENSION] = replace(services, hangs=Hangs(0.4, ended.append))
+    try:
+        body = json.dumps(DEFINITION).encode()
+        answer = api.call(
+            "POST",
+            "/api/v1/pipelines",
+            headers={"Content-Type": "application/json", "Content-Length": str(len(body))},
+            input_stream=SlowBody(body, 2.0),
+        )
+    finally:
+        api.app.extensions[EXTENSION] = services
+    assert answer.status_code == 201, answer.text
+    assert ended == []
+
+
+def test_a_request_that_hangs_after_its_body_came_is_one() -> None:
+    ended: list[int] = []
+    watch = Hangs(0.2, ended.append)
+    watch.begun()
+    assert list(ClientsBody(BytesIO(b"a\nb"), watch)) == [b"a\n", b"b"]
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended == [EXIT_STATUS]
+
+
 def test_two_hundred_callers_at_once_all_get_an_answer_in_time(api: ApiSite, tmp_path: Path) -> None:
     api.saved()
     server = Server(api, tmp_path, threads=32)
@@ -210,3 +286,38 @@ def test_two_hundred_callers_at_once_all_get_an_answer_in_time(api: ApiSite, tmp
     assert set(statuses) <= {201, 429, 503}
     assert statuses[201] == api.count("SELECT count(*) FROM runs")
     assert len(taken) == 400
+
+
+def test_requests_that_waited_long_for_a_thread_are_refused_at_once_so_that_all_are_answered_in_time(
+    api: ApiSite, tmp_path: Path
+) -> None:
+    (tmp_path / "hanging_app.py").write_text(APPLICATION)
+    server = Server(api, tmp_path, threads=2, module="hanging_app:app")
+    answers: list[tuple[requests.Response, float]] = []
+
+    def call() -> None:
+        began = time.monotonic()
+        answer = requests.get(f"{server.url}/api/v1/runs", headers={**server.headers, "X-Slow": "1"}, timeout=30)
+        answers.append((answer, time.monotonic() - began))
+
+    try:
+        server.wait_until_alive()
+        # One after the other they would take four seconds.
+        callers = [threading.Thread(target=call) for _ in range(20)]
+        for caller in callers:
+            caller.start()
+        # Whether the process lives is still said, by whoever waits.
+        assert requests.get(f"{server.url}/healthz", timeout=10).status_code == 200
+        for caller in callers:
+            caller.join()
+    finally:
+        server.stop()
+    taken = [seconds for answer, seconds in answers if answer.status_code == 200]
+    refused = [answer for answer, _ in answers if answer.status_code == 503]
+    print(f"{len(taken)} of {len(answers)} were taken, the slowest answer took {max(s for _, s in answers):.2f} s")
+    assert len(taken) + len(refused) == 20
+    assert len(taken) >= 2
+    assert len(refused) >= 8
+    assert all(2 <= int(answer.headers["Retry-After"]) <= 6 for answer in refused)
+    assert "More requests have come" in refused[0].json()["message"]
+    assert max(seconds for _, seconds in answers) < 2.5

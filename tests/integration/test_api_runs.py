@@ -221,6 +221,9 @@ def test_a_run_that_went_well_has_nothing_that_failed_and_another_tenants_is_not
     assert api.call("POST", path, {"from": "failed"}).status_code == 409
     assert api.call("POST", path, {"from": "all"}).status_code == 202
     assert api.call("POST", f"/api/v1/runs/{uuid.uuid4()}/rerun", {"from": "all"}).status_code == 404
+    api.services.backlog._most = 0
+    assert api.call("POST", path, {"from": "all"}).status_code == 429, "it waits for its place like a new run"
+    assert api.count("SELECT count(*) FROM commands") == 1
 
 
 def test_a_run_of_a_plan_that_this_release_can_not_read_is_not_started_again(api: ApiSite) -> None:

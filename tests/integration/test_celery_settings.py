@@ -160,6 +160,30 @@ def test_a_flush_of_redis_does_not_deafen_the_worker(
     wait_for(lambda: started(client) == ["after"])
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(b"", b"\xff\xfe", b"{", b"[]", b"7", b"{}", b'{"body": 1, "properties": 5}', b"[" * 100_000),
+        b'{"body": "e30=", "properties": {"delivery_tag": "x", "delivery_info": []}, "headers": {}}',
+        b'{"__type__": "decimal", "__value__": "x"}',
+    ],
+    ids=lambda message: message[:12].decode(errors="replace"),
+)
+def test_a_message_that_nobody_can_read_is_dropped_and_stops_nothing_that_runs(
+    client: Client, publisher: HintPublisher, start_worker: Callable[..., WorkerProcess], message: bytes
+) -> None:
+    worker = start_worker(slots=2)
+    publisher.publish([SendHint("before", 1, "cpu")])
+    wait_for(lambda: started(client) == ["before"])
+    client.lpush(KEYS.queue("cpu"), message)
+    wait_for(lambda: client.llen(KEYS.queue("cpu")) == 0)
+    publisher.publish([SendHint("after", 1, "cpu")])
+    wait_for(lambda: started(client) == ["before", "after"])
+    let_go(client, "before", "after")
+    wait_for(lambda: client.llen("ended") == 2)
+    assert worker.process.poll() is None
+
+
 def test_celery_keeps_no_binding_no_unacknowledged_set_and_no_result(
     client: Client, publisher: HintPublisher, start_worker: Callable[..., WorkerProcess]
 ) -> None:

@@ -7,12 +7,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 
 from orchestrator.records import Resources
 from orchestrator.states import AttemptState
+from tests.chaos.memory_group import MemoryGroup, why_no_memory_group
 from tests.integration.fork_server_site import ForkSite, is_alive, wait_for
 from workers import cgroups
 from workers.identity import has_ended
@@ -52,6 +54,23 @@ def test_an_attempt_runs_in_its_own_session_with_a_scrubbed_environment(site: Fo
     assert outcome.usage.wall_seconds > 0
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_a_killed_task_left_in_its_temporary_folder_is_gone_with_it(tmp_path: Path, deep: bool) -> None:
+    notes = tmp_path / "left"
+    with TemporaryDirectory(prefix="o-") as near:
+        site = ForkSite(tmp_path, data_dir=Path(near, "d" * 80 if deep else "d"))
+        try:
+            attempt = site.start("scatter", parameters={"notes": str(notes)})
+            assert site.outcome(attempt).reason == "signal", site.log(attempt)
+            *left, scratch = map(Path, notes.read_text().split("\n"))
+            assert len(left) == 2
+            assert all(path.parent == scratch for path in left)
+            assert (scratch != site.folder(attempt).scratch) == deep, "deep, no socket could be bound there"
+            assert not any(os.path.lexists(path) for path in (*left, scratch, site.folder(attempt).work))
+        finally:
+            site.close()
+
+
 def test_the_environment_block_in_proc_holds_no_secret(site: ForkSite) -> None:
     attempt = site.start("sleep")
     site.wait_for_log(attempt, "sleeping")
@@ -79,6 +98,40 @@ def test_every_way_to_fail_has_its_reason(site: ForkSite, do: str, reason: str, 
     assert outcome.retryable is retryable
     assert not outcome.infrastructure
     assert outcome.retry_after == (7.0 if do == "fail" else None)
+
+
+def test_what_is_saved_lasts_until_the_task_has_succeeded_and_never_into_a_rerun(site: ForkSite) -> None:
+    def run(then: str, generation: int) -> tuple[str, str]:
+        attempt = site.start("save", generation=generation, parameters={"then": then})
+        outcome = site.outcome(attempt)
+        return attempt, outcome.outputs.get("found", outcome.message)
+
+    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1"
+    first, _ = run("fail", 1)
+    assert run("fail", 2)[1] == "", "a rerun begins anew"
+    second, found = run("fail", 1)
+    assert found == first
+    assert (saved / "task-1" / "1").read_text() == second
+    assert run("succeed", 1)[1] == second
+    assert not (saved / "task-1").exists(), "it would be left there for ever"
+    for generation in (1, 2):
+        run("skip", generation)
+        assert not (saved / "task-1").exists()
+
+
+def test_a_task_whose_checkpoint_can_not_be_deleted_has_succeeded_all_the_same(site: ForkSite) -> None:
+    attempt = site.start("lock_away")
+    assert site.outcome(attempt).state is AttemptState.SUCCEEDED
+    assert "is left in the artifact store" in site.log(attempt)
+
+
+def test_a_stop_without_grace_kills_before_the_task_can_answer(site: ForkSite) -> None:
+    attempt = site.start("note_term", parameters={"notes": str(site.tmp_path / "notes")})
+    site.wait_for_log(attempt, "ready")
+    site.client.stop(attempt, "preempted", 0.0)
+    assert site.outcome(attempt).state is AttemptState.PREEMPTED
+    assert not (site.tmp_path / "notes").exists(), "it was sent TERM, which it may answer before KILL comes"
+    assert "KILL now" in site.log(attempt)
 
 
 def test_an_operator_may_skip(site: ForkSite) -> None:
@@ -176,6 +229,28 @@ def test_memory_above_the_ceiling_is_told_apart_as_oom(tmp_path: Path, kernel_ke
         assert not outcome.infrastructure
     finally:
         site.close()
+
+
+@pytest.mark.skipif(bool(why_no_memory_group()), reason=why_no_memory_group())
+@pytest.mark.parametrize("quietly", [False, True])
+def test_a_child_that_the_kernel_kills_for_the_memory_of_the_container_is_told_as_oom(
+    tmp_path: Path, quietly: bool
+) -> None:
+    with MemoryGroup(400 << 20) as group:
+        site = ForkSite(tmp_path, use_cgroups=False)
+        group.take_in(site.client.process.pid)
+        try:
+            end = tmp_path / "end"
+            beside = site.start("wait_and_crash", parameters={"end": str(end)})
+            meal = {"mebibytes": 2000, "quietly": quietly}
+            hungry = site.start("feed_a_child", parameters=meal, resources=Resources(1000, 2**32))
+            outcome = site.outcome(hungry)
+            assert (outcome.state, outcome.reason) == (AttemptState.FAILED, "oom"), (outcome, site.log(hungry))
+            assert ("no rows" if quietly else "SIGKILL") in outcome.message
+            end.touch()
+            assert site.outcome(beside).reason == "exception", "it was killed in the same container, but another's"
+        finally:
+            site.close()
 
 
 def test_an_exclusive_attempt_stops_itself_when_it_is_cut_off(site: ForkSite) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from orchestrator.circuit import Circuit
 from orchestrator.errors import StoreUnavailable
+from orchestrator.store import engine as engines
 from orchestrator.store import patience
 from orchestrator.store.engine import LEASE_LIMITS, LONGEST_PING, Limits, create_store_engine
 from orchestrator.store.lease import Lease
@@ -123,6 +124,72 @@ def test_a_thread_waits_no_longer_than_it_is_allowed_in_all(engine: Engine) -> N
     finally:
         patience.allow(None)
     assert ask(engine) == 1
+
+
+@pytest.mark.parametrize("answer", [30.0, 0.0])
+def test_a_connection_has_its_own_limit_however_long_an_answer_may_take(url: str, link: Proxy, answer: float) -> None:
+    engine = create_store_engine(url, limits=Limits(connect=0.4, answer=answer, statement=0.0))
+    link.swallow()
+    try:
+        fails_within(0.4, lambda: ask(engine))
+    finally:
+        engine.dispose()
+
+
+def test_a_checkout_whose_new_connection_is_dead_too_is_unavailable(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask(engine) == 1
+    # Every ping fails, while connections can be made: as with a server that ends them as soon as it has let them in.
+    monkeypatch.setattr(engines, "LONGEST_PING", 0.0)
+    fails_within(BOUNDS.connect, lambda: ask(engine))
+    fails_within(BOUNDS.connect, lambda: Lease(engine, "one", 10.0).acquire())
+    monkeypatch.undo()
+    assert ask(engine) == 1
+
+
+def test_a_request_whose_time_is_nearly_up_costs_at_most_one_healthy_connection(engine: Engine) -> None:
+    made: list[object] = []
+    event.listen(engine, "connect", lambda *arguments: made.append(arguments))
+    with engine.connect(), engine.connect():
+        pass
+    assert len(made) == 2
+    patience.allow(0.000_001)
+    try:
+        fails_within(0.0, lambda: ask(engine))
+    finally:
+        patience.allow(None)
+    with engine.connect(), engine.connect():
+        pass
+    assert len(made) <= 3
+
+
+def test_a_slow_statement_that_a_request_had_no_time_left_for_does_not_refuse_the_others(database_url: str) -> None:
+    circuit = Circuit(30.0)
+    engine = create_store_engine(database_url, limits=Limits(connect=1.3, statement=1.8, answer=2.0), circuit=circuit)
+    try:
+        patience.allow(1.7)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_sleep(0.1)"))
+            fails_within(1.6, lambda: connection.execute(text("SELECT pg_sleep(1.75)")))
+    finally:
+        patience.allow(None)
+    assert not circuit.refuses()
+    assert ask(engine) == 1
+    engine.dispose()
+
+
+def test_a_silence_longer_than_the_server_lets_a_statement_take_speaks_of_the_server(url: str, link: Proxy) -> None:
+    circuit = Circuit(30.0)
+    engine = create_store_engine(url, limits=Limits(connect=0.5, statement=0.2, answer=0.4), circuit=circuit)
+    try:
+        with suppress(StoreUnavailable), engine.connect() as connection:
+            link.swallow()
+            fails_within(0.4, lambda: connection.execute(text("SELECT 1")))
+        assert circuit.refuses()
+    finally:
+        link.pass_on()
+        engine.dispose()
 
 
 def test_after_a_silence_one_thread_asks_and_the_others_are_refused_at_once(url: str, link: Proxy) -> None:

@@ -103,6 +103,50 @@ def test_a_lease_that_stands_still_is_taken_whatever_the_databases_clock_says(en
     assert second.acquire()
 
 
+def test_a_databases_clock_that_jumps_ahead_takes_the_lease_from_nobody_who_renews(engine: Engine) -> None:
+    clock = SteppedClock()
+    first, second = Lease(engine, "first", 10), Lease(engine, "second", 10, clock=clock)
+    assert first.acquire()
+    for _ in range(3):
+        _let_an_hour_pass(engine)
+        assert not second.acquire()
+        clock.now += 3.0
+        assert not second.acquire()
+        first.renew()
+        assert not second.acquire()
+
+
+def test_a_lease_that_expired_by_a_jump_and_is_not_renewed_is_taken(engine: Engine) -> None:
+    clock = SteppedClock()
+    first, second = Lease(engine, "first", 10), Lease(engine, "second", 10, clock=clock)
+    assert first.acquire()
+    _let_an_hour_pass(engine)
+    assert not second.acquire()
+    clock.now += 4.9
+    assert not second.acquire()
+    clock.now += 0.2
+    assert second.acquire()
+
+
+def test_a_lease_given_back_is_free_though_the_databases_clock_jumps_back(engine: Engine) -> None:
+    first = Lease(engine, "first", 10)
+    assert first.acquire()
+    first.step_down()
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE leases SET renewed_at = renewed_at + interval '1h', expires_at = expires_at + interval '1h'")
+        )
+    assert Lease(engine, "second", 10).acquire()
+
+
+def _let_an_hour_pass(engine: Engine) -> None:
+    """Have the database's clock be ahead of the row by an hour."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE leases SET renewed_at = renewed_at - interval '1h', expires_at = expires_at - interval '1h'")
+        )
+
+
 def test_a_holder_that_renews_is_not_taken_for_standing_still(engine: Engine) -> None:
     first = Lease(engine, "first", 10)
     assert first.acquire()
@@ -187,3 +231,14 @@ def _until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.01)
+
+
+def test_a_leader_that_renews_and_is_deaf_is_replaced_and_writes_no_more(engine: Engine) -> None:
+    first, second = Lease(engine, "first", 60), Lease(engine, "second", 60)
+    assert first.acquire()
+    assert not second.acquire()
+    assert second.seen_epoch == first.epoch
+    assert not second.acquire(deaf_epoch=first.epoch - 1), "the deaf one was replaced before"
+    assert second.acquire(deaf_epoch=first.epoch)
+    with pytest.raises(LostLeadership):
+        first.renew()

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.artifacts import Artifact, LocalArtifacts
 from orchestrator.errors import StoreUnavailable
 from orchestrator.wire.keys import Keys
-from orchestrator.wire.log_stream import LogChunk, LogPublisher
+from orchestrator.wire.log_stream import CHUNK_BYTES, LogChunk, LogPublisher
 from orchestrator.wire.redis import Client, connect
 from orchestrator.wire.seal import Seal
 from scheduler.log_collector import LogCollector, log_key
@@ -172,3 +172,24 @@ def test_a_full_redis_is_given_room_though_nothing_can_be_noted(client: Client, 
     publisher.publish([chunk(0, b"hello")])
     collect_all(collector, client, keys)
     assert publisher.look(["attempt"], []).stored == {"attempt": 5}
+
+
+def test_logs_that_nobody_collects_are_cut_before_they_take_much_of_redis(
+    client: Client, keys: Keys, tmp_path: Path
+) -> None:
+    publisher = LogPublisher(client, keys, SEAL, "worker")
+    size, told_to_wait, sent = 0, 0, 0
+    for _ in range(40):
+        first = publisher.publish([chunk((sent + n) * CHUNK_BYTES, b"x" * CHUNK_BYTES) for n in range(16)])[0]
+        sent += 16
+        size = max(size, int(str(client.memory_usage(keys.logs, samples=0))))
+        seen = publisher.look(["attempt"], [first])
+        if not seen.room:
+            told_to_wait = told_to_wait or size
+    assert 16 * 2**20 < size <= 32 * 2**20
+    assert 8 * 2**20 < told_to_wait <= 20 * 2**20
+    # The newest are there; that the oldest are not is seen by who sent them, for none says that it was stored.
+    assert publisher.look(["attempt"], [first]).waiting == {first}
+    collector = LogCollector(client, keys, SEAL, LocalArtifacts(tmp_path, scope="shared"), "one")
+    collect_all(collector, client, keys)
+    assert publisher.look(["attempt"], []).stored == {"attempt": 0}

@@ -33,6 +33,7 @@ from orchestrator.wire.keys import Keys
 from orchestrator.wire.messages import GrantSpec
 from orchestrator.wire.redis import connect
 from orchestrator.wire.stream import wake
+from scheduler import troubles
 from scheduler.daemon import Daemon
 from tests.integration.fake_worker import FakeWorker, succeed
 from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
@@ -302,7 +303,9 @@ def test_a_run_that_failed_starts_again_in_place_and_once_however_often_it_is_as
             site.rerun(run)
         site.wait_for(run)
         until(lambda: not site.rows("SELECT 1 FROM commands WHERE applied_at IS NULL"))
-        assert [(spec.task, spec.number) for spec in worker.granted[-2:]] == [("b", 2), ("d", 1)]
+        again = [(spec.task, spec.number, spec.generation) for spec in worker.granted[-2:]]
+        assert again == [("b", 2, 2), ("d", 1, 2)], "or it would go on from what the first generation saved"
+        assert {spec.generation for spec in worker.granted[:-2]} == {1}
         assert worker.granted[-2].upstream_outputs["a"]["made"]["uri"] == "artifact://a", "what was kept is still read"
     assert site.rows("SELECT generation FROM runs") == [(2,)]
     tasks = site.rows("SELECT name, state, generation, attempts, failures FROM task_runs ORDER BY name")
@@ -605,3 +608,31 @@ def until(condition: Callable[[], bool], seconds: float = 30.0, story: Callable[
     while not condition():
         assert time.monotonic() < deadline, f"the condition did not come true in time\n{story()}"
         time.sleep(0.01)
+
+
+def test_a_command_that_can_never_be_committed_stops_nobody_else(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(troubles, "PUT_OFF_SECONDS", 2.0)
+    stuck, other = (seed_run(site.engine, plan=DIAMOND) for _ in range(2))
+    with site.engine.begin() as connection:
+        # As if it touched more than the server writes in the time that a statement has.
+        connection.execute(
+            text(
+                "CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'too slow' USING ERRCODE = 'query_canceled'; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER slow BEFORE UPDATE ON runs FOR EACH ROW "
+                f"WHEN (NEW.id = '{stuck.id}' AND NEW.state LIKE 'cancel%') EXECUTE FUNCTION be_slow()"
+            )
+        )
+    site.command(stuck)
+    site.command(other)
+    site.lead()
+    with site.worker():
+        site.wait_for(other, "cancelled")
+        site.wait_for(site.submit())
+        with site.engine.begin() as connection:
+            connection.execute(text("DROP TRIGGER slow ON runs"))
+        until(lambda: not site.rows("SELECT 1 FROM commands WHERE applied_at IS NULL"), 30.0, lambda: site.story(stuck))

@@ -194,7 +194,7 @@ import sys, threading
 from orchestrator.config import load_settings
 from orchestrator.store.lease import Lease
 from scheduler.daemon import Daemon
-Lease.{method} = lambda self: threading.Event().wait()
+Lease.{method} = lambda self, **_: threading.Event().wait()
 Daemon(load_settings(), watchdog_limit=1.0).run(threading.Event())
 """
 

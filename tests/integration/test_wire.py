@@ -151,6 +151,20 @@ def test_a_new_leader_gets_at_once_what_the_old_one_has_read_and_not_acknowledge
     assert len(successor.read(200, 0.1)) == 2
 
 
+def test_what_a_former_leader_still_reads_reaches_the_new_one_within_seconds(
+    client: Client, stream: EventStream
+) -> None:
+    successor = EventStream(client, KEYS, SEAL, "leader-2")
+    assert successor.read(200, 0.01) == []
+    reporter(client).claim("attempt", 1, "nonce")
+    stolen = stream.read(200, 0.1)
+    assert len(stolen) == 1
+    deadline = time.monotonic() + 7.0
+    while not (found := successor.read(200, 0.1)):
+        assert time.monotonic() < deadline, "It waits for one that can't commit it."
+    assert found == stolen
+
+
 def test_after_a_rollback_the_same_entries_can_be_read_again(client: Client, stream: EventStream) -> None:
     reporter(client).claim("attempt", 1, "nonce")
     before = stream.read(200, 0.1)

@@ -20,6 +20,7 @@ from tests.integration.worker_process import (
     scheduler,
     start_worker,
 )
+from workers.memory_kills import find_level
 from workers.spool import Spool
 
 __all__ = ["scheduler", "start_worker"]
@@ -45,6 +46,19 @@ def test_a_hint_becomes_an_outcome_and_its_log_arrives(scheduler: FakeScheduler,
     assert outcome is not None
     assert outcome.local_to == beats[0].host_id
     assert WORKER_KEY not in str(outcome.outputs)
+
+
+def test_a_worker_says_in_one_record_how_it_learns_of_the_kernels_kills_for_memory(
+    scheduler: FakeScheduler, start_worker: StartWorker
+) -> None:
+    worker = start_worker("-Q", "cpu", "-c", "1", LOG_LEVEL="DEBUG")
+    lines = worker.log.read_text().splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    [start] = [record for record in records if record["action"] == "worker_starts"]
+    assert start["memory_kills"] == find_level("probe")
+    assert start["worker_id"] in scheduler.heartbeats
+    early = [line for line in lines if "no_gpus" in line and not line.startswith("{")]
+    assert not early, "written before the logs were set up"
 
 
 def test_an_own_queue_is_served_too(scheduler: FakeScheduler, start_worker: StartWorker) -> None:

@@ -343,6 +343,25 @@ def test_a_worker_that_was_given_up_may_join_again(engine: Engine) -> None:
     assert rows(engine, "SELECT state, ended_at IS NULL FROM workers") == [("online", True)]
 
 
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_worker_that_joins_again_is_no_longer_drained_by_an_old_command(engine: Engine, leaving: bool) -> None:
+    commit(engine, SaveWorker(heartbeat(), joined=True))
+    drained = {"draining": True, "drain_until": ("in", 60.0)}
+    commit(
+        engine, Transition(Entity.WORKER, "worker", WorkerState.ONLINE, WorkerState.DRAINING, "drain", changes=drained)
+    )
+    found = "SELECT state, draining, drain_until IS NULL FROM workers"
+    assert rows(engine, found) == [("draining", True, False)]
+    commit(engine, SaveWorker(replace(heartbeat(seq=5), draining=leaving), joined=True))
+    assert rows(engine, found) == [("draining" if leaving else "online", False, True)]
+    again = Transition(
+        Entity.WORKER, "worker", WorkerState.ONLINE, WorkerState.DRAINING, "drain", changes={"draining": True}
+    )
+    if not leaving:
+        commit(engine, SaveWorker(heartbeat(seq=6), joined=True), again)
+        assert rows(engine, found) == [("draining", True, True)], "a drain that comes with it is of now"
+
+
 def test_commands_are_closed_once(engine: Engine) -> None:
     run = seed_run(engine)
     with engine.begin() as connection:

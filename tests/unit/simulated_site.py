@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -113,6 +114,8 @@ class Site:
         self.gone: list[Start] = []
         self.had: set[tuple[str, str]] = set()
         """Every worker and attempt whose tree it has really had."""
+        self.reported: deque[OutcomeReceived] = deque(maxlen=40)
+        """Reports that were sent, some of them long ago."""
         self.preempted_by: dict[str, str] = {}
         """Attempt → worker that has preempted it because it was told to end."""
         for host, queues, slots, mask in STARTS:
@@ -172,7 +175,7 @@ class Site:
 
     def beat(self, worker: Worker, *, also: tuple[str, str] | None = None) -> None:
         """Say what is so (and ``also`` an attempt that is not its own), then do what the leader wants."""
-        if worker.frozen:
+        if worker.frozen or worker.id not in self.workers:
             return
         worker.seq += 1
         self.beats[worker.id] = self._heartbeat(worker, dict([also] if also else []))
@@ -212,6 +215,14 @@ class Site:
         if attempt_id in host.spool or attempt_id in host.orphans:
             return True
         return any(attempt_id in worker.trees for worker in self.workers.values() if worker.host is host)
+
+    def leave(self, worker: Worker, *, says_so_first: bool) -> None:
+        """Tell the worker to end; what it preempts may be reported before its heartbeat says why."""
+        worker.leaving = True
+        if says_so_first:
+            self.beat(worker)
+        elif not worker.frozen:
+            self._drain(worker, self.desired.get(worker.id, Desired()))
 
     def _drain(self, worker: Worker, wanted: Desired) -> None:
         """Leave as each task wants it: at once, or when the deadline has passed; end when nothing is left."""
@@ -285,7 +296,8 @@ class Site:
 
     def _report(self, worker: Worker, attempt_id: str) -> None:
         token, ran_by, outcome = worker.host.spool[attempt_id]
-        self.stream.append(OutcomeReceived(ran_by, attempt_id, token, outcome, worker.id))
+        self.reported.append(OutcomeReceived(ran_by, attempt_id, token, outcome, worker.id))
+        self.stream.append(self.reported[-1])
 
     def resend(self, worker: Worker) -> None:
         """Repeat open claims with the same nonce until they are answered, and outcomes nobody has answered."""

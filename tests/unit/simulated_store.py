@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from orchestrator import effects as fx
-from orchestrator.events import Event, OutcomeReceived
+from orchestrator.events import Command, Event, OutcomeReceived
 from orchestrator.kernel import Snapshot
 from orchestrator.records import (
     AttemptRecord,
@@ -111,6 +111,7 @@ class ModelStore:
             self._roll_back(undo)
             raise
         self._check_capacity()
+        self._check_reruns(effects, events)
         if fx.is_durable(effects):
             self.tail.clear()
         else:
@@ -281,6 +282,15 @@ class ModelStore:
         if not runs_when(task.trigger_rule, states):
             raise Violation(f"I3: {name} of {attempt.run_id} dispatched by {task.trigger_rule} on {states}")
 
+    def _check_reruns(self, effects: list[fx.Effect], events: list[Event]) -> None:
+        """Check that each generation was asked for by somebody who had seen the end of the one before."""
+        for effect in effects:
+            if isinstance(effect, fx.Transition) and effect.entity is Entity.RUN and effect.cause == "rerun":
+                commands = [event for event in events if isinstance(event, Command) and event.run_id == effect.id]
+                seen = {command.payload["generation"] for command in commands if command.kind == "rerun"}
+                if (ended := effect.changes["generation"] - 1) not in seen:
+                    raise Violation(f"I1: {effect.id} is run again as it was in {seen}, though it is in {ended}")
+
     def _check_capacity(self) -> None:
         sums: dict[str, list[int]] = {}
         devices: set[tuple[str, str]] = set()
@@ -360,7 +370,12 @@ class ModelStore:
 
     def ended(self, attempt_id: str) -> EndedAttempt | None:
         row = self.attempts.get(attempt_id)
-        return EndedAttempt(row.id, row.state, row.token, row.worker_id) if row else None
+        return EndedAttempt(row.id, row.state, row.token, row.worker_id, keeper_id=row.keeper_id) if row else None
+
+    def is_of_an_older_generation(self, report: OutcomeReceived) -> bool:
+        """Say whether the task run has been run again since this attempt of it was made."""
+        attempt = self.attempts.get(report.attempt_id)
+        return attempt is not None and (self.generation_of[attempt.id] < self.task_runs[attempt.task_run_id].generation)
 
     def check_timers(self, now: float) -> None:
         """Check that nothing of this term waits for a moment that has passed, whatever the rows' clock says (I14)."""

@@ -48,6 +48,8 @@ class World(Site):
         super().__init__()
         self.store = ModelStore()
         self.commands: list[Command] = []
+        self.late_commands: list[Command] = []
+        """What the API has checked already and not written yet."""
         self.was_reset = False
         self.redis_away = False
         self.left: set[str] = set()
@@ -157,7 +159,7 @@ class World(Site):
                 # A person has said otherwise; so it is until the worker itself is heard again.
                 self.left.discard(effect.id)
             elif isinstance(effect, fx.CreateAttempt) and effect.attempt.worker_id in self.left:
-                raise Violation(f"drain: {effect.attempt.id} goes to {effect.attempt.worker_id}, which preempts to leave")
+                raise Violation(f"drain: {effect.attempt.id} goes to {effect.attempt.worker_id}, which preempts all")
 
     def _with_row(self, kernel: Kernel, event: Event) -> Event:
         """Read the attempt's row beforehand where the kernel does not hold it, as the scheduler does."""
@@ -216,9 +218,11 @@ class World(Site):
     ) -> None:
         self.commands.append(Command(next(self.ids), kind, "person", run_id, task, worker_id, payload))
 
-    def rerun(self, run: RunRecord, chosen: str | list[str]) -> None:
-        """Ask for a run again as the API does: in the generation that is seen."""
-        self.command("rerun", run_id=run.id, generation=run.generation, **{"from": chosen})
+    def rerun(self, run: RunRecord, chosen: str | list[str], *, late: bool = False) -> None:
+        """Ask for a run again as the API does: in the generation that is seen; ``late``: it is written later."""
+        asked = {"from": chosen, "generation": run.generation}
+        command = Command(next(self.ids), "rerun", "person", run.id, payload=asked)
+        (self.late_commands if late else self.commands).append(command)
 
     # Redis
 
@@ -274,13 +278,19 @@ class World(Site):
                 break
         self.store.check_finished()
 
-    def _repair_everything(self) -> None:
+    def mend(self) -> None:
+        """Thaw and start every worker, and let the leader hear them."""
         for worker in self.workers.values():
             worker.frozen = False
         while self.gone:
             self.restart()
         if self.redis_away:
             self.switch_redis()
+        for worker in list(self.workers.values()):
+            self.beat(worker)
+
+    def _repair_everything(self) -> None:
+        self.mend()
         self.step([])
         for run in self.store.runs.values():
             if run.state is RunState.PAUSED:

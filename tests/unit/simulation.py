@@ -36,12 +36,12 @@ def task(
 PLANS = (
     Plan((task("only"),)),
     Plan((task("poison"), task("victim", "poison", rule="all_done"))),
-    Plan((task("big", cpu=4000, memory=GIB), task("after", "big", timeout=30.0))),
+    Plan((task("big", cpu=4000, memory=GIB, on_worker_loss="adopt"), task("after", "big", timeout=30.0))),
     Plan((task("first"), task("second", "first"), task("third", "second", rule="all_done"))),
     Plan(
         (
-            task("left"),
-            task("right", cpu=2000),
+            task("left", on_drain="checkpoint"),
+            task("right", cpu=2000, on_worker_loss="adopt"),
             task("join", "left", "right"),
             task("repair", "left", "right", rule="one_failed"),
             task("last", "join", "repair", rule="none_failed"),
@@ -49,8 +49,8 @@ PLANS = (
     ),
     Plan(
         (
-            task("train", gpus=1, queue="gpu", timeout=20.0),
-            task("more", gpus=1, queue="gpu"),
+            task("train", gpus=1, queue="gpu", timeout=20.0, on_worker_loss="adopt", on_drain="checkpoint"),
+            task("more", gpus=1, queue="gpu", on_drain="kill"),
             task("report", "train", "more", rule="all_done_min_one_success"),
         )
     ),
@@ -79,15 +79,19 @@ class Simulation(RuleBasedStateMachine):
 
     checks_epoch = True
 
-    @initialize(plan=st.sampled_from(PLANS))
-    def begin(self, plan: Plan) -> None:
+    @initialize(plan=st.sampled_from(PLANS), turns=st.integers(0, 2))
+    def begin(self, plan: Plan, turns: int) -> None:
         self.world = World()
         self.world.store.checks_epoch = self.checks_epoch
         self.world.step([])
         self.world.submit(plan, 0)
+        for _ in range(turns):
+            self.world.everyone_works()
 
-    def worker(self, pick: int) -> Worker | None:
+    def worker(self, pick: int, *, busy: bool = False) -> Worker | None:
+        """Choose a worker; a ``busy`` one if there is any, for what happens to the others matters little."""
         workers = list(self.world.workers.values())
+        workers = [worker for worker in workers if busy and (worker.trees or worker.claims)] or workers
         return workers[pick % len(workers)] if workers else None
 
     # The path of a task
@@ -97,9 +101,19 @@ class Simulation(RuleBasedStateMachine):
         if len(self.world.store.runs) < 8:
             self.world.submit(plan, priority)
 
-    @rule(turns=st.integers(1, 3))
-    def all_goes_well_for_a_moment(self, turns: int) -> None:
+    @rule(turns=st.integers(1, 3), mend=st.booleans())
+    def all_goes_well_for_a_moment(self, turns: int, mend: bool) -> None:
+        if mend:
+            self.world.mend()
         for _ in range(turns):
+            self.world.everyone_works()
+
+    @rule(outcome=st.sampled_from(OUTCOMES[:3]), turns=st.integers(1, 6))
+    def whatever_runs_ends_and_more_follows(self, outcome: Outcome, turns: int) -> None:
+        self.world.mend()
+        for _ in range(turns):
+            for worker, attempt_id in self.trees():
+                self.world.finish(worker, attempt_id, outcome)
             self.world.everyone_works()
 
     @precondition(lambda self: self.world.hints)
@@ -177,6 +191,13 @@ class Simulation(RuleBasedStateMachine):
             OutcomeReceived(attempt.worker_id, attempt.id, token, Outcome(AttemptState.SUCCEEDED, "forged"))
         )
 
+    @precondition(lambda self: self.world.reported)
+    @rule(pick=st.integers(0, 39))
+    def a_report_of_long_ago_comes_once_more(self, pick: int) -> None:
+        reports = list(self.world.reported)
+        reports = [report for report in reports if self.world.store.is_of_an_older_generation(report)] or reports
+        self.world.stream.append(reports[pick % len(reports)])
+
     @precondition(lambda self: self.world.hints)
     @rule(drop=st.integers(1, 3))
     def hints_are_dropped(self, drop: int) -> None:
@@ -184,7 +205,7 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(pick=PICK, polite=st.booleans())
     def a_worker_ends(self, pick: int, polite: bool) -> None:
-        if worker := self.worker(pick):
+        if worker := self.worker(pick, busy=True):
             self.world.crash(worker, polite=polite and not worker.frozen)
 
     @precondition(lambda self: self.world.gone)
@@ -192,11 +213,32 @@ class Simulation(RuleBasedStateMachine):
     def a_worker_is_started_again(self) -> None:
         self.world.restart()
 
-    @rule(pick=PICK)
-    def a_worker_is_told_to_leave(self, pick: int) -> None:
-        if worker := self.worker(pick):
-            worker.leaving = True
-            self.world.beat(worker)
+    def keepers(self) -> list[Worker]:
+        workers = self.world.workers.values()
+        return [worker for worker in workers if any(tree.task.is_adoptable for tree in worker.trees.values())]
+
+    @precondition(lambda self: self.keepers())
+    @rule(pick=PICK, seconds=st.sampled_from((0.0, 16.0, 31.0, 45.0)), again=st.booleans())
+    def a_worker_ends_and_a_tree_of_it_lives_on(self, pick: int, seconds: float, again: bool) -> None:
+        worker = self.keepers()[pick % len(self.keepers())]
+        self.world.crash(worker)
+        self.time_passes_while_the_others_speak(seconds)
+        if again:
+            self.world.restart()
+            self.world.step([])
+
+    @rule(seconds=st.sampled_from((5.0, 16.0, 31.0)))
+    def time_passes_while_the_others_speak(self, seconds: float) -> None:
+        until = self.world.now + seconds
+        while self.world.now < until:
+            self.world.now += 5.0
+            self.all_workers_beat()
+            self.world.step([])
+
+    @rule(pick=PICK, says_so_first=st.booleans())
+    def a_worker_is_told_to_leave(self, pick: int, says_so_first: bool) -> None:
+        if worker := self.worker(pick, busy=True):
+            self.world.leave(worker, says_so_first=says_so_first)
 
     def orphans(self) -> list[tuple[Host, str]]:
         return [(host, attempt_id) for host in self.world.hosts.values() for attempt_id in host.orphans]
@@ -215,15 +257,19 @@ class Simulation(RuleBasedStateMachine):
         orphans = self.orphans()
         self.world.finish_orphan(*orphans[pick % len(orphans)], outcome)
 
-    @precondition(lambda self: self.adoptable())
-    @rule(pick=PICK)
-    def a_worker_shows_what_it_does_not_have(self, pick: int) -> None:
-        worker, attempts = self.worker(pick), self.adoptable()
+    @precondition(lambda self: self.adoptable() and not self.world.redis_away)
+    @rule(pick=PICK, forged=st.booleans())
+    def a_worker_shows_what_it_does_not_have(self, pick: int, forged: bool) -> None:
+        """A tree of its own host under a made-up token, or one of another host under the true token."""
+        attempts = self.adoptable()
         attempt = attempts[pick % len(attempts)]
-        if worker and not self.world.redis_away and attempt.id not in worker.open:
-            is_elsewhere = worker.host.id != attempt.host_id
-            self.world.beat(worker, also=(attempt.id, attempt.token if is_elsewhere else "made-up"))
+        workers = [worker for worker in self.world.workers.values() if attempt.id not in worker.open]
+        workers = [worker for worker in workers if (worker.host.id == attempt.host_id) == forged]
+        if workers:
+            worker = workers[pick % len(workers)]
+            self.world.beat(worker, also=(attempt.id, "made-up" if forged else attempt.token))
             self.world.step([])
+            self.world.beat(worker)
 
     def adoptable(self) -> list[AttemptRecord]:
         """Return the running attempts that may be adopted."""
@@ -236,16 +282,20 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(pick=PICK)
     def a_worker_freezes_or_thaws(self, pick: int) -> None:
-        if worker := self.worker(pick):
+        if worker := self.worker(pick, busy=True):
             worker.frozen = not worker.frozen
 
     @rule()
     def redis_is_flushed(self) -> None:
         self.world.flush()
 
-    @rule()
-    def another_leader_takes_over(self) -> None:
+    @rule(turns=st.integers(0, 2), thaws=st.booleans())
+    def another_leader_takes_over(self, turns: int, thaws: bool) -> None:
         self.world.change_leader(lose_tail=False, keep_old=True)
+        for _ in range(turns):
+            self.world.everyone_works()
+        if thaws:
+            self.world.old_leader_acts()
 
     @rule()
     def the_link_to_redis_is_cut_or_comes_back(self) -> None:
@@ -272,20 +322,39 @@ class Simulation(RuleBasedStateMachine):
             name = tasks[pick % len(tasks)].name if kind == "cancel_task" else None
             self.world.command("cancel" if name else kind, run_id=run.id, task=name)
 
-    @rule(pick=PICK, chosen=st.sampled_from(("failed", "all", "named")), twice=st.booleans())
-    def somebody_runs_it_again(self, pick: int, chosen: str, twice: bool) -> None:
+    @rule(
+        pick=PICK,
+        chosen=st.sampled_from(("failed", "all", "named")),
+        clicks=st.sampled_from(("one", "two", "one late")),
+        before=st.integers(0, 6),
+        after=st.integers(0, 2),
+    )
+    def somebody_runs_it_again(self, pick: int, chosen: str, clicks: str, before: int, after: int) -> None:
+        if before:
+            self.whatever_runs_ends_and_more_follows(outcome=OUTCOMES[pick % 3], turns=before)
         runs = [run for run in self.world.store.runs.values() if run.generation < 4]
         runs = [run for run in runs if run.state in RUN_TERMINAL] or runs
         if not runs:
             return
         run = runs[pick % len(runs)]
         tasks = self.world.store.plans[run.id].tasks
-        for _ in range(1 + twice):
-            self.world.rerun(run, [tasks[pick % len(tasks)].name] if chosen == "named" else chosen)
+        names = [tasks[pick % len(tasks)].name]
+        for click in range(1 if clicks == "one" else 2):
+            self.world.rerun(run, names if chosen == "named" else chosen, late=click > 0 and clicks == "one late")
+        for _ in range(after):
+            self.world.everyone_works()
+
+    @precondition(lambda self: self.world.late_commands)
+    @rule(turns=st.integers(0, 9))
+    def a_command_comes_late(self, turns: int) -> None:
+        if turns:
+            self.whatever_runs_ends_and_more_follows(outcome=OUTCOMES[0], turns=turns)
+        self.world.commands.append(self.world.late_commands.pop(0))
+        self.world.step([])
 
     @rule(pick=PICK, kind=st.sampled_from(("drain", "undrain")), seconds=st.sampled_from((None, 0.0, 15.0)))
     def somebody_drains_a_worker(self, pick: int, kind: str, seconds: float | None) -> None:
-        if worker := self.worker(pick):
+        if worker := self.worker(pick, busy=kind == "drain"):
             self.world.command(kind, worker_id=worker.id, deadline_seconds=seconds)
 
     @rule(hours=st.sampled_from((-1, 1)))

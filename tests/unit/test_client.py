@@ -189,6 +189,41 @@ def test_starting_and_waiting_tells_success_by_the_exit_status(play: Play, state
     assert json.loads(api.requests[0].body or "")["parameters"] == {"rate": 0.1, "name": "first"}
 
 
+def run_of(state: str, generation: int) -> dict[str, Any]:
+    about = {"id": "r1", "pipeline_name": "p", "version": 2, "reason": "", "message": "", "tasks": []}
+    return {**about, "state": state, "generation": generation}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [([], "failed"), (["--all"], "all"), (["train", "report"], ["train", "report"])],
+)
+def test_a_rerun_is_waited_for_until_it_has_its_generation(play: Play, arguments: list[str], chosen: Any) -> None:
+    _, api = play((202, run_of("failed", 1)), (200, run_of("failed", 1)), (200, run_of("queued", 2)))
+    result = CliRunner().invoke(cli.main, ["runs", "rerun", "r1", *arguments])
+    assert result.output == "queued as generation 2\n"
+    assert json.loads(api.requests[0].body or "") == {"from": chosen}
+    assert api.sent() == ["POST /api/v1/runs/r1/rerun", *["GET /api/v1/runs/r1"] * 2]
+
+
+def test_a_rerun_can_be_waited_for_to_its_end(play: Play) -> None:
+    play((202, run_of("failed", 1)), (200, run_of("running", 2)), (200, run_of("failed", 2)))
+    assert CliRunner().invoke(cli.main, ["runs", "rerun", "r1", "--wait"]).exit_code == 1
+
+
+def test_a_rerun_that_nobody_applies_says_so_in_time(play: Play) -> None:
+    client, _ = play((202, run_of("failed", 1)), (200, run_of("failed", 1)))
+    with pytest.raises(TimeoutError, match="has not been started again"):
+        client.rerun("r1", seconds=0.01)
+    assert client.rerun("r1", seconds=None)["generation"] == 1
+
+
+def test_tasks_and_all_of_them_can_not_both_be_run_again(play: Play) -> None:
+    _, api = play((500, {}))
+    assert CliRunner().invoke(cli.main, ["runs", "rerun", "r1", "train", "--all"]).exit_code == 2
+    assert not api.requests
+
+
 def test_a_parameter_without_a_value_is_refused(play: Play) -> None:
     play((500, {}))
     result = CliRunner().invoke(cli.main, ["runs", "start", "p", "-p", "rate"])

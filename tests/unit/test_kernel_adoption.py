@@ -12,6 +12,7 @@ from orchestrator.kernel import Kernel, KernelSettings, Snapshot, decide
 from orchestrator.records import (
     AttemptRecord,
     Capacity,
+    EndedAttempt,
     HostRecord,
     Outcome,
     Plan,
@@ -477,3 +478,32 @@ def test_every_step_of_it_is_charged_once() -> None:
         ("w3", "a", False),
     ]
     assert driver.kernel.ledger.hosts["a"].cpu_used == 1000
+
+
+@pytest.mark.parametrize("reporter", ["w2", "w3"])
+@pytest.mark.parametrize("ran", ["w1", "w2"])
+def test_of_a_lost_grant_the_report_of_the_planned_worker_counts_and_that_of_the_one_that_shows_it(
+    ran: str, reporter: str
+) -> None:
+    driver = Driver()
+    driver.worker("w1", host="a")
+    driver.run(task("a", on_worker_loss="adopt"))
+    attempt = driver.attempt("a")
+    # Adopted from w1, or claimed by w2 itself: the rows have lost both.
+    driver.worker("w2", host="a", running={attempt.id: attempt.token})
+    if reporter == "w3":
+        die(driver, "w2")
+        driver.worker("w3", host="a")
+    report = OutcomeReceived(ran, attempt.id, attempt.token, SUCCESS, reply_to=reporter)
+    driver.feed(report, Tick())
+    assert driver.verdicts() == ["committed"]
+    driver.feed(report)
+    assert driver.verdicts() == ["committed"], "asked again, the same is answered"
+
+
+@pytest.mark.parametrize("keeper", ["w2", ""])
+def test_a_new_leader_answers_a_keepers_report_from_the_row(keeper: str) -> None:
+    driver = Driver()
+    row = EndedAttempt("x", AttemptState.SUCCEEDED, "t", "w1", keeper_id=keeper)
+    driver.feed(OutcomeReceived("w0", "x", "t", SUCCESS, reply_to="w2", ended=row))
+    assert driver.verdicts() == ["committed" if keeper else "fenced"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from orchestrator.effects import SendDenial, SendGrant, SendHint
 from orchestrator.events import ClaimReceived
+from orchestrator.records import Capacity
 from orchestrator.states import AttemptState, TaskState
-from tests.unit.kernel_driver import Driver, task
+from tests.unit.kernel_driver import GIB, Driver, task
 
 
 def granted(driver: Driver) -> list[tuple[str, str]]:
@@ -134,3 +135,18 @@ def test_the_scheduler_learns_which_grants_must_be_on_disk_first() -> None:
     assert not is_durable(driver.effects)
     driver.claim("only_one")
     assert is_durable(driver.effects)
+
+
+def test_a_refused_claim_that_comes_again_late_is_refused_again() -> None:
+    driver = Driver()
+    driver.worker("w1", host="a", cpu=2000)
+    driver.run(task("a", cpu=2000))
+    driver.worker("w2", host="b", cpu=1000)
+    driver.claim("a", worker_id="w2", nonce="gone")
+    assert denied(driver) == ["no_room"]
+    driver.beat("w2", capacity=Capacity(2000, 8 * GIB))
+    driver.claim("a", worker_id="w2", nonce="gone")
+    assert denied(driver) == ["no_room"], "its worker has let go of it: a grant would reach nobody"
+    assert driver.attempt("a").state is AttemptState.DISPATCHED
+    driver.claim("a", worker_id="w2", nonce="new")
+    assert granted(driver) == [("w2", "new")]

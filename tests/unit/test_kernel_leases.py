@@ -259,6 +259,37 @@ def test_workers_that_come_back_during_the_hold_lose_nothing() -> None:
     assert all(driver.state(f"a{n}") is TaskState.RUNNING for n in range(1, 7))
 
 
+def test_workers_that_come_back_one_after_the_other_during_the_hold_lose_nothing() -> None:
+    """Fewer are silent then than would have tripped it; the others are about to speak too."""
+    driver = busy(3)
+    driver.tick(after=31)
+    for n in range(1, 4):
+        live(driver, f"w{n}")
+        driver.tick(after=2)
+    assert lost(driver) == 0
+    assert all(driver.state(f"a{n}") is TaskState.RUNNING for n in range(1, 4))
+
+
+def test_of_a_few_workers_that_stay_silent_one_goes_after_the_hold_and_the_rest_a_lease_later() -> None:
+    driver = busy(3)
+    for after, gone in ((31, 0), (29, 0), (1, 1), (29, 1), (1, 3)):
+        driver.tick(after=after)
+        assert lost(driver) == gone
+
+
+def test_a_worker_that_dies_after_all_have_come_back_is_given_up_in_time() -> None:
+    driver = busy(6)
+    driver.tick(after=31)
+    live(driver, *(f"w{n}" for n in range(1, 7)))
+    driver.tick()
+    for _ in range(6):
+        driver.now += 5
+        live(driver, *(f"w{n}" for n in range(2, 7)))
+        driver.tick()
+    driver.tick(after=1)
+    assert lost(driver) == 1
+
+
 def test_one_host_that_dies_with_most_workers_trips_no_breaker() -> None:
     driver = Driver()
     for n in range(1, 4):
@@ -319,3 +350,32 @@ def test_what_a_dead_host_ran_is_offered_to_all_of_the_pool_since_the_next_host_
     driver.tick()
     assert driver.dispatched() == ["a1"]
     assert [queue for _, _, queue in driver.hints()] == ["cpu"]
+
+
+def lost_together(*survivors: str) -> Driver:
+    """Two tasks ran on one host, which died; the hosts of these workers are left."""
+    driver = Driver()
+    driver.worker("w1", slots=2)
+    driver.run(task("a"), task("b"))
+    for name in ("a", "b"):
+        driver.start(name, worker_id="w1")
+    for worker in survivors:
+        driver.worker(worker, host=f"host of {worker}", slots=2)
+    for _ in range(3):
+        driver.now += 11
+        live(driver, *survivors)
+    driver.tick()
+    assert worker_state(driver) is WorkerState.LOST
+    return driver
+
+
+def test_tasks_that_were_lost_together_are_kept_apart_since_one_of_them_may_be_what_kills_its_host() -> None:
+    driver = lost_together("w2", "w3")
+    assert {driver.attempt(name).worker_id for name in ("a", "b")} == {"w2", "w3"}
+    # Who else listens to the pool must not take the second: it may be the first one's.
+    assert [queue for _, _, queue in driver.hints()].count("cpu") == 1
+
+
+def test_tasks_that_were_lost_together_share_a_host_rather_than_wait() -> None:
+    driver = lost_together("w2")
+    assert {driver.attempt(name).worker_id for name in ("a", "b")} == {"w2"}

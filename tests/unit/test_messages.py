@@ -96,6 +96,7 @@ grants = st.builds(
     timeout=st.none() | seconds,
     grace=seconds,
     exclusive=st.booleans(),
+    generation=counts,
     registry_url=st.none() | words,
 )
 controls = (
@@ -132,6 +133,13 @@ def test_a_heartbeat_comes_out_as_it_went_in(heartbeat: Heartbeat) -> None:
 @given(grants)
 def test_a_grant_comes_out_as_it_went_in(spec: GrantSpec) -> None:
     assert grant_from_body(grant_body(spec)) == spec
+
+
+def test_a_grant_of_a_release_that_knew_no_generations_is_of_the_first() -> None:
+    spec = GrantSpec("a", "token", "r", "t", "x", 1, "op", {}, generation=7)
+    former = json.loads(grant_body(spec))
+    del former["generation"]
+    assert grant_from_body(json.dumps(former).encode()).generation == 1
 
 
 @given(controls)

@@ -68,7 +68,7 @@ def test_the_host_with_the_runs_outputs_is_preferred_if_it_fits() -> None:
     books = ledger(a=Capacity(8000, 32 * GIB), b=Capacity(2000, 4 * GIB))
     both = [worker("w1", "a"), worker("w2", "b")]
     assert chosen(choose(ask(), both, books, prefer_host="a")) == "w1"
-    assert chosen(choose(ask(), both, books, exclude="w2")) == "w1"
+    assert chosen(choose(ask(), both, books, exclude={"w2"})) == "w1"
 
 
 def test_the_smallest_device_that_is_large_enough_is_taken() -> None:

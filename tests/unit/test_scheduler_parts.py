@@ -15,13 +15,14 @@ from orchestrator.states import AttemptState, Entity, RunState
 from orchestrator.store.fold import fold
 from orchestrator.store.grants import resolve_parameters
 from orchestrator.store.lease import Lease
+from orchestrator.store.loader import MOST_TASKS
 from orchestrator.store.text_safety import storable, storable_json
 from orchestrator.watchdog import EXIT_STATUS, Pulse, Watchdog
 from orchestrator.wire.messages import Answer, Denial, Grant, GrantSpec
 from scheduler.lease_keeper import LeaseKeeper
 from scheduler.outbox import HintsLost, Outbox, messages_of
 from scheduler.registered_models import Registry
-from scheduler.troubles import ROUNDS, TRIES, Troubles
+from scheduler.troubles import PUT_OFF_SECONDS, ROUNDS, TRIES, Troubles
 
 TASK = PlannedTask(
     "train",
@@ -146,6 +147,31 @@ def test_after_many_failed_rounds_in_a_row_the_process_gives_itself_up() -> None
     assert not troubles.may_go_on([])
     troubles.passed()
     assert troubles.may_go_on([])
+
+
+def test_after_a_failed_round_one_command_is_tried_and_then_more_with_each_that_passes() -> None:
+    troubles = Troubles()
+    assert troubles.most_tasks == MOST_TASKS
+    troubles.back_off()
+    assert troubles.most_tasks == 1
+    troubles.passed()
+    assert troubles.most_tasks == 2
+    for _ in range(20):
+        troubles.passed()
+    assert troubles.most_tasks == MOST_TASKS
+
+
+def test_a_command_that_fails_alone_every_time_waits_while_others_are_tried() -> None:
+    troubles = Troubles()
+    for _ in range(2 * TRIES):
+        troubles.note_commands([7, 8], 0.0)
+    for _ in range(TRIES):
+        assert troubles.put_off(0.0) == frozenset()
+        troubles.note_commands([7], 0.0)
+    assert troubles.put_off(0.0) == {7}
+    assert troubles.put_off(PUT_OFF_SECONDS) == frozenset()
+    troubles.note_commands([7], PUT_OFF_SECONDS)
+    assert troubles.put_off(PUT_OFF_SECONDS + 1.0) == {7}
 
 
 @pytest.mark.timeout(10)

@@ -150,6 +150,28 @@ def test_a_worker_that_could_start_nothing_takes_no_hints_until_it_can(
     assert asked == ["a1"]
 
 
+def test_a_signal_takes_no_lock_that_the_main_thread_may_hold(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler runs in the main thread, perhaps while that is setting the very event."""
+
+    def deadlock() -> None:
+        raise AssertionError("an event's lock is not reentrant")
+
+    monkeypatch.setattr(worker.agent._wake, "set", deadlock)
+    worker.agent.leave()
+    worker.agent.preempt()
+    assert worker.agent.is_draining
+    assert worker.agent._patience(0.0) <= 1.0, "the pulse looks soon all the same"
+
+
+def test_a_drain_that_was_read_counts_from_then_though_it_is_read_again(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[bool, float | None, tuple[int, int]]] = []
+    monkeypatch.setattr(worker.agent._drain, "command", lambda *word: bool(said.append(word)))
+    worker.agent._apply(DesiredState(epoch=3, hb_seq=17, drain=True, drain_left=10.0))
+    assert said == [(True, 10.0, (3, 17))]
+
+
 def test_a_worker_that_leaves_lets_go_of_its_claims(worker: Worker) -> None:
     worker.agent.leave()
     worker.agent._mind_intake()

@@ -46,6 +46,29 @@ def test_the_smallest_limit_above_us_counts(tmp_path: Path, monkeypatch: pytest.
     assert capacity.memory_limit() == 4096
 
 
+@pytest.mark.parametrize(
+    ("limit", "offered"),
+    [
+        (None, 16 * GIB),
+        (16 * GIB, 16 * GIB),
+        (2**40, 16 * GIB),
+        (4 * GIB, 4 * GIB - capacity.OWN_MEMORY),
+        (GIB, GIB - capacity.OWN_MEMORY),
+        (GIB // 4, GIB // 8),
+    ],
+)
+def test_of_a_limit_on_its_memory_the_worker_keeps_its_own_share(limit: int | None, offered: int) -> None:
+    assert capacity.memory_for_tasks(16 * GIB, limit) == offered
+
+
+def test_a_setting_below_what_the_limit_leaves_is_offered_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cgroups(tmp_path, {"a/memory.max": str(GIB), "a/b/memory.max": "max"}, monkeypatch)
+    assert capacity.measure(load_settings({}), ()).memory == GIB - capacity.OWN_MEMORY
+    assert capacity.measure(load_settings({"MAX_MEMORY_GB": "0.5"}), ()).memory == GIB // 2
+
+
 def test_no_cgroup_is_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cgroups(tmp_path, {}, monkeypatch)
     assert capacity.cpu_quota() is None

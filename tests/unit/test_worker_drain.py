@@ -49,7 +49,7 @@ def test_nothing_is_stopped_while_no_drain_is_wanted(drain: Drain) -> None:
     assert not drain.is_on
 
 
-@pytest.mark.parametrize("begin", [lambda drain: drain.leave(), lambda drain: drain.command(True, None)])
+@pytest.mark.parametrize("begin", [lambda drain: drain.leave(), lambda drain: drain.command(True, None, (1, 1))])
 def test_each_task_is_stopped_as_it_wishes(drain: Drain, clock: Clock, begin: Callable[[Drain], object]) -> None:
     begin(drain)
     assert drain.is_on
@@ -64,40 +64,64 @@ def test_each_task_is_stopped_as_it_wishes(drain: Drain, clock: Clock, begin: Ca
 
 def test_the_shorter_of_two_deadlines_counts(drain: Drain, clock: Clock) -> None:
     drain.leave()
-    drain.command(True, 10.0)
+    drain.command(True, 10.0, (1, 1))
     clock.now += 10.0
     assert drain.order_for(WAIT) == Stop(None)
     later = Drain(5.0, clock)
-    later.command(True, 1000.0)
+    later.command(True, 1000.0, (1, 1))
     later.leave()
     clock.now += 5.0
     assert later.order_for(WAIT) == Stop(None)
 
 
 def test_the_schedulers_deadline_is_followed_as_it_changes(drain: Drain, clock: Clock) -> None:
-    assert drain.command(True, 10.0)
+    assert drain.command(True, 10.0, (1, 1))
     clock.now += 9.0
-    assert not drain.command(True, 100.0), "no news"
+    assert not drain.command(True, 100.0, (1, 1)), "no news"
     clock.now += 50.0
     assert drain.order_for(WAIT) is None
-    drain.command(True, -3.0)
+    drain.command(True, -3.0, (1, 2))
     assert drain.order_for(WAIT) == Stop(None)
 
 
 def test_a_drain_without_a_deadline_is_not_prolonged_by_every_reading(drain: Drain, clock: Clock) -> None:
-    for _ in range(3601):
-        drain.command(True, None)
+    for number in range(3601):
+        drain.command(True, None, (1, number))
         clock.now += 1.0
     assert drain.order_for(WAIT) == Stop(None)
 
 
+def test_a_word_of_the_scheduler_that_is_read_again_and_again_prolongs_nothing(drain: Drain, clock: Clock) -> None:
+    """The leader is away; its last word stands in Redis for a minute, and is read every second."""
+    drain.command(True, 10.0, (1, 7))
+    for _ in range(10):
+        assert drain.order_for(WAIT) is None
+        clock.now += 1.0
+        drain.command(True, 10.0, (1, 7))
+    assert drain.order_for(WAIT) == Stop(None)
+
+
+def test_each_new_word_of_the_scheduler_sets_the_deadline_anew(drain: Drain, clock: Clock) -> None:
+    drain.command(True, 10.0, (1, 7))
+    for said, left in [((1, 8), 10.0), ((2, 8), 10.0), ((2, 8), 12.0)]:
+        clock.now += 9.0
+        drain.command(True, left, said)
+        assert drain.order_for(WAIT) is None
+    clock.now += 11.9
+    assert drain.order_for(WAIT) is None
+    drain.command(False, None, (2, 9))
+    drain.command(True, 12.0, (2, 8))
+    clock.now += 11.9
+    assert drain.order_for(WAIT) is None, "another drain"
+
+
 def test_an_undrained_worker_waits_for_nothing_and_one_that_leaves_can_not_be_undrained(drain: Drain) -> None:
-    drain.command(True, 0.0)
-    assert drain.command(False, None)
+    drain.command(True, 0.0, (1, 1))
+    assert drain.command(False, None, (1, 2))
     assert not drain.is_on
     assert drain.order_for(KILL) is None
     drain.leave()
-    drain.command(False, None)
+    drain.command(False, None, (1, 3))
     assert drain.is_leaving
     assert drain.order_for(KILL) == Stop(0.0)
 

@@ -11,11 +11,12 @@ import pytest
 from orchestrator.records import Outcome, Usage
 from orchestrator.states import AttemptState
 from workers import verdict
+from workers.verdict import OutOfMemory
 
 USAGE = Usage(peak_memory=1, cpu_seconds=2.0, wall_seconds=3.0)
 
 
-def judge(stop: str = "", status: int = 0, result: Any = None, oom: bool = False) -> Outcome:
+def judge(stop: str = "", status: int = 0, result: Any = None, oom: OutOfMemory = OutOfMemory.NO) -> Outcome:
     body = result if isinstance(result, bytes) or result is None else json.dumps(result).encode()
     return verdict.judge(verdict.Ending(stop, status, body, oom, USAGE, "host-1"))
 
@@ -74,12 +75,42 @@ def test_no_other_stop_lets_a_task_succeed(stop: str) -> None:
 
 
 def test_a_kill_for_memory_is_told_apart_from_other_kills() -> None:
-    assert judge(status=signal.SIGKILL, oom=True).reason == "oom"
+    certain = OutOfMemory.CERTAIN
+    assert judge(status=signal.SIGKILL, oom=certain).reason == "oom"
     assert judge(status=signal.SIGKILL).reason == "signal"
     assert "SIGKILL" in judge(status=signal.SIGKILL).message
     failed = {"end": "failure", "reason": "script", "message": "137", "retryable": True}
-    assert judge(status=EXIT_1, result=failed, oom=True).reason == "oom"
-    assert judge(result=OK, oom=True).state is AttemptState.SUCCEEDED, "it coped with the loss of a part"
+    assert judge(status=EXIT_1, result=failed, oom=certain).reason == "oom"
+    assert judge(result=OK, oom=certain).state is AttemptState.SUCCEEDED, "it coped with the loss of a part"
+
+
+KILLED = "CalledProcessError: Command 'sort' died with <Signals.SIGKILL: 9>."
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "seen", "told"),
+    [
+        ("exception", KILLED, OutOfMemory.POSSIBLE, "oom"),
+        ("exception", "BrokenProcessPool: A process in the process pool was terminated", OutOfMemory.POSSIBLE, "oom"),
+        ("exception", KILLED, OutOfMemory.NO, "exception"),
+        ("exception", "KeyError: 'rows'", OutOfMemory.POSSIBLE, "exception"),
+        ("exception", "KeyError: 'rows'", OutOfMemory.LIKELY, "oom"),
+        ("bad_data", KILLED, OutOfMemory.LIKELY, "bad_data"),
+        ("quality_gate", "Too few rows.", OutOfMemory.LIKELY, "quality_gate"),
+    ],
+)
+def test_a_failure_is_one_for_memory_when_a_process_of_it_was_killed_and_it_names_no_other_reason(
+    reason: str, message: str, seen: OutOfMemory, told: str
+) -> None:
+    outcome = judge(status=EXIT_1, result=verdict.failure(reason, message, retryable=True), oom=seen)
+    assert (outcome.state, outcome.reason) == (AttemptState.FAILED, told)
+    assert message in outcome.message, "what the operator said is kept"
+
+
+def test_a_sentence_of_our_own_tells_of_no_kill_for_memory() -> None:
+    assert judge(status=signal.SIGKILL, oom=OutOfMemory.POSSIBLE).reason == "signal"
+    assert judge(status=signal.SIGABRT, oom=OutOfMemory.LIKELY).reason == "oom"
+    assert judge(result=OK, oom=OutOfMemory.LIKELY).state is AttemptState.SUCCEEDED
 
 
 def test_a_failure_carries_what_the_operator_said() -> None:

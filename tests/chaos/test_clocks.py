@@ -1,0 +1,160 @@
+"""The wall clock of one host jumps by an hour, ahead or back: nobody is given up, no timer is early or late (I14)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import Chaos
+from tests.chaos.load import assert_contract, definitions_saved, pipeline, run_load, start_run, task, wait_until_quiet
+from tests.chaos.site import ChaosSite
+from tests.chaos.witness import (
+    assert_no_attempt_ran_twice,
+    assert_untouched,
+    epoch,
+    lines,
+    start_long,
+    worker_of,
+)
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(150)]
+
+HOUR = 3600.0
+HELD = 4.0
+"""Seconds for which the clock is left wrong: more than a lease."""
+DELAY = 9.0
+"""Seconds until the second try of a task that failed; longer than one jump."""
+LATE = 7.0
+"""Seconds by which that may be late on a busy machine; a timer that was shifted comes an hour late, or at once."""
+
+
+def test_the_clock_of_a_worker_that_jumps_changes_nothing(chaos: Chaos) -> None:
+    with chaos(clocks=("worker-a", "worker-b", "worker-c")) as site:
+        long = _start_work(site)
+        wrong = worker_of(site, long)
+        _jump(site, wrong)
+        host = "host-" + wrong.removeprefix("worker-")
+        _assert_nothing_changed(site, long)
+        assert len([line for line in lines(site, "start") if line.host == host]) >= 5, f"{wrong} hardly worked"
+
+
+def test_the_clock_of_the_leader_that_jumps_changes_nothing(chaos: Chaos) -> None:
+    with chaos(clocks=("scheduler-1", "scheduler-2")) as site:
+        long = _start_work(site)
+        before = epoch(site)
+        _jump(site, site.wait_for_leader())
+        assert epoch(site) == before, "another leads"
+        _assert_nothing_changed(site, long)
+
+
+def test_the_clock_of_the_database_that_jumps_changes_nothing_while_one_leads(chaos: Chaos) -> None:
+    with chaos(clocks=("postgres",)) as site:
+        long = _start_work(site)
+        before = epoch(site)
+        _jump(site, "postgres")
+        assert epoch(site) == before, "the lease was taken from a leader that renews it"
+        _assert_nothing_changed(site, long, clock_jumped=True)
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+def test_a_leader_that_dies_as_the_clock_of_the_database_jumps_is_replaced(chaos: Chaos, jump: float) -> None:
+    """Timers may be off by the jump across a change of leaders; that another leads may not."""
+    with chaos(clocks=("postgres",)) as site:
+        run_load(site, runs=8, cancelled=0.0)
+        leader = site.wait_for_leader()
+        site.processes.forget_restarts(leader)
+        site.shift_clock("postgres", jump)
+        pid = site.processes.kill(leader)
+        site.processes.wait_for_end(leader, pid)
+        died = time.monotonic()
+        run_id = start_run(site, "chain-0")
+        site.wait_until(lambda: lines(site, "start", run_id), "another leader dispatches", 20.0)
+        print(f"with a jump of {jump:+.0f} s a task started {time.monotonic() - died:.1f} s after the leader's death")
+        assert time.monotonic() - died <= 10.0
+        site.processes.start(leader)
+        site.shift_clock("postgres", 0)
+        # Across a change of leaders timers are read from the rows: with the clock right again, so are they.
+        site.processes.kill(site.wait_for_leader(), signal.SIGTERM)
+        wait_until_quiet(site, 60.0)
+        _assert_nobody_was_given_up(site)
+        assert_no_attempt_ran_twice(site)
+        assert_contract(site, clock_jumped=True)
+
+
+def _start_work(site: ChaosSite) -> str:
+    """Start a long task with a timeout, tasks that wait for their second try, and a load; returns the long run's id."""
+    again = [task(f"again{n}", seconds=0.1, fail_times=1, retry_delay_seconds=DELAY) for n in range(2)]
+    definitions_saved(site, [pipeline("again", again)])
+    long = start_long(site, 25.0, timeout_seconds=60.0)
+    start_run(site, "again")
+    run_load(site, runs=8, cancelled=0.0)
+    return long
+
+
+def _jump(site: ChaosSite, whose: str) -> None:
+    """Set the clock an hour ahead, an hour back, and right again; in between work arrives and timers run."""
+    for seconds in (HOUR, -HOUR, 0.0):
+        site.shift_clock(whose, seconds)
+        start_run(site, "again")
+        run_load(site, runs=2, cancelled=0.0, purpose=f"{whose} {seconds:+.0f}")
+        time.sleep(HELD)
+        _assert_it_is_off_by(site, whose, seconds)
+
+
+def _assert_it_is_off_by(site: ChaosSite, whose: str, seconds: float) -> None:
+    """Hold that the process sees another time of day: by its own words, where it says what time it is."""
+    if whose == "postgres":
+        seen = float(site.postgres.query("SELECT extract(epoch FROM clock_timestamp())::float")[0][0])
+    elif said := _last_word_at(site, whose):
+        seen = said
+    else:
+        assert "libfaketime" in Path(f"/proc/{site.processes.pid(whose)}/maps").read_text()
+        return
+    assert abs(seen - time.time() - seconds) < 60, f"the clock of {whose} is off by {seen - time.time():.0f} s"
+
+
+def _last_word_at(site: ChaosSite, name: str) -> float | None:
+    """Return what time it was for a worker when it last said something; the others are often silent for long."""
+    if not name.startswith("worker-"):
+        return None
+    for line in reversed(site.processes.log(name).read_text(errors="replace").splitlines()):
+        with suppress(ValueError, KeyError):
+            return datetime.fromisoformat(json.loads(line)["at"]).timestamp()
+    return None
+
+
+def _assert_nothing_changed(site: ChaosSite, long: str, *, clock_jumped: bool = False) -> None:
+    wait_until_quiet(site, 60.0)
+    assert_untouched(site, long)
+    assert_no_attempt_ran_twice(site)
+    assert not any(site.processes.restarts().values()), site.processes.restarts()
+    _assert_nobody_was_given_up(site)
+    _assert_second_tries_were_in_time(site)
+    assert_contract(site, clock_jumped=clock_jumped)
+
+
+def _assert_nobody_was_given_up(site: ChaosSite) -> None:
+    states = Counter(dict(site.postgres.query("SELECT state, count(*) FROM attempts GROUP BY state")))
+    assert not states.keys() & {"lost", "expired", "timed_out"}, states
+    gone = site.postgres.query("SELECT id, state, reason FROM workers WHERE state IN ('lost', 'suspect')")
+    assert not gone, gone
+
+
+def _assert_second_tries_were_in_time(site: ChaosSite) -> None:
+    ended = {(line.run, line.task): line.at for line in reversed(lines(site, "end")) if line.task.startswith("again")}
+    waits = [
+        line.at - ended[line.run, line.task]
+        for line in lines(site, "start")
+        if line.task.startswith("again") and line.at > ended[line.run, line.task]
+    ]
+    print(f"{len(waits)} second tries began {min(waits):.2f} to {max(waits):.2f} s after the first")
+    assert len(waits) == len(ended) >= 8
+    assert min(waits) >= DELAY - 0.1, f"a second try came early: {sorted(waits)}"
+    assert max(waits) <= DELAY + LATE, f"a second try came late: {sorted(waits)}"
