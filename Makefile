@@ -12,7 +12,7 @@ FAST_TESTS := tests/unit tests/contract tests/architecture
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test check containers bench clean lock fmt migrate docs .venv python-is-new-enough
+.PHONY: help demo up test check containers chaos chaos-quick recovery bench clean lock fmt migrate docs .venv python-is-new-enough
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ chaos: $(VENV)/.installed-dev ## break everything on purpose: nothing lost, noth
 
 chaos-quick: $(VENV)/.installed-dev ## the scenarios of it that CI runs
 	$(RUN) -m pytest tests/chaos -m chaos_quick -v $(ARGS)
+
+recovery: $(VENV)/.installed-dev ## how soon faults are seen and mended, with the timings as shipped; ARGS='dead-host --repeats 5'
+	$(RUN) -m tests.chaos.recovery $(ARGS)
 
 bench: $(VENV)/.installed-dev ## tasks per second and ms per hop, beside Celery's own chain and chord
 	$(RUN) -m benchmarks $(ARGS)

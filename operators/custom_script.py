@@ -47,8 +47,8 @@ class CustomScript(Operator):
 
     Out: a JSON object in ``ORCHESTRATOR_OUTPUT_FILE``, and files in ``ORCHESTRATOR_OUTPUT_DIR``, which are stored.
 
-    Between attempts: what it leaves in ``ORCHESTRATOR_CHECKPOINT_DIR`` is there again when the task is tried again in
-    this run. It is saved when the script ends without success; on SIGTERM the script has the task's grace to write it.
+    Between attempts: what it leaves in ``ORCHESTRATOR_CHECKPOINT_DIR`` is there again when the task is tried again;
+    a rerun begins anew. It is saved when the script ends without success; on SIGTERM it has the grace to write it.
 
     Exit codes: 0 success, 64 failed and not to be tried again, 75 to be tried again later, 99 skip; with these three
     the output file may hold ``{"reason": "a_word", "message": "A sentence."}``. Any other code is a retryable failure.

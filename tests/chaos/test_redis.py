@@ -93,7 +93,7 @@ def _lose_redis(site: ChaosSite, away: float) -> None:
     site.redis.stop()
     with (
         asking(site, "api-1", list_runs) as reading,
-        asking(site, "api-2", lambda api: api.start_run("chain-0")) as writing,
+        asking(site, "api-2", lambda api: api.start_run("chain-0"), pause=max(0.2, away / 30)) as writing,
     ):
         time.sleep(away)
     since = moment(site)

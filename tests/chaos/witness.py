@@ -142,8 +142,9 @@ class Asker:
     :ivar replies: every answer, or its absence, with the seconds it took.
     """
 
-    def __init__(self, site: ChaosSite, api: str, ask: Callable[[ChaosClient], object]) -> None:
+    def __init__(self, site: ChaosSite, api: str, ask: Callable[[ChaosClient], object], pause: float) -> None:
         self.api = api
+        self._pause = pause
         # What is promised counts for all; these answers are looked at here alone.
         memory = replace(site.memory, replies=[])
         self.replies: list[Reply] = memory.replies
@@ -177,15 +178,15 @@ class Asker:
         self._client.close()
 
     def _work(self) -> None:
-        while not self._ended.wait(0.2):
+        while not self._ended.wait(self._pause):
             with suppress(ApiError):
                 self._ask(self._client)
 
 
 @contextmanager
-def asking(site: ChaosSite, api: str, ask: Callable[[ChaosClient], object]) -> Iterator[Asker]:
-    """Ask an API again and again for the block."""
-    asker = Asker(site, api, ask)
+def asking(site: ChaosSite, api: str, ask: Callable[[ChaosClient], object], *, pause: float = 0.2) -> Iterator[Asker]:
+    """Ask an API again and again for the block, ``pause`` seconds after each answer."""
+    asker = Asker(site, api, ask, pause)
     asker.start()
     try:
         yield asker

@@ -166,8 +166,13 @@ def test_a_signal_takes_no_lock_that_the_main_thread_may_hold(worker: Worker, mo
 def test_a_drain_that_was_read_counts_from_then_though_it_is_read_again(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[tuple[bool, float | None, tuple[int, int]]] = []
-    monkeypatch.setattr(worker.agent._drain, "command", lambda *word: bool(said.append(word)))
+    said: list[tuple[object, ...]] = []
+
+    def command(*word: object) -> bool:
+        said.append(word)
+        return False
+
+    monkeypatch.setattr(worker.agent._drain, "command", command)
     worker.agent._apply(DesiredState(epoch=3, hb_seq=17, drain=True, drain_left=10.0))
     assert said == [(True, 10.0, (3, 17))]
 
