@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def make_context(tmp_path: Path, **overrides: Any) -> TaskContext:
         "scripts_root": folders["scripts"],
         "memory_bytes": 2**30,
     }
-    unknown = set(overrides) - set(TaskContext.__dataclass_fields__)
+    unknown = set(overrides) - {field.name for field in dataclass_fields(TaskContext) if field.init}
     if unknown:
         raise TypeError(f"A task context has no {', '.join(sorted(unknown))}.")
     return TaskContext(**{**fields, **overrides})

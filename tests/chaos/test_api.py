@@ -143,7 +143,7 @@ def test_too_large_outputs_fail_their_task_and_too_large_logs_are_cut_and_say_so
         assert [state for state, *_ in told] == ["failed"], told
         assert "bytes" in told[0][2], f"its message does not say what is too large: {told}"
         text = _log(site, run_id, "talks")
-        assert 16 * 2**20 < len(text) < 17 * 2**20
+        assert abs(len(text) - 16 * 2**20) < 2**18  # the tail is cut by whole pieces
         assert text.count("bytes of output were left out here") == 1
         assert_contract(site)
 

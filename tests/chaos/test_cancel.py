@@ -36,7 +36,7 @@ RACES: dict[str, list[Task]] = {
     "death": [task("a", seconds=0.8, beat_seconds=0.1, **CHEAP), task("b", "a", rule="all_done", seconds=0.1, **CHEAP)],
 }
 """What a cancel is raced with, and the tasks of the runs in which that happens."""
-LONGEST_DELAY = {"dispatch": 0.4, "finish": 0.8, "retry": 1.6, "death": 1.5}
+LONGEST_DELAY = {"dispatch": 0.12, "finish": 0.8, "retry": 1.6, "death": 1.5}
 
 
 @dataclass(frozen=True, slots=True)

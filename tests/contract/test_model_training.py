@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_progress_is_reported_while_a_forest_grows(tmp_path: Path) -> None:
 
     seen: list[tuple[float, str]] = []
     plain = make_context(tmp_path)
-    context = Watched(**{name: getattr(plain, name) for name in TaskContext.__dataclass_fields__})
+    context = Watched(**{field.name: getattr(plain, field.name) for field in fields(TaskContext) if field.init})
     path = write_frame(tmp_path, make_frame())
     train(context, training_data_path=path, hyperparameters={"n_estimators": 25}, cross_validation=3)
     fractions = [fraction for fraction, _ in seen]
