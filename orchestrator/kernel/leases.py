@@ -11,6 +11,7 @@ from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.dispatch import hint_again
 from orchestrator.kernel.heartbeats import end_worker
 from orchestrator.kernel.outcomes import lose
+from orchestrator.kernel.unclaimed import take_back
 from orchestrator.records import WorkerRecord
 from orchestrator.states import WORKER_ENDED, AttemptState, TaskState, WorkerState
 
@@ -42,6 +43,8 @@ def watch_leases(changes: Changes) -> None:
             expired.append(worker)
         elif silence > lease / 2 and worker.state is WorkerState.ONLINE:
             changes.worker(worker, WorkerState.SUSPECT, "lease", reason="silent")
+            # It may have died as soon as they were sent, and nobody else would ask for them until they are sent again.
+            take_back(changes, worker.id, "lease", "worker_silent", direct_only=True)
     for worker in _admitted_by_breaker(changes, expired, silent, live):
         end_worker(
             changes,

@@ -22,10 +22,15 @@ def plan_anew(changes: Changes, attempt: AttemptRecord, cause: str, reason: str)
         changes.task(node, TaskState.READY, cause, reason=reason, attempt_id=None)
 
 
-def take_back(changes: Changes, worker_id: str, cause: str, reason: str) -> None:
-    """Plan anew whatever is planned for the worker and not claimed."""
+def take_back(changes: Changes, worker_id: str, cause: str, reason: str, *, direct_only: bool = False) -> None:
+    """Plan anew whatever is planned for the worker and not claimed.
+
+    :param direct_only: only what no other worker was told of.
+    """
     kernel = changes.kernel
     for attempt_id in sorted(kernel.ledger.by_worker.get(worker_id, ())):
         attempt = kernel.attempts.get(attempt_id)
-        if attempt is not None and attempt.state is AttemptState.DISPATCHED:
+        if attempt is None or attempt.state is not AttemptState.DISPATCHED:
+            continue
+        if attempt.direct or not direct_only:
             plan_anew(changes, attempt, cause, reason)

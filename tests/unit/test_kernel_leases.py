@@ -379,3 +379,19 @@ def test_tasks_that_were_lost_together_are_kept_apart_since_one_of_them_may_be_w
 def test_tasks_that_were_lost_together_share_a_host_rather_than_wait() -> None:
     driver = lost_together("w2")
     assert {driver.attempt(name).worker_id for name in ("a", "b")} == {"w2"}
+
+
+def test_a_hint_that_only_a_silent_worker_got_goes_to_another_as_soon_as_it_is_suspect() -> None:
+    driver = Driver()
+    driver.worker("w1", host="h1", labels={"disk": "fast"})
+    driver.worker("w2", host="h2")
+    driver.run(task("only", labels=(("disk", "fast"),)))
+    assert [queue for _, _, queue in driver.hints()] == ["w.w1"]
+    driver.worker("w3", host="h3", labels={"disk": "fast"})
+    driver.now += 14
+    driver.beat("w2")
+    driver.beat("w3")
+    driver.tick(after=2)
+    assert worker_state(driver) is WorkerState.SUSPECT
+    assert driver.dispatched() == ["only"]
+    assert driver.attempt("only").worker_id == "w3"
