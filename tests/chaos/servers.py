@@ -209,6 +209,18 @@ class ChaosRedis(_Server):
         """FLUSHALL."""
         self.do(lambda client: client.flushall())
 
+    def flush_with(self, queue: str) -> int:
+        """FLUSHALL; how many hints of `queue` went with it. One transaction: the leader soon sends them again."""
+
+        def counting(client: redis.Redis) -> int:
+            pipeline = client.pipeline()
+            pipeline.llen(queue)
+            pipeline.flushall()
+            return int(pipeline.execute()[0])
+
+        lost: int = self.do(counting)
+        return lost
+
     def limit_memory(self, size: int) -> None:
         """CONFIG SET maxmemory; 0 is no limit. Above it every write is refused (``noeviction``)."""
         self.do(lambda client: client.config_set("maxmemory", size))

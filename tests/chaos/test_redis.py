@@ -69,9 +69,9 @@ def _hints_that_nobody_takes(site: ChaosSite, pipeline_name: str, runs: int) -> 
             "hints wait in Redis",
             5.0,
         )
-        site.redis.flush()
-        assert not site.redis.do(lambda client: client.llen("mlops_tasks:cpu"))
-    site.note("hints were lost")
+        lost = site.redis.flush_with("mlops_tasks:cpu")
+        assert lost >= runs - len(site.workers)
+    site.note(f"{lost} hints were lost")
     return started
 
 
