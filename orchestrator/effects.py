@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.records import AttemptRecord, Heartbeat, Outcome, Reservation
+from orchestrator.records import AttemptRecord, ChildPlan, Heartbeat, Outcome, Reservation, TaskRunRecord
 from orchestrator.states import AnyState, Entity
 
 
@@ -58,6 +58,54 @@ class CreateAttempt:
     attempt: AttemptRecord
     tenant_id: str
     task: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTasks:
+    """Insert the task runs of new indices or rounds of a container, and their event rows (``→ pending``)."""
+
+    run_id: str
+    tenant_id: str
+    tasks: tuple[TaskRunRecord, ...]
+    """In the order of their positions; ids are made by the rules, so that a crash expands once."""
+    operators: tuple[str, ...]
+    """Of each task, for its row."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """Make a run of another pipeline for a task that is one; the transaction makes it and reports it in as
+    ``RunSubmitted``, or as ``ChildRefused``."""
+
+    run_id: str
+    task_run_id: str
+    tenant_id: str
+    child_run_id: str
+    """Its id, made by the rules."""
+    child: ChildPlan
+    parameters: Mapping[str, Any]
+    depth: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Look for the outputs of an equal task run; the transaction answers with ``CacheAnswered``."""
+
+    run_id: str
+    task_run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCircuit:
+    """How an external service does, as its tasks see it: ``closed``, ``open`` or ``half_open``."""
+
+    service: str
+    state: str
+    failures: int
+    reason: str = ""
+    open_for: float | None = None
+    """Seconds until the next try is let through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +168,19 @@ class Count:
     detail: str = ""
 
 
-RowEffect = Transition | Annotate | CreateAttempt | Reserve | Release | SaveOutcome | SaveWorker | CloseCommand | Count
+RowEffect = (
+    Transition
+    | Annotate
+    | CreateAttempt
+    | CreateTasks
+    | SaveCircuit
+    | Reserve
+    | Release
+    | SaveOutcome
+    | SaveWorker
+    | CloseCommand
+    | Count
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +229,10 @@ class RetireQueue:
 
 WireEffect = SendHint | SendGrant | SendDenial | SendAnswer | RetireQueue
 
-Effect = RowEffect | WireEffect
+Question = StartChild | LookUp
+"""What the transaction itself brings about and reports back as an event of the same round."""
+
+Effect = RowEffect | WireEffect | Question
 
 
 def is_durable(effects: Iterable[Effect]) -> bool:

@@ -73,7 +73,7 @@ class EndedRun:
 @dataclass(frozen=True, slots=True)
 class Command:
     """A row of the commands table: ``kind`` is ``cancel`` (of a run, or of one task of it), ``pause``, ``resume``,
-    ``rerun`` (of a run that is over), ``drain`` or ``undrain``."""
+    ``rerun`` (of a run that is over), ``mark``, ``approve``, ``reject``, ``event``, ``drain`` or ``undrain``."""
 
     id: int
     kind: str
@@ -85,6 +85,30 @@ class Command:
     """``rerun``: ``from`` (``failed``, ``all`` or names of tasks) and ``generation``, the one that was to be seen."""
     ended: EndedRun | None = None
     """``rerun``: the rows of its run, read beforehand when they say that it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRefused:
+    """The run that a task is could not be made; ``message`` says why."""
+
+    task_run_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheAnswered:
+    """The answer to a ``LookUp``."""
+
+    task_run_id: str
+    key: str
+    """Empty: no key could be worked out; it runs uncached."""
+    origin: str | None = None
+    """The task run whose outputs are taken; ``None``: a miss."""
+    message: str = ""
+    """Which component made the miss, or where the hit comes from."""
+    outputs: Mapping[str, Any] | None = None
+    """Of a hit."""
+    local_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,8 @@ Event = (
     | HeartbeatSeen
     | WorkerLeft
     | Command
+    | ChildRefused
+    | CacheAnswered
     | Tick
     | RedisAway
     | RedisBack

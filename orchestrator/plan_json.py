@@ -15,7 +15,29 @@ if TYPE_CHECKING:
     from orchestrator.compile import Compiled
 
 FORMAT = 1
-_LATER_FIELDS = {"on_drain": "wait", "on_worker_loss": "kill"}
+_LATER_FIELDS: dict[str, Any] = {
+    "on_drain": "wait",
+    "on_worker_loss": "kill",
+    "when": "",
+    "map": None,
+    "repeat": None,
+    "body": None,
+    "is_group": False,
+    "child": None,
+    "approval": None,
+    "event": None,
+    "teardown": False,
+    "setups": (),
+    "memory_auto": False,
+    "max_queued": None,
+    "progress_timeout": None,
+    "deadline": None,
+    "outputs_schema": None,
+    "cache": None,
+    "concurrency": (),
+    "rate_limit": None,
+}
+_RETRY_LATER = ("rules", "infrastructure")
 """Fields that came after format 1: left out while they say nothing new, so that the releases before them, which take
 every stored field for one of theirs, read the plans of definitions that do not use them."""
 
@@ -48,6 +70,9 @@ def _task_to_json(task: PlannedTask) -> dict[str, Any]:
     for name, usual in _LATER_FIELDS.items():
         if values[name] == usual:
             del values[name]
+    for name in _RETRY_LATER:
+        if not values["retry"][name]:
+            del values["retry"][name]
     return values
 
 

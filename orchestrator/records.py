@@ -29,6 +29,28 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryRule:
+    """What to do after a failure that all its non-empty conditions fit; of several rules the first one that fits."""
+
+    action: str
+    """``retry``, ``fail`` or ``skip``."""
+    reasons: tuple[str, ...] = ()
+    exit_codes: tuple[int, ...] = ()
+    exceptions: tuple[str, ...] = ()
+    """Names of classes, with or without their module."""
+    messages: tuple[str, ...] = ()
+    """Texts one of which is in the message, in whatever case."""
+    delay: float | None = None
+    """Seconds; ``None``: the policy's."""
+    memory_factor: float | None = None
+    memory: int | None = None
+    """Bytes to ask for instead; at most one of this and the factor is set."""
+    memory_max: int | None = None
+    queue: str = ""
+    """Where the next try is to run; empty: by its resources."""
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and after how long a failed task is tried again (delays in seconds)."""
 
@@ -38,6 +60,9 @@ class RetryPolicy:
     max_delay: float = 600.0
     jitter: float = 0.1
     """Share of the delay that may be added, deterministic per attempt."""
+    rules: tuple[RetryRule, ...] = ()
+    infrastructure: int | None = None
+    """Losses to infrastructure after which it fails as ``poison``; ``None``: the site's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,106 @@ class RunInput:
     kind: str
     required: bool = True
     """Without it the run is refused at its creation."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """One instance of the body for each item (issue 4)."""
+
+    over: Any
+    """A list, a template that gives one, or ``{"range" | "grid" | "random" | "zip": …}``."""
+    max_parallel: int | None = None
+    max_size: int = 1000
+    success: str = "all"
+    """``all``, ``any``, ``min_count`` or ``min_ratio``."""
+    least: float = 0.0
+    """The count or the ratio."""
+    fail_fast: bool = False
+    key: str = ""
+    """A template over ``map``; empty: the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatPlan:
+    """The body again and again until an expression over its outputs is true."""
+
+    until: str
+    max: int
+    delay: float = 0.0
+    """Seconds between two rounds."""
+    on_max: str = "fail"
+    """``fail`` or ``succeed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlan:
+    """A run of another pipeline, as a task."""
+
+    pipeline: str
+    version: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    wait: bool = True
+    inherit: bool = True
+    """Whether the run's own parameters stand under those given here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalPlan:
+    """A person decides."""
+
+    message: str = ""
+    input: Mapping[str, Any] | None = None
+    """JSON schema of what the person has to give."""
+    timeout: float | None = None
+    on_timeout: str = "fail"
+    """``fail``, ``approve`` or ``reject``."""
+    on_reject: str = "fail"
+    """``fail`` or ``skip``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventPlan:
+    """Something outside of us reports by the task's token."""
+
+    timeout: float | None = None
+    on_timeout: str = "fail"
+    """``fail`` or ``skip``."""
+    payload: Mapping[str, Any] | None = None
+    """JSON schema of what is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyLimit:
+    """At most ``limit`` runs (or attempts) at once whose ``key`` has the same value."""
+
+    key: str
+    """A template; a value of null is not limited."""
+    limit: int
+    on_limit: str = "queue"
+    """``queue``, ``cancel_new``, ``cancel_running`` or ``fail``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``units`` dispatches in ``per`` seconds among tasks of one key."""
+
+    key: str
+    units: int
+    per: float
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Outputs of an equal earlier task run are taken instead of running."""
+
+    mode: str = "read_write"
+    """``read_write``, ``read`` or ``write``."""
+    key: tuple[str, ...] = ()
+    """Templates; empty: everything that goes into the attempt."""
+    ttl: float | None = None
+    scope: str = "pipeline"
+    """``pipeline`` or ``tenant``."""
+    single_flight: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +210,42 @@ class PlannedTask:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     connections: tuple[str, ...] = ()
     run_inputs: tuple[RunInput, ...] = ()
+    when: str = ""
+    """An expression that is tested after the rule is met."""
+    map: MapPlan | None = None
+    repeat: RepeatPlan | None = None
+    body: Plan | None = None
+    """Of a container (``map`` or ``repeat``): what each index or round runs."""
+    is_group: bool = False
+    """Whether the body was written as ``tasks``; else it is the task itself, once."""
+    child: ChildPlan | None = None
+    approval: ApprovalPlan | None = None
+    event: EventPlan | None = None
+    teardown: bool = False
+    setups: tuple[str, ...] = ()
+    """Of a teardown: it runs if one of these has started; empty: always."""
+    memory_auto: bool = False
+    """``memory_gb: "auto"``: the request is learned from earlier runs."""
+    max_queued: float | None = None
+    """Seconds it may be ready or queued before each of its dispatches is claimed."""
+    progress_timeout: float | None = None
+    """Seconds an attempt may be silent."""
+    deadline: float | None = None
+    """Seconds from when it was first ready, over all attempts."""
+    outputs_schema: Mapping[str, Any] | None = None
+    cache: CachePlan | None = None
+    concurrency: tuple[ConcurrencyLimit, ...] = ()
+    rate_limit: RateLimit | None = None
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it runs nothing itself, but the tasks of its body."""
+        return self.body is not None
+
+    @property
+    def has_attempts(self) -> bool:
+        """Whether a worker executes it."""
+        return self.body is None and self.child is None and self.approval is None and self.event is None
 
     @property
     def is_adoptable(self) -> bool:
@@ -94,9 +255,13 @@ class PlannedTask:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A compiled version: its tasks in a topological order."""
+    """A compiled version, or the body of a container: its tasks in a topological order."""
 
     tasks: tuple[PlannedTask, ...]
+    deadline: float | None = None
+    """Seconds from the start of the run."""
+    max_active_runs: int | None = None
+    concurrency: tuple[ConcurrencyLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +274,14 @@ class RunRecord:
     priority: int = 0
     order: int = 0
     """Rises with creation; earlier runs go first at equal priority."""
+    pipeline_id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The definition's under the run's own."""
+    parent_task_run_id: str | None = None
+    """The task that this run is, in another run."""
+    depth: int = 0
+    """How many runs it is inside of."""
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +304,22 @@ class TaskRunRecord:
     retry_at: float | None = None
     local_to: str | None = None
     """Host that alone can read the outputs, when the artifact store is not shared."""
+    parent_id: str | None = None
+    """The container whose index or round it belongs to."""
+    map_index: int | None = None
+    map_key: str = ""
+    item: Any = None
+    outputs: Mapping[str, Any] | None = None
+    """Only of tasks whose outputs the rules ask for."""
+    memory: int | None = None
+    """Bytes its next attempt asks for, where that is not what the definition says."""
+    queue: str = ""
+    """Where its next attempt is to run, where that is not what the definition says."""
+    child_run_id: str | None = None
+    wait_token: str | None = None
+    """What an outside event is reported by."""
+    cache_key: str = ""
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +501,10 @@ class Outcome:
     infrastructure: bool = False
     """The cause is ours or the host's, not the task's: not charged to the user's retries (I12)."""
     exit_code: int | None = None
+    exception: str = ""
+    """Class of the exception that ended it, with its module."""
+    again: bool = False
+    """Not yet (reason ``not_yet``): to be looked at again after ``retry_after`` seconds, charged to nobody."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     records: tuple[Mapping[str, Any], ...] = ()
     usage: Usage = field(default_factory=Usage)

@@ -93,11 +93,15 @@ TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
         _R.CANCELLING: frozenset({_R.CANCELLED}),
     },
     Entity.TASK_RUN: {
-        _T.PENDING: frozenset({_T.READY, _T.WAITING, _T.UPSTREAM_FAILED, _T.SKIPPED, _T.CANCELLED}),
-        _T.READY: frozenset({_T.QUEUED, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
+        # Running at once: a container, or a run as a task. Failed: its condition or its map can't be worked out.
+        _T.PENDING: frozenset(
+            {_T.READY, _T.RUNNING, _T.WAITING, _T.FAILED, _T.UPSTREAM_FAILED, _T.SKIPPED, _T.CANCELLED}
+        ),
+        # Success: an equal task run has left its outputs in the cache.
+        _T.READY: frozenset({_T.QUEUED, _T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
         _T.QUEUED: frozenset({_T.RUNNING, _T.READY, _T.FAILED, _T.CANCELLED}),
         _T.RUNNING: frozenset(
-            {_T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.RETRY_WAIT, _T.READY, _T.CANCELLING, _T.CANCELLED}
+            {_T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.RETRY_WAIT, _T.WAITING, _T.READY, _T.CANCELLING, _T.CANCELLED}
         ),
         _T.RETRY_WAIT: frozenset({_T.READY, _T.FAILED, _T.CANCELLED}),
         _T.WAITING: frozenset({_T.READY, _T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
@@ -124,6 +128,9 @@ REOPENINGS: dict[Entity, tuple[frozenset[AnyState], AnyState]] = {
 }
 """What a rerun may leave, and where it leads: a run waits for its place again, a task run for its upstreams. Each is
 audited and raises the ``generation`` of its row by one. An attempt that has ended stays so: a rerun makes new ones."""
+
+MARKS = frozenset({_T.SUCCESS, _T.FAILED, _T.SKIPPED})
+"""What a person may mark a task run as that nothing of runs: audited; one that was over is its next generation then."""
 
 RERUN_OF_FAILED = frozenset({_T.FAILED, _T.UPSTREAM_FAILED, _T.CANCELLED})
 """The task runs that a rerun starts from when it is to start from what failed."""

@@ -30,7 +30,14 @@ _KINDS: Mapping[str, str] = {
 _TEXTS = {"reason": "text", "message": "text"}
 
 COLUMNS: Mapping[Entity, Mapping[str, str]] = {
-    Entity.RUN: {**_TEXTS, "priority": "int", "generation": "int", "started_at": "time", "ended_at": "time"},
+    Entity.RUN: {
+        **_TEXTS,
+        "priority": "int",
+        "generation": "int",
+        "deadline_at": "time",
+        "started_at": "time",
+        "ended_at": "time",
+    },
     Entity.TASK_RUN: {
         **_TEXTS,
         "generation": "int",
@@ -41,6 +48,14 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "retry_at": "time",
         "outputs": "json",
         "local_to": "text",
+        "memory": "bigint",
+        "queue": "text",
+        "child_run_id": "uuid",
+        "wait_token": "text",
+        "cache_key": "text",
+        "cached_from": "uuid",
+        "cache_detail": "json",
+        "deadline_at": "time",
         "ready_at": "time",
         "queued_at": "time",
         "started_at": "time",
@@ -58,6 +73,8 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "keeper_id": "text",
         "orphaned_at": "time",
         "exit_code": "int",
+        "exception": "text",
+        "setup_seconds": "float",
         "peak_memory": "bigint",
         "cpu_seconds": "float",
         "wall_seconds": "float",

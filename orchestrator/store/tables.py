@@ -94,6 +94,7 @@ pipelines = Table(
     _text("owner"),
     _id("version_id", nullable=True),
     _int("version", 1),
+    Column("paused", Boolean, nullable=False, server_default="false"),
     _at("created_at", now=True),
     _at("updated_at", now=True),
     _at("deleted_at"),
@@ -136,6 +137,11 @@ runs = Table(
     Column("trigger", Text, nullable=False, server_default="api"),
     _int("priority"),
     _int("generation", 1),
+    _id("parent_run_id", nullable=True),
+    _id("parent_task_run_id", nullable=True),
+    _int("depth"),
+    _id("rerun_of", nullable=True),
+    _at("deadline_at"),
     _at("created_at", now=True),
     _at("started_at"),
     _at("ended_at"),
@@ -151,6 +157,7 @@ runs = Table(
         postgresql_where=text("state IN ('scheduled', 'queued', 'running', 'paused', 'cancelling')"),
     ),
     Index("ix_runs_live", "state", postgresql_where=text("state IN ('running', 'paused', 'cancelling')")),
+    Index("ix_runs_parent", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
 )
 
 task_runs = Table(
@@ -173,6 +180,18 @@ task_runs = Table(
     _at("retry_at"),
     Column("outputs", JSONB),
     Column("local_to", Text),
+    _id("parent_id", nullable=True),
+    Column("map_index", Integer),
+    _text("map_key"),
+    Column("item", JSONB),
+    Column("memory", BigInteger),
+    _text("queue"),
+    _id("child_run_id", nullable=True),
+    Column("wait_token", Text),
+    _text("cache_key"),
+    _id("cached_from", nullable=True),
+    Column("cache_detail", JSONB),
+    _at("deadline_at"),
     _at("ready_at"),
     _at("queued_at"),
     _at("started_at"),
@@ -180,9 +199,12 @@ task_runs = Table(
     UniqueConstraint("run_id", "name"),
     UniqueConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
+    Index("ix_task_runs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("uq_task_runs_wait_token", "wait_token", unique=True, postgresql_where=text("wait_token IS NOT NULL")),
 )
-"""``position`` is the task's place in the plan's topological order; ``outputs`` is what the committed outcome
-publishes."""
+"""``position`` is the task's place in the topological order of its plan, or of its container's body; ``outputs`` is
+what the committed outcome publishes. ``memory`` and ``queue``: what its next attempt asks for instead of what is
+planned."""
 
 attempts = Table(
     "attempts",
@@ -211,6 +233,8 @@ attempts = Table(
     _text("keeper_id"),
     _at("orphaned_at"),
     Column("exit_code", Integer),
+    _text("exception"),
+    Column("setup_seconds", Float),
     Column("peak_memory", BigInteger),
     Column("cpu_seconds", Float),
     Column("wall_seconds", Float),
@@ -379,3 +403,64 @@ models = Table(
     _at("created_at", now=True),
     UniqueConstraint("tenant_id", "name", "version"),
 )
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("uri", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    _id("run_id", nullable=True),
+    Column("task", Text),
+    _id("attempt_id", nullable=True),
+    _at("created_at", now=True),
+    _at("expires_at"),
+    _at("deleted_at"),
+    _text("deleted_by"),
+    Index("ix_artifacts_expires_at", "expires_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("ix_artifacts_run", "run_id"),
+)
+"""What tasks left in the artifact store; the row outlives the object and names the rule that removed it."""
+
+cache_entries = Table(
+    "cache_entries",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.id"), primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    _id("task_run_id", nullable=False),
+    _id("run_id", nullable=False),
+    Column("task", Text, nullable=False),
+    _json("components"),
+    Column("outputs", JSONB),
+    Column("local_to", Text),
+    _at("created_at", now=True),
+    _at("expires_at"),
+    Index("ix_cache_entries_task", "tenant_id", "scope", "task", "created_at"),
+)
+"""``scope`` is the pipeline's id, or empty for the tenant's own; ``components`` are the digests of what the key is
+made of, so that a miss can be told."""
+
+learned_memory = Table(
+    "learned_memory",
+    metadata,
+    _id("pipeline_id", primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("memory", BigInteger, nullable=False),
+    Column("peak", BigInteger, nullable=False, server_default="0"),
+    _at("updated_at", now=True),
+)
+"""What a task with ``memory_gb: "auto"`` asks for first."""
+
+circuits = Table(
+    "circuits",
+    metadata,
+    Column("service", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    _int("failures"),
+    _text("reason"),
+    _at("open_until"),
+    _at("changed_at", now=True),
+)
+"""External services as their tasks see them; those never in trouble have no row."""
