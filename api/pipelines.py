@@ -111,6 +111,11 @@ class ValidationSchema(Schema):
         allow_none=True,
         metadata={"description": "What would run where; null when it is not valid."},
     )
+    definition = fields.Dict(
+        required=True,
+        allow_none=True,
+        metadata={"description": "As it would be stored: normalised; null when it is not valid."},
+    )
 
 
 class PipelineListQuery(PageQuery):
@@ -188,8 +193,8 @@ class Validation(MethodView):
             compiled = _compiled(read_object())[1]
         except InvalidDefinition as invalid:
             problems = [{"pointer": problem.pointer, "message": problem.message} for problem in invalid.problems]
-            return {"valid": False, "errors": problems, "plan": None}
-        return {"valid": True, "errors": [], "plan": describe(compiled)}
+            return {"valid": False, "errors": problems, "plan": None, "definition": None}
+        return {"valid": True, "errors": [], "plan": describe(compiled), "definition": compiled.definition}
 
 
 @blueprint.route("/by-name/<string:name>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api import (
+    commands,
     docs,
     health,
     keys,
@@ -26,6 +27,7 @@ RESOURCES: list[Resource] = [
     run_tasks.blueprint,
     task_logs.blueprint,
     run_events.blueprint,
+    commands.blueprint,
     operators.blueprint,
     workers.blueprint,
     models.blueprint,

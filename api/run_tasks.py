@@ -11,6 +11,7 @@ from marshmallow import Schema, fields, validate
 from webargs.fields import DelimitedList
 
 from api.access import caller
+from api.commands import command_id_field
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.resource import Resource, needs
 from api.services import services
@@ -56,6 +57,10 @@ class TaskRunSchema(Schema):
     progress_message = fields.String(required=True)
     outputs = fields.Dict(required=True, allow_none=True)
     usage = fields.Nested(UsageSchema, required=True)
+
+
+class AskedTaskRunSchema(TaskRunSchema):
+    command_id = command_id_field()
 
 
 class AttemptSchema(Schema):
@@ -145,17 +150,18 @@ class Task(MethodView):
 class TaskCancel(MethodView):
     @needs(Role.OPERATOR)
     @blueprint.refuses(409)
-    @blueprint.answers(202, TaskRunSchema, description="The leader will cancel it.")
+    @blueprint.answers(202, AskedTaskRunSchema, description="The leader will cancel it.")
     def post(self, run_id: UUID, task: str) -> dict[str, Any]:
         """Cancel one task of a run; 409 when it has ended."""
+        tenant_id, command = caller().tenant_id, None
         with services().engine.begin() as connection:
-            run = run_queries.get_run(connection, caller().tenant_id, str(run_id))
-            version = services().versions.get(connection, caller().tenant_id, run["version_id"])
-            row = run_queries.get_task(connection, caller().tenant_id, str(run_id), task)
+            run = run_queries.get_run(connection, tenant_id, str(run_id))
+            version = services().versions.get(connection, tenant_id, run["version_id"])
+            row = run_queries.get_task(connection, tenant_id, str(run_id), task)
             if row["state"] not in {TaskState.CANCELLING, TaskState.CANCELLED}:
-                run_requests.request_cancel(connection, caller().tenant_id, str(run_id), caller().name, task=task)
+                command = run_requests.request_cancel(connection, tenant_id, str(run_id), caller().name, task=task)
         services().live.wake()
-        return show_tasks([row], version)[0]
+        return {**show_tasks([row], version)[0], "command_id": command["id"] if command else None}
 
 
 @blueprint.route("/<uuid:run_id>/tasks/<string:task>/attempts")

@@ -18,6 +18,7 @@ from webargs.fields import DelimitedList
 from werkzeug.exceptions import Forbidden, UnprocessableEntity
 
 from api.access import caller
+from api.commands import command_id_field
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.moments import Moment
 from api.resource import Resource, needs
@@ -118,6 +119,10 @@ class RunSchema(RunSummarySchema):
     tasks = fields.List(fields.Nested(TaskRunSchema), required=True, metadata={"description": "In the plan's order."})
 
 
+class AskedRunSchema(RunSchema):
+    command_id = command_id_field()
+
+
 class RunListQuery(PageQuery):
     sort = sort_field(list(run_queries.RUN_ORDERS), "-created_at")
     state = DelimitedList(
@@ -202,16 +207,17 @@ class Run(MethodView):
 class RunCancel(MethodView):
     @needs(Role.OPERATOR)
     @blueprint.refuses(409)
-    @blueprint.answers(202, RunSchema, description="The leader will cancel it; running tasks get TERM, then KILL.")
+    @blueprint.answers(202, AskedRunSchema, description="The leader will cancel it; running tasks get TERM, then KILL.")
     def post(self, run_id: UUID) -> Response:
         """Cancel a run; 409 when it has ended."""
+        command: Mapping[str, Any] = {}
         with services().engine.begin() as connection:
             state = run_queries.run_state(connection, caller().tenant_id, str(run_id))
             # Asking again is no error: the client may not have seen the first answer.
             if state not in {RunState.CANCELLING, RunState.CANCELLED}:
-                run_requests.request_cancel(connection, caller().tenant_id, str(run_id), caller().name)
+                command = run_requests.request_cancel(connection, caller().tenant_id, str(run_id), caller().name)
         services().live.wake()
-        return _shown(str(run_id), 202)
+        return _asked(str(run_id), command)
 
 
 @blueprint.route("/<uuid:run_id>/rerun")
@@ -219,7 +225,9 @@ class RunRerun(MethodView):
     @needs(Role.OPERATOR)
     @blueprint.refuses(409)
     @blueprint.body(RerunRequestSchema, example={"from": "failed"})
-    @blueprint.answers(202, RunSchema, description="The leader will start it again; its `generation` then is higher.")
+    @blueprint.answers(
+        202, AskedRunSchema, description="The leader will start it again; its `generation` then is higher."
+    )
     def post(self, body: Mapping[str, Any], run_id: UUID) -> Response:
         """Start a run again that has ended: in place, as its next generation; 409 while it is active."""
         with services().engine.begin() as connection:
@@ -227,11 +235,11 @@ class RunRerun(MethodView):
             _require_readable(connection, row)
             # It takes a place like a new run; counted before it is asked for, for what is asked for counts.
             services().backlog.let_in(connection, caller().tenant_id)
-            run_requests.request_rerun(
+            command = run_requests.request_rerun(
                 connection, caller().tenant_id, str(run_id), caller().name, chosen=body["chosen"]
             )
         services().live.wake()
-        return _shown(str(run_id), 202)
+        return _asked(str(run_id), command)
 
 
 def _require_readable(connection: Connection, run: Mapping[str, Any]) -> None:
@@ -244,13 +252,19 @@ def _require_readable(connection: Connection, run: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _shown(run_id: str, status: int) -> Response:
+def _asked(run_id: str, command: Mapping[str, Any]) -> Response:
+    """Return the run as it is, with the command that the leader has yet to apply."""
+    return _shown(run_id, 202, AskedRunSchema(), command_id=command.get("id"))
+
+
+def _shown(run_id: str, status: int, schema: Schema | None = None, **more: Any) -> Response:
     with services().engine.connect() as connection:
         run = run_queries.get_run(connection, caller().tenant_id, run_id)
         version = services().versions.get(connection, caller().tenant_id, run["version_id"])
         tasks = run_queries.all_tasks(connection, caller().tenant_id, run_id)
     live = RunState(run["state"]) not in RUN_TERMINAL
-    response = jsonify(RunSchema().dump({**run, "tasks": show_tasks(tasks, version, live=live)}))
+    document = {**run, "tasks": show_tasks(tasks, version, live=live), **more}
+    response = jsonify((schema or RunSchema()).dump(document))
     response.status_code = status
     return response
 

@@ -1,26 +1,81 @@
-"""The worker class for gunicorn: its threads, which also say how long each request has waited for one of them.
+"""The worker class for gunicorn: its threads, but it says how long a request has waited, and idle clients make room.
 
 ``gunicorn --worker-class api.server.Threads …``. gunicorn puts requests for which no thread is free into a queue that
 it never bounds: with more callers than it serves in two seconds, every answer would come too late to be of use (I15).
+It also has a thread wait five seconds for the first word of each new client, and counts idle connections like any
+other: some hundred clients that say nothing would keep all others out.
 """
 
 from __future__ import annotations
 
+import resource
+import selectors
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
 from api import queue_time
 
+SPARE_DESCRIPTORS = 200
+"""Of those that the process may have open, for all but its clients: stores, files, what is written. With none left, the
+next client would end the process."""
+
 
 class Threads(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's own threads worker, with a clock on its queue."""
+    """gunicorn's own threads worker, with a clock on its queue; who is silent takes no thread, and nobody's place."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.worker_connections: int
+        threads = self.cfg.threads
+        may_be_open = max(threads + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS)
+        self.worker_connections = min(self.worker_connections, may_be_open)
+        self.max_keepalived = self.worker_connections - threads
 
     def enqueue_req(self, conn: Any) -> None:
+        if not (conn.initialized or conn.data_ready):
+            self._await_first_word(conn)
+            return
         conn.queued_at = time.monotonic()
         super().enqueue_req(conn)
+
+    def _await_first_word(self, conn: Any) -> None:
+        """Watch a new client as gunicorn watches one that has been silent for five seconds."""
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def handle(self, conn: Any) -> Any:
         queue_time.note(time.monotonic() - conn.queued_at)
         return super().handle(conn)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        super().wait_for_and_dispatch_events(timeout)
+        # Not where a client is accepted: what is closed there may be among the events that are still to be dispatched.
+        while self.nr_conns >= self.worker_connections and self._close_longest_idle():
+            pass
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Stop waiting for the first word of a client, too, when the process is to end."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that has waited longest for its client's first or next request; say if there was one.
+
+        Its client connects anew, as after ``--keep-alive``; one that is served, or waits for a thread, is not idle.
+        """
+        idle = [waiting for waiting in (self.keepalived_conns, self.pending_conns) if waiting]
+        if not idle:
+            return False
+        conn = min(idle, key=lambda waiting: waiting[0].timeout).popleft()
+        with suppress(OSError, KeyError, ValueError):  # it is not watched any more
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+        return True

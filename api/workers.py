@@ -11,6 +11,7 @@ from marshmallow import Schema, fields, validate
 from webargs.fields import DelimitedList
 
 from api.access import caller
+from api.commands import CommandSchema
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.resource import Resource, needs
 from api.services import services
@@ -91,14 +92,6 @@ class DrainRequestSchema(Schema):
             "retries; 0 is at once. Left out: DRAIN_SECONDS of the worker, or the deadline of an earlier drain."
         },
     )
-
-
-class CommandSchema(Schema):
-    id = fields.Integer(required=True)
-    kind = fields.String(required=True)
-    actor = fields.String(required=True)
-    worker_id = fields.String(required=True, allow_none=True)
-    created_at = fields.DateTime(required=True)
 
 
 class WorkerListQuery(PageQuery):

@@ -124,6 +124,7 @@ class Client:
 
         :param tasks: ``failed``, ``all``, or names of tasks; everything downstream of them is run again too.
         :param seconds: how long to wait for the new generation; ``None`` does not wait, and returns the run as it was.
+        :raises ApiError: the scheduler has refused it.
         :raises TimeoutError: no scheduler has started it again in time; it may still do so.
         """
         body = {"from": tasks if isinstance(tasks, str) else list(tasks)}
@@ -131,14 +132,28 @@ class Client:
         if seconds is None:
             return before
         deadline = time.monotonic() + seconds
-        while (run := self.get_run(run_id))["generation"] <= before["generation"]:
+        while True:
+            # Read before the run: where it was refused because another rerun came first, the run shows that one.
+            refusal = self._refusal(before.get("command_id"))
+            if (run := self.get_run(run_id))["generation"] > before["generation"]:
+                return run
+            if refusal:
+                raise ApiError(refusal, status=409)
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"Run {run_id} has not been started again after {seconds:g} s; it is {run['state']}. "
                     "Does a scheduler run?"
                 )
             time.sleep(pause)
-        return run
+
+    def command(self, command_id: int) -> dict[str, Any]:
+        """Return what became of a cancel, rerun or drain: ``state`` is ``open``, ``done`` or ``refused``."""
+        return self._request("GET", f"/api/v1/commands/{command_id}")
+
+    def _refusal(self, command_id: int | None) -> str:
+        """Return why the command was refused; empty if it was not, or if the API is too old to name it."""
+        command = self.command(command_id) if command_id is not None else {}
+        return str(command["result"]) if command.get("state") == "refused" else ""
 
     def tasks(self, run_id: str) -> list[dict[str, Any]]:
         """Return the task runs of a run."""

@@ -161,7 +161,7 @@ class CloseCommand:
 @dataclass(frozen=True, slots=True)
 class Count:
     """Something happened that should be seen: ``denied``, ``fenced``, ``unknown``, ``lost``, ``uncharged``,
-    ``redispatched``, ``repaired``, ``abandoned``, ``breaker``, ``orphaned``, ``adopted``,
+    ``redispatched``, ``repaired``, ``ownerless``, ``abandoned``, ``breaker``, ``orphaned``, ``adopted``,
     ``unreadable_plan``, ``refused_transition``, ``no_run_slot`` … (I19)."""
 
     what: str

@@ -117,11 +117,16 @@ class Tick:
 
     claims_waiting: bool = False
     """The stream still holds unread entries older than the re-dispatch time: claims may be among them."""
+    unread_for: float = 0.0
+    """Reports that were sent so many seconds ago may still lie unread; infinite before anything was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAway:
     """The leader can't read Redis; leases of work stand still."""
+
+    since: float | None = None
+    """When it answered last, on the leader's monotonic clock; ``None``: just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class RedisBack:
     """Redis answers again. ``reset``: its generation counter is missing or went back, so hints are lost."""
 
     reset: bool = False
+    since: float | None = None
+    """Since when it had been away, where the memory was made only after that; on the leader's monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Gathered:
     woken: bool = False
     """The API says that there are new runs or commands."""
     claims_waiting: bool = False
+    read_until: float = -math.inf
+    """Reports that were sent before this moment of our clock have been read."""
 
 
 class Inbox:
@@ -70,6 +73,11 @@ class Inbox:
         self._is_full = False
         self._hints_lost = False
         self._untold_reset = False
+        self._answered_at: float | None = None
+        self._away_since: float | None = None
+        """When Redis answered last before it went away; kept until a committed round has been told of its return."""
+        self._read_until = -math.inf
+        self._unread_due = 0.0
         self._generation_due = 0.0
         self._heartbeats_due = 0.0
         self._unacknowledged: list[str] = []
@@ -95,14 +103,20 @@ class Inbox:
         self._stream.take_over()
         self._heartbeats.forget()
         self._heartbeats_due = 0.0
-        self._events = [RedisAway()] if self._available is False else []
+        self._read_until, self._unread_due = -math.inf, 0.0
+        self._events = [RedisAway(self._away_since)] if self._available is False else []
         self._untold_reset = self._untold_reset or messages_in_doubt
         try:
             self._probe()
         except StoreUnavailable as error:
             self.lost(error)
-        if self._available and self._untold_reset:
-            self._events = [RedisBack(reset=True)]
+        if self._available and (self._untold_reset or self._away_since is not None):
+            self._events = [RedisBack(self._untold_reset, self._away_since)]
+
+    def take_news(self) -> list[Event]:
+        """Return what is known of Redis and not told yet; what was heard of the workers comes with :meth:`gather`."""
+        news, self._events = self._events, []
+        return news
 
     def hints_lost(self) -> None:
         """Note that some hints may not have arrived: all unclaimed ones are sent again when Redis is back."""
@@ -112,7 +126,8 @@ class Inbox:
         """Note that Redis did not answer."""
         if self._available is not False:
             log.warning("redis_away", why=str(error))
-            self._events.append(RedisAway())
+            self._away_since = self._clock() if self._answered_at is None else self._answered_at
+            self._events.append(RedisAway(self._away_since))
         self._available = False
         self._is_full = isinstance(error, RedisFull)
         self._generation_due = self._clock() + PROBE_SECONDS
@@ -127,21 +142,30 @@ class Inbox:
             self._probe()
             if self._available:
                 self._acknowledge_late()
+                self._measure(found)
                 self._read_heartbeats(found)
                 self._read_stream(found, 0.0 if self._events or found.heartbeats else block, batch or self._batch)
             elif self._is_full:
                 # Taking in what it holds is what makes room again.
                 self._acknowledge_late()
                 self._read_stream(found, 0.0, batch or self._batch)
+            if self._available:
+                self._answered_at = self._clock()
         except StoreUnavailable as error:
             self.lost(error)
-        found.events[:0], self._events = self._events, []
+        found.events[:0] = self.take_news()
         return found
 
     def acknowledge(self, ids: list[str]) -> None:
         """Acknowledge entries whose effects are committed; when Redis does not answer, later."""
         if not self._events:
             self._untold_reset = False
+            if self._available:
+                self._away_since = None
+        self.drop(ids)
+
+    def drop(self, ids: list[str]) -> None:
+        """Acknowledge entries, though nothing was committed: their senders repeat what is not answered."""
         self._unacknowledged += ids
         if self._unacknowledged and (self._available or self._is_full):
             try:
@@ -171,7 +195,14 @@ class Inbox:
         self._stream.take_over()
         self._heartbeats_due = 0.0
         self._untold_reset = self._untold_reset or reset
-        self._events.append(RedisBack(reset=reset))
+        self._events.append(RedisBack(reset, self._away_since))
+
+    def _measure(self, found: Gathered) -> None:
+        """Say up to when reports are read. Once a second; measured before the stream is read."""
+        if (now := self._clock()) >= self._unread_due:
+            self._read_until = now - self._stream.oldest_unread_age()
+            self._unread_due = now + GENERATION_SECONDS
+        found.read_until = self._read_until
 
     def _read_heartbeats(self, found: Gathered) -> None:
         if self._clock() < self._heartbeats_due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ from orchestrator.effects import Annotate, Count
 from orchestrator.errors import LostLeadership, StaleMemory, StoreUnavailable
 from orchestrator.events import Event, ReconcileDue
 from orchestrator.kernel import Kernel, KernelSettings
+from orchestrator.kernel.hearing import Hearing
 from orchestrator.logs import get_logger
 from orchestrator.states import Entity
 from orchestrator.store.engine import unanswered_is_unavailable
@@ -83,8 +85,13 @@ class Term:
         self._leader = Leader(
             engine, lease.epoch, connections=settings.connections, registry_url=settings.model_registry_url or None
         )
-        self._since = clock()
         self._kernel: Kernel | None = None
+        self._heard_until = clock()
+        """When the last round that was committed had heard the workers; at first, when the term began."""
+        self._hearing = Hearing(self._heard_until)
+        """What the last memory had heard until then."""
+        self._has_heard = False
+        """Whether the present memory has heard anything."""
         self._in_doubt = True
         """Whether something may have been committed whose messages were never sent."""
         self._poll_due = 0.0
@@ -112,7 +119,7 @@ class Term:
                     self._step()
                 else:
                     # PostgreSQL is away: nothing could be committed, and the keeper goes on trying.
-                    self._kernel = None
+                    self._drop_memory()
                     self._stop.wait(BLOCK)
         finally:
             keeper.stop()
@@ -125,48 +132,65 @@ class Term:
         try:
             if self._kernel is None:
                 self._rebuild()
-            else:
-                found = self._inbox.gather(self._patience(), self._troubles.batch)
-                found.events = self._troubles.mend(found.events)
-                if not self._inbox.available and not found.events:
-                    self._stop.wait(self._patience())
-                self._round(self._kernel, found)
+                return
+            found = self._inbox.gather(self._patience(), self._troubles.batch)
+            found.events = self._troubles.mend(found.events)
+            if not self._inbox.available and not found.events:
+                self._stop.wait(self._patience())
+            self._round(self._kernel, found)
             self._troubles.passed()
         except LostLeadership:
             raise
         except StaleMemory as error:
             log.warning("memory_rebuilt", why=str(error))
-            self._kernel = None
+            self._drop_memory()
             self._in_doubt = False
             self._own_counts.append(Count("stale_memory", str(error)))
+            if not self._troubles.ask_less(found.entries):
+                raise
+            self._recover(found, may_mend=False)
         except StoreUnavailable as error:
             log.warning("postgres_away", why=str(error))
-            self._kernel = None
+            self._drop_memory()
             self._note_commands()
-            self._stop.wait(self._troubles.back_off())
+            self._troubles.ask_less(found.entries)
+            self._recover(found, may_mend=False)
         except Exception:
             log.exception("round_failed", reports=len(found.entries))
-            self._kernel = None
+            self._drop_memory()
             self._note_commands()
             if not self._troubles.may_go_on(found.entries):
                 raise
-            if dropped := self._troubles.hopeless(found.entries, found.events):
-                self._inbox.acknowledge(dropped)
-                self._own_counts.append(Count("dropped_report", f"The report {dropped[0]} failed every time."))
-            self._stop.wait(self._troubles.back_off())
+            self._recover(found, may_mend=True)
+
+    def _drop_memory(self) -> None:
+        """Forget all but what was heard: the next step makes the memory anew from the rows."""
+        if self._kernel is not None and self._has_heard:
+            self._hearing = Hearing.of(self._kernel)
+        self._kernel, self._has_heard = None, False
+
+    def _recover(self, found: Gathered, *, may_mend: bool) -> None:
+        """After a failed round: drop the report that fails every time, and wait a while."""
+        if dropped := self._troubles.hopeless(found.entries, found.events, may_mend=may_mend):
+            self._inbox.drop(dropped)
+            self._own_counts.append(Count("dropped_report", f"The report {dropped[0]} failed every time."))
+        self._stop.wait(self._troubles.back_off())
 
     def _rebuild(self) -> None:
         """Make the memory from the rows, and hear again what was heard but not committed."""
         self._inbox.start_over(messages_in_doubt=self._in_doubt)
         self._own_events = []
-        kernel = Kernel(self._kernel_settings, self._since)
+        kernel = Kernel(self._kernel_settings, self._clock())
         with unanswered_is_unavailable(), self._engine.connect() as connection:
             # One snapshot for all of it: rows that change in between would contradict each other.
             connection.execution_options(isolation_level="REPEATABLE READ")
             kernel.load(load_snapshot(connection, self._leader.plans, self._clock()), self._clock())
         now = self._clock()
         self._poll_due, self._reconcile_due = now + POLL_SECONDS, now + self._settings.reconcile_seconds
-        self._finish(kernel, Gathered(), self._leader.take_in(kernel, self._polling(Round(now, [ReconcileDue()]))))
+        self._hearing.hand_to(kernel, self._heard_until, now)
+        # Neither heartbeats nor reports are read yet, but whether Redis can be read is known.
+        round_ = Round(now, [*self._inbox.take_news(), ReconcileDue()], unread_for=math.inf)
+        self._finish(kernel, Gathered(), self._leader.take_in(kernel, self._polling(round_)))
         self._kernel, self._in_doubt = kernel, True
 
     def _polling(self, round_: Round) -> Round:
@@ -204,9 +228,10 @@ class Term:
         if poll:
             counts += self._take_counts()
             self._poll_due = now + POLL_SECONDS
-        round_ = Round(now, events, counts, claims_waiting=found.claims_waiting)
+        round_ = Round(now, events, counts, claims_waiting=found.claims_waiting, unread_for=now - found.read_until)
         done = self._leader.take_in(kernel, self._polling(round_) if poll else round_)
         self._own_counts = []
+        self._heard_until, self._has_heard = now, True
         if poll:
             self._more_queued = done.more_queued
         self._finish(kernel, found, done)

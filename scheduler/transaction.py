@@ -50,6 +50,12 @@ class Round:
     put_off: frozenset[int] = frozenset()
     """Commands to leave for later."""
     claims_waiting: bool = False
+    unread_for: float = 0.0
+    """See :class:`Tick`."""
+
+    @property
+    def tick(self) -> Tick:
+        return Tick(self.claims_waiting, self.unread_for)
 
 
 @dataclass(slots=True)
@@ -116,7 +122,7 @@ class Leader:
         self.taking = ()
         if not (round_.events or round_.counts or round_.poll):
             # Most rounds are only the passing of time; without effects they need no transaction.
-            done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), round_.now)
+            done.effects += decide(kernel, round_.tick, round_.now)
             if not done.effects:
                 return done
             with unanswered_is_unavailable(), self._engine.begin() as connection:
@@ -146,7 +152,7 @@ class Leader:
             done.more_at_once = is_full or done.commanded
             for run in queued:
                 done.effects += decide(kernel, run, now)
-        done.effects += decide(kernel, Tick(claims_waiting=round_.claims_waiting), now)
+        done.effects += decide(kernel, round_.tick, now)
 
     def _commands(self, connection: Connection, kernel: Kernel, round_: Round) -> Iterable[Event]:
         """Yield the open commands, each run they concern before them when the kernel does not hold it; one that starts

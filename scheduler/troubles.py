@@ -14,7 +14,8 @@ from scheduler.inbox import BATCH
 
 LONGEST_BACK_OFF = 1.0
 TRIES = 3
-"""A report that fails so often, each time alone, is dropped and counted: it must not stop all others."""
+"""A report that fails so often, each time alone, is dropped and counted: it must not stop all others. Its worker sends
+it again, for nobody has answered."""
 ROUNDS = 20
 """After so many failed rounds in a row the process ends; its supervisor starts another."""
 PUT_OFF_SECONDS = 60.0
@@ -33,6 +34,7 @@ class Troubles:
     def __init__(self) -> None:
         self._in_a_row = 0
         self._careful = 0
+        self._batch = BATCH
         self._failed: Counter[str] = Counter()
         self._unusable: set[str] = set()
         self._tasks = MOST_TASKS
@@ -41,8 +43,9 @@ class Troubles:
 
     @property
     def batch(self) -> int:
-        """Reports to take in the next round: one by one for a while after a failure."""
-        return 1 if self._careful else BATCH
+        """Reports to take in the next round: one by one for a while after a failure that nobody foresaw, half as many
+        after each round that may have been too large, and slowly more again."""
+        return 1 if self._careful else self._batch
 
     @property
     def most_tasks(self) -> int:
@@ -51,12 +54,14 @@ class Troubles:
         return self._tasks
 
     def passed(self) -> None:
-        """A round went well."""
+        """A round went well; to have made the memory anew is none."""
         self._in_a_row = 0
         self._tasks = min(2 * self._tasks, MOST_TASKS)
         if self._careful:
             self._careful -= 1
-        else:
+            return
+        self._batch = min(BATCH, self._batch + max(1, self._batch // 8))
+        if self._batch == BATCH:
             self._failed.clear()
 
     def back_off(self) -> float:
@@ -71,6 +76,14 @@ class Troubles:
         self._failed.update(reports[:1] if len(reports) == 1 else ())
         return self._in_a_row < ROUNDS
 
+    def ask_less(self, reports: Sequence[str]) -> bool:
+        """Note that PostgreSQL did not answer a round, or that a row was not as we knew it; say whether another round
+        makes sense, if it was the latter. It may have been too much for one transaction."""
+        if reports:
+            self._batch = max(1, min(self._batch, len(reports)) // 2)
+        self._failed.update(reports if len(reports) == 1 else ())
+        return self._in_a_row < ROUNDS
+
     def note_commands(self, commands: Sequence[int], now: float) -> None:
         """Note the commands of a failed round. One that fails alone, again and again, must not stop all others, and is
         not refused either: it may be the machine that is too slow at the moment."""
@@ -78,6 +91,7 @@ class Troubles:
             return
         self._commands.update(commands)
         if self._commands[commands[0]] >= TRIES:
+            self._in_a_row = 0
             self._put_off[commands[0]] = now + PUT_OFF_SECONDS
 
     def put_off(self, now: float) -> frozenset[int]:
@@ -85,16 +99,20 @@ class Troubles:
         self._put_off = {id_: until for id_, until in self._put_off.items() if until > now}
         return frozenset(self._put_off)
 
-    def hopeless(self, reports: Sequence[str], events: Sequence[Event]) -> list[str]:
+    def hopeless(self, reports: Sequence[str], events: Sequence[Event], *, may_mend: bool = True) -> list[str]:
         """Return the report of the failed round when it is to be dropped.
 
-        An outcome that was tried, alone, often enough is first tried as a plain failure (:meth:`mend`), so that its
-        attempt ends all the same.
+        :param may_mend: an outcome that was tried, alone, often enough is first tried as a plain failure
+            (:meth:`mend`), so that its attempt ends all the same. Not where PostgreSQL did not answer, for that may be
+            the machine, and would cost a success.
         """
         if len(reports) != 1 or self._failed[reports[0]] < TRIES:
             return []
+        # That is no failure without an end: the others come next.
+        self._in_a_row = 0
         unusable = {event.attempt_id for event in events if isinstance(event, OutcomeReceived)} - self._unusable
-        if not unusable:
+        if not unusable or not may_mend:
+            del self._failed[reports[0]]
             return list(reports)
         self._unusable |= unusable
         del self._failed[reports[0]]

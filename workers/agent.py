@@ -16,7 +16,7 @@ from orchestrator.watchdog import Pulse
 from orchestrator.wire.heartbeats import HeartbeatPublisher
 from orchestrator.wire.log_stream import LogPublisher
 from orchestrator.wire.mailbox import ReplyBox
-from orchestrator.wire.messages import Answer, DesiredState, GrantSpec
+from orchestrator.wire.messages import Answer, GrantSpec
 from orchestrator.wire.progress import Progress, publish_progress
 from orchestrator.wire.redis import connect
 from orchestrator.wire.stream import Reporter
@@ -25,6 +25,7 @@ from workers.attempt_folder import AttemptFolder, is_safe_id
 from workers.beat import Beat, Me
 from workers.claim import Claims
 from workers.courier import Courier
+from workers.desired import Follower
 from workers.drain import Drain
 from workers.gpus import Gpus
 from workers.host import Host
@@ -103,6 +104,16 @@ class Agent:
             mourn=self._trees.mourn,
         )
         self._drain = Drain(host.settings.drain_seconds)
+        self._follower = Follower(
+            self._box,
+            self._beat,
+            self._running,
+            self._trees,
+            self._drain,
+            is_dead_here=self._is_dead_here,
+            send_again=self._send_again,
+            note_change=self._note_change,
+        )
         self._pulse_beats, self._consumer_beats = Pulse(), Pulse()
         self._is_asking = False
         self._unanswered_at = -float("inf")
@@ -114,7 +125,6 @@ class Agent:
             may_end=lambda: all(held.spec.on_worker_loss == "adopt" for held in self._running.living()),
         )
         self._is_taking = True
-        self._generation = 0
         self._is_away = False
         self._last_desired = 0.0
         self._last_ping = 0.0
@@ -228,8 +238,8 @@ class Agent:
                 next_beat = now + self._host.settings.heartbeat_interval_seconds
             if now >= self._last_desired + DESIRED_SECONDS:
                 self._last_desired = now
-                self._ask("desired", self._follow_desired)
-                self._guard("drain", self._empty)
+                self._ask("desired", self._follower.follow)
+                self._guard("drain", self._follower.empty)
             self._ask("outcomes", lambda: self._outcomes.send_due(self._may_say_preempted))
             self._guard("trees", self._trees.tend)
             self._guard("intake", self._mind_intake)
@@ -292,39 +302,11 @@ class Agent:
         self._claims.resend()
         self._outcomes.hurry()
 
-    def _follow_desired(self) -> None:
-        desired = self._box.desired()
-        if desired is None or desired.epoch < self._beat.epoch:
-            return
-        self._beat.epoch = desired.epoch
-        self._beat.heard(desired.hb_seq)
-        if desired.gen < self._generation:
-            log.warning("redis_was_reset", generation=desired.gen)
-            self._send_again()
-        self._generation = desired.gen
-        self._apply(desired)
-
-    def _empty(self) -> None:
-        """While we drain, stop what may not, or no longer, be waited for; the order is repeated while it stands."""
-        for held in self._running.living():
-            if (order := self._drain.order_for(held.spec)) is not None:
-                self._trees.stop(held.spec.attempt_id, verdict.PREEMPTED, order.grace)
-
-    def _apply(self, desired: DesiredState) -> None:
-        for attempt_id in desired.fence:
-            self._trees.stop(attempt_id, verdict.FENCED, 0.0)
-        for attempt_id, grace in desired.cancel:
-            self._trees.stop(attempt_id, verdict.CANCELLED, grace)
-        for attempt_id, incarnation in desired.confirm:
-            # Its lock is free only when every process of it has ended, and forgotten only when the rest was killed.
-            is_dead = self._host.is_settled(incarnation) or self._keeper.knows_dead(incarnation, attempt_id)
-            if is_dead and not self._spool.has(attempt_id):
-                self._running.confirm_dead(attempt_id)
-        if any(held.spec.exclusive for held in self._running.living()):
-            self._trees.refresh(self._beat.fresh_until())
-        if self._drain.command(desired.drain, desired.drain_left, (desired.epoch, desired.hb_seq)):
-            log.info("drain" if desired.drain else "undrain", seconds=desired.drain_left)
-            self._note_change()
+    def _is_dead_here(self, attempt_id: str, incarnation: str) -> bool:
+        """Say whether nothing of the attempt lives on this host, and nothing of it is still to be reported."""
+        # Its lock is free only when every process of it has ended, and forgotten only when the rest was killed.
+        is_dead = self._host.is_settled(incarnation) or self._keeper.knows_dead(incarnation, attempt_id)
+        return is_dead and not self._spool.has(attempt_id)
 
     # The mailbox
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from orchestrator.errors import ForgedMessage, StoreUnavailable, UnreadableMessage
 from orchestrator.logs import get_logger
+from orchestrator.nonces import claim_of, nth, sending_of
 from orchestrator.wire.messages import Denial, GrantSpec, SealedGrant
 
 log = get_logger(__name__)
@@ -43,7 +44,8 @@ class OpenClaim:
     """What was sent last, on the stream."""
     is_due: bool = True
     """Whether it is to be sent even if what was sent last is unread; may be set while it is being sent."""
-    sent_at: float = 0.0
+    sent_at: list[float] = field(default_factory=list)
+    """When each sending began; a grant ages from the one that it answers."""
     spec: GrantSpec | None = None
     denied: str = ""
     woken: threading.Event = field(default_factory=threading.Event)
@@ -51,6 +53,11 @@ class OpenClaim:
     @property
     def is_answered(self) -> bool:
         return self.spec is not None or self.denied != ""
+
+    def began(self, nonce: str) -> float:
+        """Return when the sending began that this nonce is of; one that does not say counts as the first."""
+        sending = min(max(1, sending_of(nonce)), len(self.sent_at))
+        return self.sent_at[sending - 1]
 
 
 class Claims:
@@ -105,12 +112,12 @@ class Claims:
         """Take a reply; returns whether a claim was waiting for it."""
         with self._lock:
             claim = self._open.get(reply.attempt_id)
-            if claim is None or claim.nonce != reply.nonce or claim.is_answered:
+            if claim is None or claim.nonce != claim_of(reply.nonce) or claim.is_answered or not claim.sent_at:
                 return False
             if isinstance(reply, Denial):
                 claim.denied = reply.reason or "denied"
             else:
-                age = self._clock() - claim.sent_at
+                age = self._clock() - claim.began(reply.nonce)
                 try:
                     spec = self._opener.open(reply, age=age)
                 except (ForgedMessage, UnreadableMessage) as error:
@@ -145,7 +152,7 @@ class Claims:
             if not claim.is_due and claim.entry and self._sender.is_unread(claim.entry):
                 return
             claim.is_due = False
-            claim.sent_at = self._clock()
-            claim.entry = self._sender.claim(claim.attempt_id, seq, claim.nonce)
+            claim.sent_at.append(self._clock())
+            claim.entry = self._sender.claim(claim.attempt_id, seq, nth(claim.nonce, len(claim.sent_at)))
         except StoreUnavailable as error:
             log.warning("claim_not_sent", attempt_id=claim.attempt_id, error=str(error))

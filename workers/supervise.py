@@ -29,6 +29,8 @@ from workers.spool import Spool
 
 TICK = 0.2
 LEFTOVER_GRACE = 0.5
+CUT_OFF_GRACE = 2.0
+"""Seconds at most that an exclusive task gets when its time is up; they end well before its lease does."""
 """Seconds that what the task left behind may take to end by itself."""
 _PSS_COST_FACTOR = 20
 """Reading PSS walks page tables: 100 ms for some 10 GB. It may take a twentieth of our time."""
@@ -60,12 +62,13 @@ class Supervisor:
             self._prepare()
             if self._is_abandoned():
                 return
+            if self._fresh_until is not None and time.monotonic() >= self._fresh_until:
+                # We were frozen since the grant: another host may have it by now.
+                self._never_start("Its worker was cut off before it started, and it must not run in two places.")
+                return
             self._child = self._start_child()
         except OSError as error:  # no process, descriptor or disk block left: nothing of the task has run
-            self._selector.close()  # writing the outcome needs a descriptor
-            self._group.remove()
-            self._folder.remove_work()
-            self._spool_it(verdict.never_started(f"This host could not start it: {error}."))
+            self._never_start(f"This host could not start it: {error}.")
             return
         self._started = time.monotonic()
         while not self._is_over():
@@ -76,6 +79,12 @@ class Supervisor:
         self._finish()
 
     # Start
+
+    def _never_start(self, why: str) -> None:
+        self._selector.close()  # writing the outcome needs a descriptor
+        self._group.remove()
+        self._folder.remove_work()
+        self._spool_it(verdict.never_started(why))
 
     def _prepare(self) -> None:
         me = read_proc(os.getpid())
@@ -224,7 +233,8 @@ class Supervisor:
             if spec.timeout is not None and now >= self._started + spec.timeout:
                 self.stop(verdict.TIMEOUT, spec.grace)
             elif self._fresh_until is not None and now >= self._fresh_until:
-                self.stop(verdict.CUT_OFF, min(spec.grace, 2.0))
+                # The grace was kept free before the lease ends; after a freeze it may be over already.
+                self.stop(verdict.CUT_OFF, max(0.0, min(spec.grace, CUT_OFF_GRACE) - (now - self._fresh_until)))
             elif now >= self._next_look:
                 self._look(now)
         if self._kill_at is not None and now >= self._kill_at:

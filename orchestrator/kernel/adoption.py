@@ -89,10 +89,13 @@ def _tell(changes: Changes, attempt: AttemptRecord, reason: str, message: str) -
         changes.explain(node, reason, message)
 
 
-def expire_orphans(changes: Changes) -> None:
-    """Give up the orphans that nobody has adopted in time; not while we could not hear of it."""
+def expire_orphans(changes: Changes, read_until: float) -> None:
+    """Give up the orphans that nobody has adopted in time; not while we could not hear of it.
+
+    :param read_until: reports that were sent later may still lie unread.
+    """
     kernel = changes.kernel
-    while not kernel.redis_away and (ends := kernel.orphan_ends()) is not None and ends <= changes.now:
+    while (ends := kernel.orphan_ends()) is not None and ends <= read_until:
         lose(
             changes,
             kernel.attempts[next(iter(kernel.orphans))],

@@ -39,10 +39,9 @@ def _cancel(changes: Changes, command: Command) -> str:
         return f"Nothing to cancel: run {command.run_id} has ended, or there is none."
     if command.task is None:
         return _cancel_run(changes, run, command)
-    position = run.shape.position.get(command.task)
-    if position is None:
+    node = run.task_named(command.task)
+    if node is None:
         return f"Refused: run {run.id} has no task {command.task!r}."
-    node = run.tasks[position]
     if node.state in TASK_TERMINAL:
         return f"Nothing to cancel: task {command.task} of run {run.id} is {node.state} already."
     cancel_task(changes, node, command, "cancelled")

@@ -16,6 +16,7 @@ from orchestrator.effects import (
 )
 from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.scopes import note_host, recount
 from orchestrator.records import AttemptRecord, Reservation, WorkerRecord
 from orchestrator.states import (
     RUN_TERMINAL,
@@ -150,7 +151,7 @@ class Changes:
                 durable=True,
             )
         )
-        self.kernel.recount(run)
+        recount(run)
         return True
 
     def _reopen_task(self, node: TaskNode, actor: str) -> None:
@@ -280,12 +281,14 @@ class Changes:
             self.kernel.waiting_lines.unblock()
 
     def _count_at_downstreams(self, node: TaskNode) -> None:
-        run, kernel = node.run, self.kernel
+        scope, run, kernel = node.scope, node.run, self.kernel
+        scope.open -= 1
         run.open -= 1
-        for position in run.shape.downstream[node.position]:
-            child = run.tasks[position]
+        for position in scope.shape.downstream[node.position]:
+            child = scope.tasks[position]
             child.count(node.state)
             kernel.unsettled.append(child)
+        note_host(node)
         if run.open == 0:
             kernel.finishing[run.id] = run
 

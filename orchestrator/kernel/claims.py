@@ -10,6 +10,7 @@ from orchestrator.effects import SendDenial, SendGrant
 from orchestrator.events import ClaimReceived
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.dispatch import hint_again, move
+from orchestrator.nonces import claim_of
 from orchestrator.placement import Choice, suits
 from orchestrator.records import AttemptRecord, Reservation, WorkerRecord
 from orchestrator.states import AttemptState, TaskState, WorkerState
@@ -23,9 +24,9 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
 
     - Still dispatched: granted, whatever the seq, if the attempt is or can be planned for this worker; else the hint
       goes to the planned worker's own queue.
-    - Refused before, under this nonce: refused again, for its worker has let go of it. A late copy of the claim
-      would else be granted to nobody.
-    - Granted already to the same incarnation and nonce: the same grant again.
+    - Refused before, in any sending of this claim: refused again, for its worker has let go of it. A late copy of the
+      claim would else be granted to nobody.
+    - Granted already to the same incarnation and claim: the same grant again, for this sending of it.
     - Anything else is refused.
     """
     kernel = changes.kernel
@@ -39,12 +40,17 @@ def claim(changes: Changes, event: ClaimReceived) -> None:
         _grant_if_it_fits(changes, event, attempt)
     elif attempt.cancel:
         _deny(changes, event, "cancelled")
-    elif attempt.worker_id == event.worker_id and attempt.nonce == event.nonce and not attempt.keeper_id:
+    elif _is_of_the_granted_claim(attempt, event):
         again = replace(attempt, missed_by=0, regranted_at=changes.now)
         kernel.keep_attempt(again)
         changes.emit(SendGrant(again, event.nonce))
     else:
         _deny(changes, event, "taken")
+
+
+def _is_of_the_granted_claim(attempt: AttemptRecord, event: ClaimReceived) -> bool:
+    same_worker = attempt.worker_id == event.worker_id and not attempt.keeper_id
+    return same_worker and claim_of(attempt.nonce) == claim_of(event.nonce)
 
 
 def may_be_granted(attempt: AttemptRecord) -> bool:
@@ -88,8 +94,7 @@ def grant(changes: Changes, attempt: AttemptRecord, worker_id: str, nonce: str, 
     planned = node.planned
     columns: dict[str, Any] = {"worker_id": worker_id, "nonce": nonce, "granted_at": ("in", 0.0)}
     deadline = None
-    if planned.timeout is not None:
-        allowed = planned.timeout + planned.grace + kernel.settings.deadline_slack
+    if (allowed := kernel.settings.allowed(planned)) is not None:
         deadline = changes.now + allowed
         columns["deadline_at"] = ("in", allowed)
     granted = changes.attempt(
@@ -175,7 +180,7 @@ def _exchange(
 
 
 def _key(event: ClaimReceived) -> tuple[str, str, str]:
-    return (event.attempt_id, event.worker_id, event.nonce)
+    return (event.attempt_id, event.worker_id, claim_of(event.nonce))
 
 
 def _deny(changes: Changes, event: ClaimReceived, reason: str) -> None:

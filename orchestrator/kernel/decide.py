@@ -23,9 +23,10 @@ from orchestrator.kernel.cancel import apply_command
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import claim
 from orchestrator.kernel.dispatch import dispatch, redispatch
-from orchestrator.kernel.heartbeats import leave, see
+from orchestrator.kernel.heartbeats import see
+from orchestrator.kernel.incarnations import leave
 from orchestrator.kernel.index import Kernel
-from orchestrator.kernel.leases import fire_timers, redis_back, watch_leases
+from orchestrator.kernel.leases import fire_timers, redis_away, redis_back, watch_leases
 from orchestrator.kernel.outcomes import ingest
 from orchestrator.kernel.reconcile import reconcile
 from orchestrator.kernel.settle import settle
@@ -46,13 +47,9 @@ def decide(kernel: Kernel, event: Event, now: float) -> list[Effect]:
 
 
 def _tick(changes: Changes, event: Tick) -> None:
-    fire_timers(changes)
+    fire_timers(changes, event.unread_for)
     watch_leases(changes)
     redispatch(changes, event.claims_waiting)
-
-
-def _redis_away(changes: Changes, _event: RedisAway) -> None:
-    changes.kernel.redis_away = True
 
 
 _STEPS: dict[type[Event], Callable[[Changes, Any], None]] = {
@@ -63,7 +60,7 @@ _STEPS: dict[type[Event], Callable[[Changes, Any], None]] = {
     WorkerLeft: lambda changes, event: leave(changes, event.worker_id),
     Command: apply_command,
     Tick: _tick,
-    RedisAway: _redis_away,
+    RedisAway: redis_away,
     RedisBack: redis_back,
     ReconcileDue: lambda changes, _event: reconcile(changes),
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.effects import RetireQueue, SaveWorker
-from orchestrator.kernel.adoption import can_keep, give_up, take_over
+from orchestrator.effects import SaveWorker
+from orchestrator.kernel.adoption import can_keep, take_over
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import devices_there, grant
 from orchestrator.kernel.drain import start_draining, stays
+from orchestrator.kernel.incarnations import accept_boot
 from orchestrator.kernel.outcomes import holds_token, lose
-from orchestrator.kernel.unclaimed import take_back
 from orchestrator.records import AttemptRecord, Capacity, Heartbeat, HostRecord, Reservation, WorkerRecord
 from orchestrator.states import WORKER_ENDED, AttemptState, WorkerState
 
@@ -29,34 +29,14 @@ def see(changes: Changes, heartbeat: Heartbeat) -> None:
             changes.kernel.admit(replace(known, devices=_devices(heartbeat)))
             changes.kernel.waiting_lines.unblock()
         return
-    _end_earlier_boots(changes, heartbeat)
+    if not accept_boot(changes, heartbeat):
+        return
     worker = _admit(changes, heartbeat, known)
     changes.kernel.shown[worker.id] = heartbeat.running
     _adopt_lost_grants(changes, heartbeat, worker)
     take_over(changes, heartbeat, worker)
     _give_up_missing(changes, heartbeat)
     _bury_the_dead(changes, heartbeat)
-
-
-def _end_earlier_boots(changes: Changes, heartbeat: Heartbeat) -> None:
-    """When the host's boot id has changed, nothing of before lives on it."""
-    kernel = changes.kernel
-    host = kernel.ledger.hosts.get(heartbeat.host_id)
-    if host is None or host.boot_id in {"", heartbeat.boot_id}:
-        return
-    message = f"Host {heartbeat.hostname or heartbeat.host_id} was started anew."
-    for worker in list(kernel.workers.values()):
-        if (
-            worker.host_id == heartbeat.host_id
-            and worker.boot_id != heartbeat.boot_id
-            and worker.state not in WORKER_ENDED
-        ):
-            end_worker(changes, worker, WorkerState.LOST, "boot", "host_rebooted", message, is_dead=True)
-    for orphan in [kernel.attempts[attempt_id] for attempt_id in kernel.orphans]:
-        if orphan.host_id == heartbeat.host_id:
-            lose(changes, orphan, "boot", "host_rebooted", message, is_dead=True)
-    for zombie in kernel.ledger.zombies_on(heartbeat.host_id):
-        changes.release(zombie.attempt_id)
 
 
 def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -> WorkerRecord:
@@ -241,42 +221,3 @@ def _release_when_grant_is_old(changes: Changes, zombie: Reservation) -> None:
     buried_at = changes.kernel.buried_at.setdefault(zombie.attempt_id, changes.now)
     if changes.now - buried_at >= changes.kernel.settings.grant_life:
         changes.release(zombie.attempt_id)
-
-
-def end_worker(
-    changes: Changes,
-    worker: WorkerRecord,
-    after: WorkerState,
-    cause: str,
-    reason: str,
-    message: str,
-    *,
-    is_dead: bool,
-) -> None:
-    """End an incarnation: what it ran is lost, or waits to be adopted where its tree may live; what it had not claimed
-    is planned anew."""
-    kernel = changes.kernel
-    changes.worker(worker, after, cause, reason=reason)
-    for attempt_id in list(kernel.grants.get(worker.id, ())):
-        if is_dead:
-            lose(changes, kernel.attempts[attempt_id], cause, reason, message, is_dead=True)
-        else:
-            give_up(changes, kernel.attempts[attempt_id], cause, reason, message)
-    take_back(changes, worker.id, cause, reason)
-    kernel.shown.pop(worker.id, None)
-    changes.emit(RetireQueue(worker.id))
-
-
-def leave(changes: Changes, worker_id: str) -> None:
-    """A worker says that it ends and that nothing of it lives on."""
-    worker = changes.kernel.workers.get(worker_id)
-    if worker is None or worker.state is WorkerState.DRAINED:
-        return
-    message = f"Worker {worker.name or worker.id} ended without an outcome of it."
-    end_worker(changes, worker, WorkerState.DRAINED, "goodbye", "worker_left", message, is_dead=True)
-    for orphan in [changes.kernel.attempts[attempt_id] for attempt_id in changes.kernel.orphans]:
-        if orphan.owner_id == worker_id:
-            lose(changes, orphan, "goodbye", "worker_left", message, is_dead=True)
-    for zombie in changes.kernel.ledger.zombies_on(worker.host_id):
-        if zombie.worker_id == worker_id:
-            changes.release(zombie.attempt_id)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.scopes import populate, recount
 from orchestrator.kernel.settings import Desired, KernelSettings, Snapshot
 from orchestrator.kernel.shape import Shape
 from orchestrator.kernel.waiting import Waiting
@@ -80,6 +81,8 @@ class Kernel:
         self.hints_from = now - 1e9
         """The age of a hint is counted from here at the earliest: claims may have waited unread until then."""
         self.redis_away = False
+        self.away_since: float | None = None
+        """Since when it was, the last time."""
         self.breaker_until: float | None = None
         """While mass expiry is held: when the next few workers may be given up."""
 
@@ -105,29 +108,16 @@ class Kernel:
         """Index one run and its task runs, with all counters worked out from their states."""
         shape = self._shape_of(plan)
         run = RunNode(record, shape)
-        by_name = {row.name: row for row in tasks}
-        for position, planned in enumerate(plan.tasks):
-            node = TaskNode(by_name[planned.name], run, position)
-            run.tasks.append(node)
-            self.tasks[node.id] = node
-        self.recount(run)
+        populate(run, tasks)
+        recount(run)
         for node in run.tasks:
+            self.tasks[node.id] = node
             if node.state is TaskState.READY:
                 self.line_up(node, now)
             elif node.state is TaskState.RETRY_WAIT:
                 self.set_retry(node, now if node.retry_at is None else node.retry_at)
         self.runs[run.id] = run
         return run
-
-    @staticmethod
-    def recount(run: RunNode) -> None:
-        """Work out all counters of the run from the states of its tasks."""
-        run.open = sum(node.state not in TASK_TERMINAL for node in run.tasks)
-        run.home = next((node.local_to for node in run.tasks if node.local_to), "")
-        for node in run.tasks:
-            node.clear_counts()
-            for up in run.shape.upstream[node.position]:
-                node.count(run.tasks[up].state)
 
     def close_run(self, run: RunNode) -> None:
         """Forget a run that is over but for its id; its rows remain."""
@@ -227,9 +217,7 @@ class Kernel:
     def ask_of(self, node: TaskNode) -> Ask:
         """Return what the task asks of placement: its own words, and the hosts that alone hold its inputs."""
         planned = node.planned
-        hosts = dict.fromkeys(
-            host for at in node.run.shape.sources[node.position] if (host := node.run.tasks[at].local_to) is not None
-        )
+        hosts = dict.fromkeys(host for source in node.sources() for host in source.hosts())
         return Ask(planned.queue, planned.resources, planned.labels, tuple(hosts))
 
     def set_retry(self, node: TaskNode, at: float) -> None:
@@ -334,8 +322,8 @@ class Kernel:
             return 0.0
         if self.retries:
             due.append(self.retries[0][0])
-        if self.deadlines:
-            due.append(self.deadlines[0][0])
+        if self.deadlines and not self.redis_away:
+            due.append(max(self.deadlines[0][0], self.trusted_from + self.settings.lease))
         if self.unclaimed:
             oldest = self.attempts[next(iter(self.unclaimed))]
             due.append(max(oldest.hinted_at, self.hints_from) + self.settings.redispatch)

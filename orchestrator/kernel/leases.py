@@ -5,11 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 
-from orchestrator.events import RedisBack
+from orchestrator.events import RedisAway, RedisBack
 from orchestrator.kernel.adoption import expire_orphans
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.dispatch import hint_again
-from orchestrator.kernel.heartbeats import end_worker
+from orchestrator.kernel.hearing import trusted_again
+from orchestrator.kernel.incarnations import end_worker
 from orchestrator.kernel.outcomes import lose
 from orchestrator.kernel.unclaimed import take_back
 from orchestrator.records import WorkerRecord
@@ -64,8 +65,8 @@ def _admitted_by_breaker(
 
     If more than half are silent when the first expires (three incarnations at least, or more than 100 attempts; on
     more than one host, for one host does die at once), the fault is more likely ours than theirs: hold one more lease,
-    then give up a tenth of them per lease. The silent are counted, not the expired: heartbeats are spread over an
-    interval, so that leases never end at one moment.
+    then give up a tenth per lease until nobody is silent any more, though they are soon fewer than half. The silent are
+    counted, not the expired: heartbeats are spread over an interval, so that leases never end at one moment.
     """
     kernel = changes.kernel
     attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in silent)
@@ -84,15 +85,16 @@ def _admitted_by_breaker(
     # To its end, though some have spoken again: the others are about to.
     if changes.now < kernel.breaker_until:
         return []
-    if not is_mass:
-        kernel.breaker_until = None
-        return expired
-    kernel.breaker_until = changes.now + kernel.settings.lease
+    if expired:
+        kernel.breaker_until = changes.now + kernel.settings.lease
     return sorted(expired, key=lambda worker: (worker.seen_at, worker.id))[: max(1, math.floor(live * SHARE_PER_LEASE))]
 
 
-def fire_timers(changes: Changes) -> None:
-    """Make tasks ready whose delay is over; give attempts up that outlived every limit of theirs."""
+def fire_timers(changes: Changes, unread_for: float = 0.0) -> None:
+    """Make tasks ready whose delay is over; give attempts up that outlived every limit of theirs.
+
+    :param unread_for: reports that were sent so many seconds ago may still lie unread.
+    """
     kernel, now = changes.kernel, changes.now
     while kernel.retries and kernel.retries[0][0] <= now:
         due, task_run_id = heapq.heappop(kernel.retries)
@@ -100,7 +102,18 @@ def fire_timers(changes: Changes) -> None:
         if node is not None and node.state is TaskState.RETRY_WAIT and node.retry_at == due:
             node.retry_at = None
             changes.task(node, TaskState.READY, "timer")
-    while kernel.deadlines and kernel.deadlines[0][0] <= now:
+    if not kernel.redis_away:
+        _give_up_overdue(changes, now - unread_for)
+        expire_orphans(changes, now - unread_for)
+
+
+def _give_up_overdue(changes: Changes, read_until: float) -> None:
+    """Give up running attempts past their deadline; none whose report may lie unread or could not be sent, nor within a
+    lease of becoming leader or of Redis' return."""
+    kernel = changes.kernel
+    if changes.now - kernel.trusted_from <= kernel.settings.lease:
+        return
+    while kernel.deadlines and kernel.deadlines[0][0] <= read_until:
         due, attempt_id = heapq.heappop(kernel.deadlines)
         attempt = kernel.attempts.get(attempt_id)
         if attempt is not None and attempt.state is AttemptState.RUNNING and attempt.deadline == due:
@@ -111,16 +124,25 @@ def fire_timers(changes: Changes) -> None:
                 "overdue",
                 "It outlived its time limit and its grace, and its worker has not reported its end.",
             )
-    expire_orphans(changes)
+
+
+def redis_away(changes: Changes, event: RedisAway) -> None:
+    """We hear nobody any more."""
+    kernel = changes.kernel
+    if not kernel.redis_away:
+        kernel.redis_away = True
+        kernel.away_since = changes.now if event.since is None else event.since
 
 
 def redis_back(changes: Changes, event: RedisBack) -> None:
-    """Redis answers again: silence counts from now. Unclaimed hints are sent again where they may be lost: all of them
-    when Redis was reset, and after an absence too, for the last ones may not have arrived."""
+    """Redis answers again: silence counts as far as we could hear it. Unclaimed hints are sent again where they may be
+    lost: all of them when Redis was reset, and after an absence too, for the last ones may not have arrived."""
     kernel = changes.kernel
     was_away, kernel.redis_away = kernel.redis_away, False
-    kernel.trusted_from = kernel.hints_from = changes.now
-    kernel.breaker_until = None
+    away_since = kernel.away_since if was_away else event.since
+    if away_since is not None:
+        kernel.trusted_from = trusted_again(kernel.trusted_from, away_since, changes.now, kernel.settings.lease)
+    kernel.hints_from = changes.now
     if event.reset or was_away:
         for attempt_id in list(kernel.unclaimed):
             hint_again(changes, kernel.attempts[attempt_id])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from orchestrator.kernel.shape import Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
@@ -12,14 +15,19 @@ class RunNode:
     """One active run."""
 
     __slots__ = (
+        "deadline_at",
+        "depth",
         "generation",
         "home",
         "id",
         "open",
         "order",
+        "parameters",
+        "parent_task_run_id",
+        "pipeline_id",
         "priority",
         "reason",
-        "shape",
+        "root",
         "state",
         "tasks",
         "tenant_id",
@@ -28,17 +36,27 @@ class RunNode:
     def __init__(self, record: RunRecord, shape: Shape) -> None:
         self.id = record.id
         self.tenant_id = record.tenant_id
+        self.pipeline_id = record.pipeline_id
         self.state, self.reason = record.state, record.reason
         self.generation = record.generation
         self.priority = record.priority
         self.order = record.order
-        self.shape = shape
+        self.parameters = record.parameters
+        self.parent_task_run_id = record.parent_task_run_id
+        self.depth = record.depth
+        self.deadline_at = record.deadline_at
+        self.root = Scope(self, shape)
+        """Its own tasks; those of its containers stand in scopes of their own."""
         self.tasks: list[TaskNode] = []
-        """By position in the plan."""
+        """All its task runs, those of its containers too, in the order they were made."""
         self.open = 0
-        """Tasks that are not terminal."""
+        """Task runs that are not terminal, wherever they stand."""
         self.home = ""
         """Host on which its first outputs lie, when stores are local: later tasks would rather go there."""
+
+    @property
+    def shape(self) -> Shape:
+        return self.root.shape
 
     @property
     def is_cancelling(self) -> bool:
@@ -47,6 +65,75 @@ class RunNode:
     @property
     def dispatches(self) -> bool:
         return self.state is RunState.RUNNING
+
+    def task_named(self, name: str) -> TaskNode | None:
+        """Return the task run of this name (``train``, ``train[3]``, ``folds[2].train``), if there is one."""
+        position = self.shape.position.get(name)
+        if position is not None:
+            return self.root.tasks[position]
+        return next((node for node in self.tasks if node.name == name), None)
+
+
+class Scope:
+    """One graph at work: the tasks of a run, or those of one index or round of a container."""
+
+    __slots__ = ("index", "is_started", "item", "key", "open", "owner", "run", "shape", "tasks")
+
+    def __init__(
+        self, run: RunNode, shape: Shape, owner: TaskNode | None = None, index: int = 0, key: str = "", item: Any = None
+    ) -> None:
+        self.run = run
+        self.shape = shape
+        self.owner = owner
+        """The container it belongs to; ``None``: it is the run's own."""
+        self.index = index
+        self.key = key
+        self.item = item
+        self.tasks: list[TaskNode] = []
+        """By position in the shape's plan."""
+        self.open = 0
+        """Of these, those that are not terminal."""
+        self.is_started = owner is None
+        """Whether its rules are looked at; else it waits for a place under ``max_parallel``."""
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its task runs begin with."""
+        return "" if self.owner is None else f"{self.owner.name}[{self.index}]"
+
+    def name_of(self, position: int) -> str:
+        """Return the name of the task run at this position: ``train``, ``train[3]`` or ``folds[2].train``."""
+        name = self.shape.plan.tasks[position].name
+        if self.owner is None:
+            return name
+        return f"{self.prefix}.{name}" if self.owner.planned.is_group else self.prefix
+
+    def is_superseded(self) -> bool:
+        """Say whether its container was expanded anew without it: it counts no more."""
+        return self.owner is not None and (
+            self.owner.inside is None
+            or self.index >= len(self.owner.inside.scopes)
+            or self.owner.inside.scopes[self.index] is not self
+        )
+
+    def outward(self) -> Iterator[Scope]:
+        """Yield this scope and those around it, up to the run's own."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.owner.scope if scope.owner is not None else None
+
+
+class Inside:
+    """What a container has expanded into."""
+
+    __slots__ = ("hosts", "scopes")
+
+    def __init__(self) -> None:
+        self.scopes: list[Scope] = []
+        """By index, or round after round."""
+        self.hosts: dict[str, None] = {}
+        """Hosts that alone hold outputs of its task runs."""
 
 
 class TaskNode:
@@ -57,29 +144,39 @@ class TaskNode:
         "attempt_id",
         "attempts",
         "avoid",
+        "cache_key",
         "cancelled",
+        "child_run_id",
+        "deadline_at",
         "failed",
         "failures",
         "generation",
         "id",
+        "inside",
         "local_to",
         "losses",
+        "memory",
+        "name",
+        "outputs",
         "position",
+        "queue",
         "ready_at",
         "reason",
         "retry_at",
-        "run",
+        "scope",
         "skipped",
         "spared",
         "state",
         "success",
         "ticket",
         "upstream_failed",
+        "wait_token",
     )
 
-    def __init__(self, record: TaskRunRecord, run: RunNode, position: int) -> None:
+    def __init__(self, record: TaskRunRecord, scope: Scope, position: int) -> None:
         self.id = record.id
-        self.run = run
+        self.name = record.name
+        self.scope = scope
         self.position = position
         self.state, self.reason = record.state, record.reason
         self.attempts = record.attempts
@@ -91,6 +188,15 @@ class TaskNode:
         self.attempt_id = record.attempt_id
         self.retry_at = record.retry_at
         self.local_to = record.local_to
+        self.outputs = record.outputs
+        """Only where an expression of the rules reads them."""
+        self.child_run_id = record.child_run_id
+        self.wait_token = record.wait_token
+        self.memory, self.queue = record.memory, record.queue
+        self.cache_key = record.cache_key
+        self.deadline_at = record.deadline_at
+        self.inside: Inside | None = None
+        """Of a container that has been expanded."""
         self.ask: Ask | None = None
         """What it asks of placement, while it is ready."""
         self.ticket = 0
@@ -101,12 +207,56 @@ class TaskNode:
         self.clear_counts()
 
     @property
-    def planned(self) -> PlannedTask:
-        return self.run.shape.plan.tasks[self.position]
+    def run(self) -> RunNode:
+        return self.scope.run
 
     @property
-    def name(self) -> str:
-        return self.planned.name
+    def planned(self) -> PlannedTask:
+        return self.scope.shape.plan.tasks[self.position]
+
+    @property
+    def rule(self) -> str:
+        return self.scope.shape.rules[self.position]
+
+    @property
+    def upstream_count(self) -> int:
+        return len(self.scope.shape.upstream[self.position])
+
+    @property
+    def remaining(self) -> int:
+        """Tasks on the longest path from this one to a leaf of the run."""
+        found = self.scope.shape.remaining[self.position]
+        scope = self.scope
+        while scope.owner is not None:
+            found += scope.owner.scope.shape.remaining[scope.owner.position] - scope.shape.depth
+            scope = scope.owner.scope
+        return found
+
+    def hosts(self) -> tuple[str, ...]:
+        """Return the hosts that alone hold its outputs, or those of what it has expanded into."""
+        if self.inside is not None:
+            return tuple(self.inside.hosts)
+        return () if self.local_to is None else (self.local_to,)
+
+    def sources(self) -> Iterator[TaskNode]:
+        """Yield the task runs whose outputs it reads, in its own scope and around it."""
+        node: TaskNode | None = self
+        while node is not None:
+            shape, scope = node.scope.shape, node.scope
+            yield from (scope.tasks[at] for at in shape.sources[node.position])
+            for name in shape.outer_sources[node.position]:
+                found = node.visible(name)
+                if found is not None:
+                    yield found
+            node = scope.owner
+
+    def visible(self, name: str) -> TaskNode | None:
+        """Return the task run that this name means here: of its own scope, else of the nearest around it."""
+        for scope in self.scope.outward():
+            position = scope.shape.position.get(name)
+            if position is not None:
+                return scope.tasks[position]
+        return None
 
     def clear_counts(self) -> None:
         self.success = self.failed = self.upstream_failed = self.skipped = self.cancelled = 0

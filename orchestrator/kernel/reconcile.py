@@ -7,6 +7,7 @@ from orchestrator.kernel.adoption import give_up
 from orchestrator.kernel.cancel import OPEN_WITHOUT_ATTEMPT, cancel_task
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.scopes import scopes_of
 from orchestrator.kernel.unclaimed import plan_anew
 from orchestrator.states import TASK_TERMINAL, WORKER_ENDED, AttemptState, RunState, TaskState
 
@@ -39,11 +40,13 @@ def _reconcile_run(changes: Changes, run: RunNode) -> None:
     if open_tasks != run.open:
         _repaired(changes, f"open tasks of run {run.id}: {run.open}, should be {open_tasks}")
         run.open = open_tasks
+    for scope in scopes_of(run):
+        scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
     for node in run.tasks:
         before = node.counts()
         node.clear_counts()
-        for up in run.shape.upstream[node.position]:
-            node.count(run.tasks[up].state)
+        for up in node.scope.shape.upstream[node.position]:
+            node.count(node.scope.tasks[up].state)
         if node.counts() != before:
             _repaired(changes, f"counts of task {node.name} of run {run.id}: {before}, should be {node.counts()}")
         if node.state is TaskState.PENDING:
@@ -80,7 +83,7 @@ def _give_up_ownerless(changes: Changes) -> None:
         worker = kernel.workers.get(attempt.owner_id)
         if attempt.orphaned_at is not None or (worker is not None and worker.state not in WORKER_ENDED):
             continue
-        _repaired(changes, f"attempt {attempt.id} belongs to worker {attempt.owner_id}, which is gone")
+        changes.count("ownerless", f"attempt {attempt.id} belongs to worker {attempt.owner_id}, which is gone")
         if attempt.state is AttemptState.RUNNING:
             give_up(changes, attempt, "reconcile", "worker_lost", f"Worker {attempt.owner_id} is gone.")
         else:

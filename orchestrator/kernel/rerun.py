@@ -61,7 +61,7 @@ def _chosen(wanted: Any, ended: EndedRun) -> list[TaskRunRecord]:
 def _start_again(changes: Changes, command: Command, ended: EndedRun, chosen: Iterable[TaskRunRecord]) -> str:
     run = changes.kernel.adopt_run(ended.run, ended.tasks, ended.plan, changes.now)
     positions = with_descendants(run.shape, (run.shape.position[task.name] for task in chosen))
-    if not changes.reopen(run, [run.tasks[at] for at in positions], command.actor):
+    if not changes.reopen(run, [run.root.tasks[at] for at in positions], command.actor):
         changes.kernel.drop_run(run)
         return f"Refused: run {run.id} is {run.state}."
     return _told(run, len(positions))

@@ -11,6 +11,7 @@ from orchestrator.records import (
     AttemptRecord,
     HostRecord,
     Plan,
+    PlannedTask,
     Reservation,
     RunRecord,
     TaskRunRecord,
@@ -20,6 +21,8 @@ from orchestrator.records import (
 if TYPE_CHECKING:
     # Not at run time: reading the environment is no business of the rules.
     from orchestrator.config import Settings
+
+DEADLINE_SLACK = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +39,16 @@ class KernelSettings:
     breaker: bool = True
     """Whether mass expiry is held for one lease (I11)."""
     grant_life: float = GRANT_LIFETIME
-    deadline_slack: float = 30.0
+    deadline_slack: float = DEADLINE_SLACK
     """On top of timeout and grace, before the scheduler itself gives an attempt up."""
     adopt_seconds: float = 600.0
     """How long an orphaned attempt waits for another worker of its host to show it."""
     hold_after: float = 30.0
     """A task that has waited so long for capacity gets room held for it."""
+
+    def allowed(self, planned: PlannedTask) -> float | None:
+        """Return for how long an attempt of the task may run before the scheduler itself gives it up."""
+        return None if planned.timeout is None else planned.timeout + planned.grace + self.deadline_slack
 
     @classmethod
     def of(cls, settings: Settings, new_id: Callable[[], str]) -> KernelSettings:

@@ -23,14 +23,14 @@ def apply_rule(changes: Changes, node: TaskNode) -> None:
     """Make a pending task ready, or settle it without running, if its rule says so."""
     run = node.run
     said = verdict(
-        run.shape.rules[node.position],
+        node.rule,
         *node.counts(),
-        len(run.shape.upstream[node.position]),
+        node.upstream_count,
         cancelling=run.is_cancelling,
     )
     if said is Verdict.WAIT or (run.is_cancelling and said is Verdict.RUN):
         return
-    rule = node.planned.trigger_rule
+    rule = node.rule
     if said is Verdict.RUN:
         changes.task(node, TaskState.READY, "upstream")
     elif said is Verdict.UPSTREAM_FAILED:
@@ -43,8 +43,7 @@ def _why(node: TaskNode) -> str:
     """Tell which upstream states the rule has decided on."""
     words = ("success", "failed", "upstream_failed", "skipped", "cancelled")
     seen = ", ".join(f"{count} {word}" for word, count in zip(words, node.counts(), strict=True) if count)
-    total = len(node.run.shape.upstream[node.position])
-    return f"Of {total} upstream tasks: {seen}; rule {node.planned.trigger_rule} can no longer be met."
+    return f"Of {node.upstream_count} upstream tasks: {seen}; rule {node.rule} can no longer be met."
 
 
 def finish(changes: Changes, run: RunNode) -> None:
@@ -57,7 +56,7 @@ def finish(changes: Changes, run: RunNode) -> None:
     if run.state is RunState.PAUSED:
         changes.run(run, RunState.RUNNING, "tasks_ended")
     shape = run.shape
-    result = run_result([node.state for node in run.tasks], shape.downstream, shape.rules, shape.critical)
+    result = run_result([node.state for node in run.root.tasks], shape.downstream, shape.rules, shape.critical)
     changes.run(run, result, "tasks_ended", reason="" if result is RunState.SUCCESS else _first_failure(run))
 
 

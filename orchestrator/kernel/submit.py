@@ -40,6 +40,6 @@ def submit(changes: Changes, event: RunSubmitted) -> None:
         changes.run(run, RunState.FAILED, "admission", reason=UNREADABLE, message=event.unreadable)
         return
     changes.run(run, RunState.RUNNING, "admission")
-    kernel.unsettled.extend(reversed(run.tasks))
+    kernel.unsettled.extend(reversed(run.root.tasks))
     if run.open == 0:
         kernel.finishing[run.id] = run

@@ -63,7 +63,7 @@ class Waiting:
         self.tickets += 1
         node.ticket, node.ask = self.tickets, ask
         run = node.run
-        rank = (-run.priority, run.order, -run.shape.remaining[node.position], node.position, node.ticket)
+        rank = (-run.priority, run.order, -node.remaining, node.position, node.ticket)
         heapq.heappush(line.entries, (rank, node))
         line.unexplained.append(node)
         self.stirred = True

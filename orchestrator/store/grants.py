@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from orchestrator.errors import ConfigurationError
+from orchestrator.errors import ConfigurationError, TooLarge
 from orchestrator.records import AttemptRecord, Plan, PlannedTask
+from orchestrator.store.grant_sizes import OutputSizes
 from orchestrator.store.text_safety import storable_json
 from orchestrator.wire.messages import GrantSpec
 
@@ -45,7 +46,7 @@ def build_specs(
     granted: Sequence[GrantedTask],
     connections: Mapping[str, Mapping[str, Any]],
     registry_url: str | None,
-) -> dict[str, GrantSpec | ConfigurationError]:
+) -> dict[str, GrantSpec | ConfigurationError | TooLarge]:
     """Return the specification of each attempt, by its id; where one can't be built, the error that says why.
 
     :param connections: the site's named connections; a task gets those it names.
@@ -53,10 +54,15 @@ def build_specs(
     if not granted:
         return {}
     ancestors = {item.attempt.id: _ancestors(item.plan, item.task) for item in granted}
+    sizes = OutputSizes(connection)
+    specs: dict[str, GrantSpec | ConfigurationError | TooLarge] = {}
+    for item in granted:
+        if (refusal := sizes.refusal(item.attempt.run_id, item.task.name, ancestors[item.attempt.id])) is not None:
+            specs[item.attempt.id] = refusal
+    granted = [item for item in granted if item.attempt.id not in specs]
     wanted = {(item.attempt.run_id, name) for item in granted for name in ancestors[item.attempt.id]}
     outputs = _read_outputs(connection, wanted)
     runs = _read_runs(connection, {item.attempt.run_id for item in granted})
-    specs: dict[str, GrantSpec | ConfigurationError] = {}
     for item in granted:
         run_id = item.attempt.run_id
         upstream = {name: outputs[run_id, name] for name in ancestors[item.attempt.id] if (run_id, name) in outputs}

@@ -58,7 +58,9 @@ _ENDED_RUNS = text(
 # `since` columns are how long ago, `left` columns how long until, in seconds on the database's own clock.
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
-    "CAST(EXTRACT(EPOCH FROM retry_at - clock_timestamp()) AS float8) AS retry_left "
+    "CAST(EXTRACT(EPOCH FROM LEAST(retry_at - clock_timestamp(), retry_at - "
+    "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts))) "
+    "AS float8) AS retry_left "
     "FROM task_runs WHERE run_id = ANY(CAST(:ids AS uuid[])) ORDER BY run_id, position"
 )
 _LIVE_ATTEMPTS = text(

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from orchestrator.errors import Conflict, InvalidDefinition, NotFound, Problem
 from orchestrator.states import RERUN_OF_FAILED, RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
+from orchestrator.store.command_queries import shown_columns, with_state
 from orchestrator.store.pages import Row
 from orchestrator.store.tables import commands, events, idempotency_keys, runs, task_runs, workers
 
@@ -253,7 +254,6 @@ def _insert_command(
     worker_id: str | None = None,
     payload: Mapping[str, Any] | None = None,
 ) -> Row:
-    c = commands.c
     row = (
         connection.execute(
             insert(commands)
@@ -266,9 +266,9 @@ def _insert_command(
                 worker_id=worker_id,
                 payload=dict(payload or {}),
             )
-            .returning(c.id, c.kind, c.actor, c.run_id, c.task, c.worker_id, c.created_at, c.applied_at, c.result)
+            .returning(*shown_columns())
         )
         .mappings()
         .one()
     )
-    return dict(row)
+    return with_state(dict(row))

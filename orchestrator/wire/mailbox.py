@@ -109,7 +109,7 @@ class ReplyBox:
     def open(self, grant: SealedGrant, *, age: float) -> GrantSpec:
         """Open a grant.
 
-        :param age: seconds on the monotonic clock since the claim with the grant's nonce was last sent.
+        :param age: seconds on the monotonic clock since the claim was sent with the grant's nonce.
         :raises ForgedMessage: not made for this incarnation and claim, or too old.
         """
         body = self._seal.open_grant(

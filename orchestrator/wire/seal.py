@@ -4,7 +4,7 @@ Each purpose and each incarnation has a key of its own, derived from ``WORKER_KE
 control messages (scheduler → worker) carry an HMAC-SHA256; grants are encrypted with AES-256-GCM, since they hold
 parameters and resolved secrets.
 
-Grants age on the *worker's* monotonic clock, from the latest sending of the claim that they answer. A wall-clock time
+Grants age on the *worker's* monotonic clock, from the very sending of the claim that they answer. A wall-clock time
 of expiry would compare the clocks of two hosts, and a clock an hour wrong would refuse every grant (I14).
 """
 
@@ -93,7 +93,7 @@ class Seal:
         """Decrypt a grant.
 
         :param lifetime: seconds, as it stands beside the box; authenticated, so it can't be stretched.
-        :param age: seconds on this worker's monotonic clock since the claim with this nonce was last sent.
+        :param age: seconds on this worker's monotonic clock since the claim was sent with this nonce.
         :raises ForgedMessage: made for another incarnation, attempt or claim, altered, or too old.
         """
         cipher = AESGCM(_derive(self._key, "grant", incarnation))

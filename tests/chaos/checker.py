@@ -18,6 +18,7 @@ from tests.chaos.checker_attempts import (
 )
 from tests.chaos.checker_charges import ChargeWatch, check_reservations
 from tests.chaos.checker_losses import LossWatch
+from tests.chaos.checker_promises import check_commands, check_refusals
 from tests.chaos.checker_rules import check_rule
 from tests.chaos.checker_runs import check_accepted, check_progress
 from tests.chaos.checker_transitions import check_epochs, check_rows, check_success, check_transition
@@ -49,7 +50,7 @@ def check(
     history: History,
     ledger: Sequence[Line],
     accepted: Iterable[Accepted],
-    cancels: Iterable[CancelAsked] = (),
+    cancels: Collection[CancelAsked] = (),
     *,
     quiescent: bool,
     asked: Collection[str] = (),
@@ -76,6 +77,8 @@ def check(
         check_published(world),
         check_afterlife(world, ledger, bounds.clock_tolerance),
         check_cancels(world, ledger, cancels, bounds.stop_seconds),
+        check_commands(world, cancels, quiescent),
+        check_refusals(world),
         check_reservations(world, quiescent, charges.untold),
         check_accepted(world, accepted, asked),
         check_progress(world, quiescent),

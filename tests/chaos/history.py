@@ -106,6 +106,15 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandRow:
+    kind: str
+    run_id: str | None
+    task: str | None
+    result: str | None
+    """What the leader said when it applied it; ``None``: it has not."""
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """One snapshot of everything that the checker judges."""
 
@@ -120,6 +129,7 @@ class History:
     keys: Mapping[str, str] = field(default_factory=dict)
     """Idempotency-Key → run."""
     models: tuple[ModelRow, ...] = ()
+    commands: tuple[CommandRow, ...] = ()
     refusals: Mapping[str, int] = field(default_factory=dict)
     epoch: int | None = None
     """Of the lease."""
@@ -148,6 +158,10 @@ def read_history(engine: Engine) -> History:
             keys={row.key: row.run_id for row in _rows(connection, "SELECT key, run_id FROM idempotency_keys")},
             models=tuple(
                 ModelRow(**row._mapping) for row in _rows(connection, "SELECT name, version, run_id, task FROM models")
+            ),
+            commands=tuple(
+                CommandRow(**row._mapping)
+                for row in _rows(connection, "SELECT kind, run_id, task, result FROM commands ORDER BY id")
             ),
             refusals={row.what: row.count for row in _rows(connection, "SELECT what, count FROM refusals")},
             epoch=connection.execute(text("SELECT max(epoch) FROM leases")).scalar(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.chaos.history import History
-from tests.chaos.ledger import Accepted
+from tests.chaos.history import CommandRow, History
+from tests.chaos.ledger import Accepted, CancelAsked
 from tests.chaos.planting import Plant, changed, of, row
 from tests.chaos.story import Story, task
 
@@ -66,6 +66,27 @@ def a_dispatch_in_a_run_that_is_cancelled(story: Story) -> History:
 
 def a_cancel_that_takes_too_long(story: Story) -> None:
     story.cancels[0] = replace(story.cancels[0], grace=0.0, at=story.cancels[0].at - 10.0)
+
+
+def a_cancel_that_was_never_applied(story: Story) -> None:
+    story.commands[0] = replace(story.commands[0], result=None)
+
+
+def a_cancel_that_left_no_trace(story: Story) -> None:
+    story.commands.clear()
+
+
+def a_cancel_that_was_only_said(story: Story) -> None:
+    story.cancels.append(CancelAsked("r1", 1.0, grace=5.0))
+    story.commands.append(CommandRow("cancel", "r1", None, "Run r1 is being cancelled."))
+
+
+def a_fault_that_was_repaired(story: Story) -> None:
+    story.refusals["repaired"] = 1
+
+
+def a_transition_that_was_refused(story: Story) -> None:
+    story.refusals["refused_transition"] = 2
 
 
 def a_fourth_try_after_three_losses(story: Story) -> None:
@@ -161,12 +182,19 @@ def a_release_of_what_was_not_held(story: Story) -> None:
 
 
 PLANTED_WORK: dict[str, list[Plant]] = {
-    "I4": [a_run_that_hangs, a_run_that_never_starts, an_ended_run_with_an_open_task],
+    "I4": [
+        a_run_that_hangs,
+        a_run_that_never_starts,
+        an_ended_run_with_an_open_task,
+        a_fault_that_was_repaired,
+        a_transition_that_was_refused,
+    ],
     "I5": [
         an_accepted_run_that_is_gone,
         a_key_that_made_two_runs,
         a_run_that_nobody_asked_for,
         a_key_that_was_forgotten,
+        a_cancel_that_left_no_trace,
     ],
     "I10": [
         a_start_after_the_cancel,
@@ -175,6 +203,8 @@ PLANTED_WORK: dict[str, list[Plant]] = {
         a_zombie_after_its_release,
         a_dispatch_in_a_run_that_is_cancelled,
         a_cancel_that_takes_too_long,
+        a_cancel_that_was_never_applied,
+        a_cancel_that_was_only_said,
     ],
     "I12": [
         a_fourth_try_after_three_losses,

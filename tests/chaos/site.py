@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from orchestrator.local.child import ProcessSpec, last_lines
-from orchestrator.local.ports import free_port
 from orchestrator.store.engine import Limits, create_store_engine
 from tests.acceptance.system import (
     ADMIN_KEY,
@@ -37,6 +36,7 @@ from tests.chaos.clock import clock_variables, forget_clocks, shift_clock, with_
 from tests.chaos.faulty_process import VARIABLE
 from tests.chaos.history import History, read_history
 from tests.chaos.parts import Use, WorkerParts
+from tests.chaos.ports import steady_port
 from tests.chaos.processes import Processes, send
 from tests.chaos.proxy import Proxies
 from tests.chaos.servers import ChaosPostgres, ChaosRedis
@@ -116,7 +116,7 @@ class ChaosSite(Questions):
         self.redis = ChaosRedis(folder / "redis", self.processes)
         self.workers = tuple(f"worker-{letter}" for letter in workers)
         self.schedulers = tuple(f"scheduler-{number}" for number in range(1, schedulers + 1))
-        self.apis = {f"api-{number}": free_port() for number in range(1, apis + 1)}
+        self.apis = {f"api-{number}": steady_port() for number in range(1, apis + 1)}
         self.slots = slots
         self._queues = queues
         self._environment = {**site_environment(folder, OPERATORS), **SETTINGS, **settings}

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.records import PlannedTask
 from tests.chaos.history import (
     AttemptRow,
+    CommandRow,
     Event,
     History,
     ReservationRow,
@@ -48,6 +49,8 @@ class Story:
     lines: list[Line] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
     cancels: list[CancelAsked] = field(default_factory=list)
+    commands: list[CommandRow] = field(default_factory=list)
+    refusals: dict[str, int] = field(default_factory=dict)
     now: float = 100.0
     epoch: int = 1
     txn: int = 0
@@ -62,6 +65,8 @@ class Story:
             workers=dict(self.workers),
             plans=dict(self.plans),
             keys=dict(self.keys),
+            commands=tuple(self.commands),
+            refusals=dict(self.refusals),
             epoch=self.epoch,
             clock=0.0,
         )
@@ -239,7 +244,9 @@ class Story:
     def cancel(self, run: str, running: str) -> None:
         """Cancel a run of which one attempt runs."""
         self.cancels.append(CancelAsked(run, self.now, grace=5.0))
+        self.commands.append(CommandRow("cancel", run, None, None))
         self.commit()
+        self.commands[-1] = replace(self.commands[-1], result=f"Run {run} is being cancelled.")
         self.move_run(run, "cancelling", cause="cancel")
         for row in [row for row in self.tasks.values() if row.run_id == run and row.state not in ENDED]:
             is_running = row.state == "running"

@@ -103,7 +103,7 @@ def test_every_invariant_that_the_checker_decides_has_two_planted_faults() -> No
         *("checker.check_transition", "checker.check_live", "checker.check_rule", "checker.check_success"),
         *("checker.check_epochs", "checker.check_rows", "checker.check_lines", "checker.check_published"),
         *("checker.check_afterlife", "checker.check_cancels", "checker.check_reservations"),
-        *("checker.check_accepted", "checker.check_progress"),
+        *("checker.check_accepted", "checker.check_progress", "checker.check_commands", "checker.check_refusals"),
         *("checker_losses.LossWatch._see_task", "checker_losses.LossWatch.end"),
         *("checker_charges.ChargeWatch.see", "checker_charges.ChargeWatch.committed"),
     ],

@@ -93,9 +93,10 @@ def _end_all_sessions(site: ChaosSite) -> None:
 @pytest.mark.timeout(150)
 def test_postgres_away_while_tasks_end_gets_every_outcome_after_its_return(chaos: Chaos) -> None:
     with chaos() as site:
-        ends_meanwhile = [start_long(site, 4.0, f"short{n}") for n in range(3)]
-        runs_through = start_long(site, 20.0, "through")
+        runs_through = start_long(site, 25.0, "through")
         run_load(site, runs=8)
+        ends_meanwhile = [start_long(site, 5.0, f"short{n}", timeout_seconds=10.0) for n in range(3)]
+        assert not any(lines(site, "end", run_id) for run_id in ends_meanwhile), "one has ended too soon"
         site.postgres.stop()
         with (
             asking(site, "api-1", list_runs) as reading,

@@ -42,9 +42,9 @@ SEEN_WITHIN = 15.0
 @pytest.mark.parametrize("whole", [True, False], ids=["with its tasks", "its main process alone"])
 def test_a_worker_frozen_for_two_leases_is_fenced_when_it_reports(chaos: Chaos, whole: bool) -> None:
     with chaos() as site:
+        run_load(site, runs=8)
         long = start_long(site, 5.0)
         worker = worker_of(site, long)
-        run_load(site, runs=8)
         site.processes.freeze(worker)
         parts = site.parts(worker)
         if whole:
@@ -87,9 +87,10 @@ def _thaw(site: ChaosSite, worker: str, parts: WorkerParts, run_id: str) -> None
 
 def test_every_worker_dead_for_three_leases_costs_only_time(chaos: Chaos) -> None:
     with chaos() as site:
-        long = start_long(site, 4.0)
         run_load(site, runs=14, cancelled=0.0)
+        long = start_long(site, 4.0)
         _kill_all_workers(site)
+        assert not lines(site, "end", long), "it has ended before the workers died"
         killed = time.monotonic()
         late = start_long_without_waiting(site, 0.5)
         _assert_all_wait(site, late)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -127,13 +127,15 @@ def _environment(site: ApiSite, folder: Path) -> dict[str, str]:
 class Server:
     """The API under gunicorn with as few threads as the test says."""
 
-    def __init__(self, site: ApiSite, folder: Path, threads: int, module: str = "api.wsgi:app") -> None:
+    def __init__(
+        self, site: ApiSite, folder: Path, threads: int, module: str = "api.wsgi:app", options: Sequence[str] = ()
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.headers = {"Authorization": f"Bearer {site.keys['admin']}"}
-        options = ["--bind", f"127.0.0.1:{port}", "--threads", str(threads), "--no-control-socket", module]
+        options = [*options, "--bind", f"127.0.0.1:{port}", "--threads", str(threads), "--no-control-socket", module]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--worker-class", "api.server.Threads", *options],
             cwd=folder,

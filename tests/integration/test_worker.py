@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.nonces import claim_of
 from orchestrator.states import AttemptState
 from tests.integration.fake_scheduler import WORKER_KEY, FakeScheduler
 from tests.integration.fork_server_site import is_alive, wait_for
@@ -267,7 +268,7 @@ def test_a_claim_outlasts_a_control_plane_that_is_away(scheduler: FakeScheduler,
     scheduler.answers_claims = False
     scheduler.hint(attempt)
     wait_for(lambda: len(scheduler.claims) >= 3, 60, "repeated claims")
-    assert len({claim.nonce for claim in scheduler.claims}) == 1
+    assert len({claim_of(claim.nonce) for claim in scheduler.claims}) == 1
     scheduler.specs[attempt] = spec
     scheduler.answers_claims = True
     assert reported(scheduler, attempt) is AttemptState.SUCCEEDED

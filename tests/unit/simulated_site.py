@@ -8,11 +8,13 @@ from itertools import count
 
 from orchestrator.events import ClaimReceived, Event, OutcomeReceived, WorkerLeft
 from orchestrator.kernel import Desired
+from orchestrator.nonces import claim_of, nth, sending_of
 from orchestrator.records import Capacity, GpuDevice, Heartbeat, Outcome, PlannedTask
 from orchestrator.states import AttemptState
 
 GIB = 2**30
 GRANT_LIFE = 30.0
+LEASE = 30.0
 PREEMPTED = Outcome(AttemptState.PREEMPTED)
 POISONED = Outcome(AttemptState.FAILED, "runner_died", infrastructure=True)
 
@@ -71,13 +73,21 @@ class Worker:
     drained: bool = False
     """The leader wants it to take nothing more."""
     seq: int = 0
-    claims: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Attempt → nonce of the open claim and when it was last sent."""
+    claims: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
+    """Attempt → the open claim and when it was sent, each time."""
     trees: dict[str, Tree] = field(default_factory=dict)
     """The process trees that live here and that it answers for."""
     open: dict[str, str] = field(default_factory=dict)
     """Attempt → token of what it shows in heartbeats: its trees, and outcomes not answered yet."""
     cancelled: set[str] = field(default_factory=set)
+    spoke_at: float = -1e9
+    """When it spoke last; while Redis is down nobody can, so that this is no silence of its own."""
+    well_from: float = 0.0
+    """Since when it has never been silent for long."""
+
+    def speaks(self, now: float) -> bool:
+        """Say whether it has spoken often enough, for long enough, that nobody may give it up."""
+        return not self.frozen and now - self.spoke_at <= LEASE / 2 and now - self.well_from > LEASE
 
 
 Start = tuple[Host, tuple[str, ...], int, tuple[str, ...]]
@@ -103,8 +113,12 @@ class Site:
         self.ids = count(1)
         self.hints: list[tuple[str, str, int]] = []
         self.stream: list[Event] = []
+        self.redis_down_from: float | None = None
+        """Since when Redis answers nobody."""
         self.replies: list[Reply] = []
         self.beats: dict[str, Heartbeat] = {}
+        self.beat_at: dict[str, float] = {}
+        """When each was written; the key in Redis lives for a while only."""
         self.desired: dict[str, Desired] = {}
         self.hosts = {
             "a": Host("a", Capacity(4000, 8 * GIB, tuple(GPUS[:2]))),
@@ -154,7 +168,7 @@ class Site:
                 worker.host.dead[attempt_id] = None
         if polite:
             self.beats.pop(worker.id, None)
-            self.stream.append(WorkerLeft(worker.id))
+            self.send(WorkerLeft(worker.id))
 
     def restart(self) -> None:
         if self.gone:
@@ -175,9 +189,13 @@ class Site:
 
     def beat(self, worker: Worker, *, also: tuple[str, str] | None = None) -> None:
         """Say what is so (and ``also`` an attempt that is not its own), then do what the leader wants."""
-        if worker.frozen or worker.id not in self.workers:
+        if worker.frozen or worker.id not in self.workers or self.redis_down_from is not None:
             return
+        if self.now - worker.spoke_at > LEASE / 2:
+            worker.well_from = self.now
+        worker.spoke_at = self.now
         worker.seq += 1
+        self.beat_at[worker.id] = self.now
         self.beats[worker.id] = self._heartbeat(worker, dict([also] if also else []))
         wanted = self.desired.get(worker.id, Desired())
         for attempt_id in wanted.fence:
@@ -243,7 +261,7 @@ class Site:
     def take_hint(self, worker: Worker, *, keep: bool) -> None:
         """Take the oldest hint of its queues and claim the attempt; ``keep``: the message is doubled."""
         is_full = len(worker.claims) + len(worker.trees) >= worker.slots
-        if worker.frozen or worker.leaving or worker.drained or is_full:
+        if worker.frozen or worker.leaving or worker.drained or is_full or self.redis_down_from is not None:
             return
         mine = {*worker.queues, f"w.{worker.id}"}
         for at, (queue, attempt_id, seq) in enumerate(self.hints):
@@ -253,8 +271,8 @@ class Site:
                 del self.hints[at]
             if attempt_id not in worker.claims and attempt_id not in worker.open:
                 nonce = self.new_id("n")
-                worker.claims[attempt_id] = (nonce, self.now)
-                self.stream.append(ClaimReceived(worker.id, attempt_id, seq, nonce))
+                worker.claims[attempt_id] = (nonce, [self.now])
+                self.send(ClaimReceived(worker.id, attempt_id, seq, nth(nonce, 1)))
             return
 
     def deliver(self, reply: Reply) -> None:
@@ -272,9 +290,9 @@ class Site:
                     del other.open[attempt_id]
             return
         claim = worker.claims.get(attempt_id)
-        if claim is None or claim[0] != key:
+        if claim is None or claim[0] != claim_of(key):
             return
-        if kind == "grant" and self.now - claim[1] > GRANT_LIFE:
+        if kind == "grant" and self.now - claim[1][sending_of(key) - 1] > GRANT_LIFE:
             return
         del worker.claims[attempt_id]
         if isinstance(what, Tree) and attempt_id not in worker.cancelled:
@@ -297,14 +315,19 @@ class Site:
     def _report(self, worker: Worker, attempt_id: str) -> None:
         token, ran_by, outcome = worker.host.spool[attempt_id]
         self.reported.append(OutcomeReceived(ran_by, attempt_id, token, outcome, worker.id))
-        self.stream.append(self.reported[-1])
+        self.send(self.reported[-1])
+
+    def send(self, report: Event) -> None:
+        """Put a report on the stream, if Redis takes it."""
+        if self.redis_down_from is None:
+            self.stream.append(report)
 
     def resend(self, worker: Worker) -> None:
         """Repeat open claims with the same nonce until they are answered, and outcomes nobody has answered."""
         if worker.frozen:
             return
-        for attempt_id, (nonce, _) in list(worker.claims.items()):
-            worker.claims[attempt_id] = (nonce, self.now)
-            self.stream.append(ClaimReceived(worker.id, attempt_id, 1, nonce))
+        for attempt_id, (nonce, sent_at) in list(worker.claims.items()):
+            sent_at.append(self.now)
+            self.send(ClaimReceived(worker.id, attempt_id, 1, nth(nonce, len(sent_at))))
         for attempt_id in worker.host.spool:
             self._report(worker, attempt_id)

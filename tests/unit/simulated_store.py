@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from orchestrator import effects as fx
 from orchestrator.events import Command, Event, OutcomeReceived
 from orchestrator.kernel import Snapshot
+from orchestrator.nonces import claim_of
 from orchestrator.records import (
     AttemptRecord,
     EndedAttempt,
@@ -318,8 +319,8 @@ class ModelStore:
     def note_grant(self, attempt: AttemptRecord, nonce: str) -> None:
         """Check a grant that is about to be sent: one attempt is granted to one claim only (I2)."""
         row = self.attempts[attempt.id]
-        owner = (attempt.worker_id, nonce)
-        if row.state is not AttemptState.RUNNING or (row.worker_id, row.nonce) != owner:
+        owner = (attempt.worker_id, claim_of(nonce))
+        if row.state is not AttemptState.RUNNING or (row.worker_id, claim_of(row.nonce)) != owner:
             raise Violation(f"I2: a grant of {attempt.id} is sent that the rows do not know")
         if self.grants.setdefault(attempt.id, owner) != owner:
             raise Violation(f"I2: {attempt.id} is granted to {self.grants[attempt.id]} and to {owner}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,12 +21,14 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.kernel import Kernel, KernelSettings, decide
-from orchestrator.records import Plan, RunRecord
-from orchestrator.states import RUN_TERMINAL, RunState
-from tests.unit.simulated_site import OUTCOMES, Site, Tree
+from orchestrator.kernel.hearing import Hearing
+from orchestrator.records import Heartbeat, Plan, RunRecord
+from orchestrator.states import RUN_TERMINAL, WORKER_ENDED, AttemptState, Entity, RunState, WorkerState
+from tests.unit.simulated_site import LEASE, OUTCOMES, Reply, Site, Tree
 from tests.unit.simulated_store import LostLease, ModelStore, StaleRow, Violation
 
 ADOPT_SECONDS = 40.0
+BEAT_LIVES = 60.0
 
 
 def check_books(kernel: Kernel) -> None:
@@ -44,14 +47,23 @@ def check_books(kernel: Kernel) -> None:
 class World(Site):
     """Everything outside of the kernel, driven by the state machine's rules."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, breaker: bool = True) -> None:
         super().__init__()
+        self.breaker = breaker
         self.store = ModelStore()
         self.commands: list[Command] = []
         self.late_commands: list[Command] = []
         """What the API has checked already and not written yet."""
         self.was_reset = False
         self.redis_away = False
+        self.lost_rows: set[str] = set()
+        """Attempts for which a crash of the database has lost what was reserved."""
+        self.gone_from: dict[str, float] = {}
+        """Workers that have ended, and when the leader has surely heard their last word."""
+        self.undisturbed_from = self.now
+        """Since when one leader has heard all there was to hear."""
+        self.has_read = False
+        """Whether the leader's memory has heard anything."""
         self.left: set[str] = set()
         """Workers that have told the leader that they end, by what they have preempted."""
         self.old_leader: tuple[Kernel, int] | None = None
@@ -61,14 +73,23 @@ class World(Site):
 
     def _lead(self) -> tuple[Kernel, int]:
         self.store.epoch += 1
-        return self._rebuild(), self.store.epoch
+        self.undisturbed_from = self.now
+        kernel = self._rebuild()
+        Hearing(self.now).hand_to(kernel, self.now, self.now)
+        return kernel, self.store.epoch
 
     def _rebuild(self) -> Kernel:
         settings = KernelSettings(
-            new_id=self.new_id, max_runs=4, redispatch=20.0, lease=30.0, adopt_seconds=ADOPT_SECONDS
+            new_id=self.new_id,
+            max_runs=4,
+            redispatch=20.0,
+            lease=LEASE,
+            adopt_seconds=ADOPT_SECONDS,
+            breaker=self.breaker,
         )
         kernel = Kernel(settings, self.now)
         kernel.load(self.store.snapshot(self.now), self.now)
+        self.read_seq: dict[str, int] = {}
         self.pending: list[Event] = [RedisAway(), ReconcileDue()] if self.redis_away else [ReconcileDue()]
         return kernel
 
@@ -77,14 +98,36 @@ class World(Site):
         if keep_old:
             self.old_leader = (self.kernel, self.epoch)
         if lose_tail:
+            before = set(self.store.reservations)
             self.store.lose_tail()
+            self.lost_rows |= before - set(self.store.reservations)
         self.kernel, self.epoch = self._lead()
+        self._begin()
+
+    def _begin(self) -> None:
+        """The first transaction of a new memory: it has read the rows, and nothing of the workers yet."""
+        events, self.pending = [*self.pending, Tick(unread_for=math.inf)], []
+        self._transact(self.kernel, self.epoch, iter(events))
+        self.has_read = False
+
+    def postgres_returns(self, deaf_from: float) -> None:
+        """PostgreSQL was away since then: the same leader makes its memory anew, and remembers whom it has heard."""
+        hearing = Hearing.of(self.kernel)
+        self.undisturbed_from = self.now
+        self.kernel = self._rebuild()
+        hearing.hand_to(self.kernel, deaf_from, self.now)
+        self._begin()
 
     def step(self, taken: list[Event], *, reconcile: bool = False) -> None:
         """One transaction of the leader: what it gathered, then a tick; messages go out after the commit."""
         self._transact(self.kernel, self.epoch, self._gather(taken, reconcile))
+        if not self.redis_away:
+            self._check_dead_are_seen()
 
     def _gather(self, taken: list[Event], reconcile: bool) -> Iterator[Event]:
+        if self.pending or not self.has_read:
+            self.undisturbed_from = self.now
+            self.has_read = not self.redis_away
         yield from self.pending
         self.pending = []
         if self.was_reset and not self.redis_away:
@@ -93,7 +136,7 @@ class World(Site):
         if self.redis_away:
             self.stream[:0] = taken
         else:
-            for beat in list(self.beats.values()):
+            for beat in self._changed_beats():
                 yield HeartbeatSeen(beat)
             yield from taken
         yield from self._commanded()
@@ -102,7 +145,16 @@ class World(Site):
                 yield self._submission(run)
         if reconcile:
             yield ReconcileDue()
-        yield Tick()
+        yield Tick(unread_for=math.inf if self.stream else 0.0)
+
+    def _changed_beats(self) -> list[Heartbeat]:
+        """Return the heartbeats that this memory has not read yet."""
+        for worker_id in [id_ for id_, at in self.beat_at.items() if self.now - at > BEAT_LIVES]:
+            del self.beat_at[worker_id]
+            self.beats.pop(worker_id, None)
+        changed = [beat for beat in self.beats.values() if self.read_seq.get(beat.worker_id) != beat.seq]
+        self.read_seq = {beat.worker_id: beat.seq for beat in self.beats.values()}
+        return changed
 
     def _commanded(self) -> list[Event]:
         """Return the open commands with the rows they need, all read before the first of them is applied."""
@@ -129,6 +181,8 @@ class World(Site):
         for event in events:
             seen.append(self._with_row(kernel, event))
             effects += decide(kernel, seen[-1], self.now)
+        live = {row.id: row.host_id for row in self.store.workers.values() if row.state not in WORKER_ENDED}
+        live |= {e.heartbeat.worker_id: e.heartbeat.host_id for e in effects if isinstance(e, fx.SaveWorker)}
         try:
             self.store.commit(epoch, effects, seen, self.now)
         except StaleRow as error:
@@ -141,6 +195,7 @@ class World(Site):
         if kernel is self.kernel:
             self.store.check_timers(self.now)
         self._check_places(effects)
+        self._check_given_up(effects, live)
         if self.redis_away:
             return
         self._send(kernel, effects)
@@ -160,6 +215,52 @@ class World(Site):
                 self.left.discard(effect.id)
             elif isinstance(effect, fx.CreateAttempt) and effect.attempt.worker_id in self.left:
                 raise Violation(f"drain: {effect.attempt.id} goes to {effect.attempt.worker_id}, which preempts all")
+
+    def _check_given_up(self, effects: list[fx.Effect], live: dict[str, str]) -> None:
+        """Nothing of a worker that speaks is given up; and of many that are silent not many at once (I11).
+
+        :param live: the workers before and those that were heard just now, each with its host.
+        """
+        lost = [effect for effect in effects if isinstance(effect, fx.Transition) and effect.cause != "outcome"]
+        for effect in lost:
+            if effect.entity is not Entity.ATTEMPT or effect.after is not AttemptState.LOST:
+                continue
+            row = self.store.attempts[effect.id]
+            worker = self.workers.get(row.keeper_id or row.worker_id)
+            if worker is None or not worker.speaks(self.now if self.redis_down_from is None else self.redis_down_from):
+                continue
+            is_reported = any(
+                isinstance(report, OutcomeReceived) and (report.attempt_id, report.token) == (row.id, row.token)
+                for report in self.stream
+            )
+            has_tree = row.id in worker.trees and worker.trees[row.id].token == row.token
+            if is_reported or (has_tree and effect.reason != "overdue"):
+                raise Violation(f"live: {row.id} of {worker.id}, which speaks, is lost: {effect.reason}")
+        given_up = {e.id for e in lost if e.after is WorkerState.LOST and e.cause == "lease"} & live.keys()
+        is_mass = len(given_up) >= 3 and len(given_up) > len(live) / 2 and len({live[id_] for id_ in given_up}) > 1
+        if self.breaker and is_mass:
+            raise Violation(f"I11: {sorted(given_up)} of {sorted(live)} are given up at once")
+
+    def _check_dead_are_seen(self) -> None:
+        """A worker that is gone is given up after its lease (I6), unless many are silent and held up."""
+        # A crash of the database may have lost that it was ever heard.
+        self.gone_from = {id_: at for id_, at in self.gone_from.items() if id_ in self.store.workers}
+        for row in self.store.workers.values():
+            if row.state in WORKER_ENDED or row.id in self.workers:
+                continue
+            gone_from = max(self.gone_from.setdefault(row.id, self.now), self.undisturbed_from)
+            if self.now - gone_from > LEASE and not self.breaker:
+                raise Violation(f"I6: {row.id} is gone for {self.now - gone_from:g} s and still {row.state}")
+
+    def deliver(self, reply: Reply) -> None:
+        """Bring one reply to its worker; what it starts must be charged to its host (I13)."""
+        if self.redis_down_from is not None:
+            return
+        worker = self.workers.get(reply[1])
+        before = set(worker.trees) if worker else set()
+        super().deliver(reply)
+        if worker and (started := set(worker.trees) - before - set(self.store.reservations) - self.lost_rows):
+            raise Violation(f"I13: {started} starts at {worker.id}, and nothing is charged for it")
 
     def _with_row(self, kernel: Kernel, event: Event) -> Event:
         """Read the attempt's row beforehand where the kernel does not hold it, as the scheduler does."""
@@ -231,11 +332,28 @@ class World(Site):
         self.redis_away = not self.redis_away
         self.pending.append(RedisAway() if self.redis_away else RedisBack())
 
+    def redis_fails(self) -> None:
+        """Redis answers nobody."""
+        self.redis_down_from = self.now
+        if not self.redis_away:
+            self.switch_redis()
+
+    def redis_returns(self) -> None:
+        assert self.redis_down_from is not None
+        for worker in self.workers.values():
+            worker.spoke_at += self.now - self.redis_down_from
+        self.redis_down_from = None
+        self.switch_redis()
+        self.step([])
+
     def flush(self) -> None:
         self.hints.clear()
         self.stream.clear()
         self.replies.clear()
         self.beats.clear()
+        for worker in self.workers.values():
+            # What it said last may be lost unheard.
+            worker.well_from = self.now
         self.desired.clear()
         self.was_reset = True
 

@@ -13,6 +13,7 @@ from orchestrator.events import Event, OutcomeReceived
 from orchestrator.records import AttemptRecord, Outcome, Plan, PlannedTask, Resources, RetryPolicy
 from orchestrator.states import RUN_TERMINAL, AttemptState, RunState
 from tests.unit.simulated_site import GIB, OUTCOMES, Host, Worker
+from tests.unit.simulated_store import Violation
 from tests.unit.simulated_world import World
 
 RETRY = RetryPolicy(retries=1, delay=10, factor=2, max_delay=20, jitter=0.1)
@@ -34,13 +35,15 @@ def task(
 
 
 PLANS = (
-    Plan((task("only"),)),
+    Plan((task("only", timeout=25.0),)),
     Plan((task("poison"), task("victim", "poison", rule="all_done"))),
     Plan((task("big", cpu=4000, memory=GIB, on_worker_loss="adopt"), task("after", "big", timeout=30.0))),
-    Plan((task("first"), task("second", "first"), task("third", "second", rule="all_done"))),
+    Plan(
+        (task("first", timeout=40.0), task("second", "first", timeout=15.0), task("third", "second", rule="all_done"))
+    ),
     Plan(
         (
-            task("left", on_drain="checkpoint"),
+            task("left", on_drain="checkpoint", timeout=30.0),
             task("right", cpu=2000, on_worker_loss="adopt"),
             task("join", "left", "right"),
             task("repair", "left", "right", rule="one_failed"),
@@ -79,9 +82,9 @@ class Simulation(RuleBasedStateMachine):
 
     checks_epoch = True
 
-    @initialize(plan=st.sampled_from(PLANS), turns=st.integers(0, 2))
-    def begin(self, plan: Plan, turns: int) -> None:
-        self.world = World()
+    @initialize(plan=st.sampled_from(PLANS), turns=st.integers(0, 2), breaker=st.booleans())
+    def begin(self, plan: Plan, turns: int, breaker: bool) -> None:
+        self.world = World(breaker=breaker)
         self.world.store.checks_epoch = self.checks_epoch
         self.world.step([])
         self.world.submit(plan, 0)
@@ -153,6 +156,17 @@ class Simulation(RuleBasedStateMachine):
         replies, self.world.replies = self.world.replies, []
         for reply in replies:
             self.world.deliver(reply)
+
+    @precondition(lambda self: self.world.hints)
+    @rule(pick=PICK, seconds=st.sampled_from((16.0, 29.0, 35.0)))
+    def a_grant_is_long_under_way(self, pick: int, seconds: float) -> None:
+        """Heartbeats that do not show the attempt pass it, and it may have become too old."""
+        if worker := self.worker(pick):
+            self.world.take_hint(worker, keep=False)
+            taken, self.world.stream = self.world.stream, []
+            self.world.step(taken)
+            self.time_passes_while_the_others_speak(seconds)
+            self.all_replies_arrive()
 
     def trees(self) -> list[tuple[Worker, str]]:
         return [(w, a) for w in self.world.workers.values() if not w.frozen for a in w.trees]
@@ -231,7 +245,7 @@ class Simulation(RuleBasedStateMachine):
     def time_passes_while_the_others_speak(self, seconds: float) -> None:
         until = self.world.now + seconds
         while self.world.now < until:
-            self.world.now += 5.0
+            self.world.now += min(5.0, until - self.world.now)
             self.all_workers_beat()
             self.world.step([])
 
@@ -297,9 +311,29 @@ class Simulation(RuleBasedStateMachine):
         if thaws:
             self.world.old_leader_acts()
 
-    @rule()
-    def the_link_to_redis_is_cut_or_comes_back(self) -> None:
+    @rule(seconds=st.sampled_from((0.0, 0.0, 40.0)))
+    def the_link_to_redis_is_cut_or_comes_back(self, seconds: float) -> None:
         self.world.switch_redis()
+        self.time_passes_while_the_others_speak(seconds)
+
+    @rule(seconds=st.sampled_from((1.0, 5.0, 12.0, 100.0)), empty=st.booleans())
+    def redis_is_down_for_a_while(self, seconds: float, empty: bool) -> None:
+        self.world.redis_fails()
+        self.time_passes_while_the_others_speak(seconds)
+        if empty:
+            self.world.flush()
+        self.world.redis_returns()
+
+    @rule(seconds=st.sampled_from((1.0, 12.0, 45.0, 130.0)), outcome=st.sampled_from((None, *OUTCOMES[:3])))
+    def postgres_is_down_for_a_while(self, seconds: float, outcome: Outcome | None) -> None:
+        """Workers go on, tasks end, nobody hears of it until the same leader makes its memory anew."""
+        deaf_from = self.world.now
+        while self.world.now < deaf_from + seconds:
+            self.world.now += min(5.0, deaf_from + seconds - self.world.now)
+            self.all_workers_beat()
+        if outcome is not None:
+            self.every_tree_ends(outcome)
+        self.world.postgres_returns(deaf_from)
 
     @precondition(lambda self: self.world.store.tail)
     @rule(keep_old=st.booleans())
@@ -380,7 +414,8 @@ class Simulation(RuleBasedStateMachine):
 
     @invariant()
     def no_transition_was_refused(self) -> None:
-        assert not self.world.store.counts.get("refused_transition")
+        if self.world.store.counts.get("refused_transition"):
+            raise Violation("a transition was refused")
 
     def teardown(self) -> None:
         # After a violation there is nothing more to prove, and what healing then runs into would hide it.

@@ -218,6 +218,22 @@ def test_a_rerun_that_nobody_applies_says_so_in_time(play: Play) -> None:
     assert client.rerun("r1", seconds=None)["generation"] == 1
 
 
+def test_a_rerun_that_the_leader_refuses_says_why_at_once(play: Play) -> None:
+    refused = {"id": 7, "state": "refused", "result": "Refused: the plan of run r1 can't be read."}
+    asked = {**run_of("failed", 1), "command_id": 7}
+    client, api = play((202, asked), (200, {**refused, "state": "open"}), (200, asked), (200, refused), (200, asked))
+    with pytest.raises(ApiError, match="Refused: the plan of run r1") as error:
+        client.rerun("r1", pause=0.0)
+    assert error.value.status == 409
+    assert api.sent()[1:] == ["GET /api/v1/commands/7", "GET /api/v1/runs/r1"] * 2
+
+
+def test_a_rerun_that_came_second_shows_the_run_that_the_first_one_started(play: Play) -> None:
+    refused = {"id": 7, "state": "refused", "result": "Refused: it has been started again."}
+    client, _ = play((202, {**run_of("failed", 1), "command_id": 7}), (200, refused), (200, run_of("queued", 2)))
+    assert client.rerun("r1")["generation"] == 2
+
+
 def test_tasks_and_all_of_them_can_not_both_be_run_again(play: Play) -> None:
     _, api = play((500, {}))
     assert CliRunner().invoke(cli.main, ["runs", "rerun", "r1", "train", "--all"]).exit_code == 2

@@ -258,6 +258,7 @@ def test_a_new_boot_of_its_host_ends_the_wait() -> None:
 
 def test_a_new_boot_ends_what_a_keeper_of_the_old_one_had() -> None:
     driver, attempt = adopted()
+    driver.tick(after=15.5)
     driver.worker("w3", host="a", boot_id="second")
     assert driver.last(attempt.id).reason == "host_rebooted"
     assert attempt.id not in driver.held()

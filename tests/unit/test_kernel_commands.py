@@ -6,6 +6,7 @@ from orchestrator.effects import CloseCommand, SaveOutcome, SendHint, Transition
 from orchestrator.events import WorkerLeft
 from orchestrator.records import Outcome
 from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
+from orchestrator.store.command_queries import with_state
 from tests.unit.kernel_driver import Driver, task
 
 STOPPED = Outcome(AttemptState.CANCELLED, "cancelled")
@@ -99,12 +100,19 @@ def test_cancel_of_a_run_that_is_over_says_so() -> None:
     driver = Driver()
     driver.command("cancel", run_id="gone")
     assert "has ended" in driver.of(CloseCommand)[0].result
+    assert shown_state(driver) == "done"
+
+
+def shown_state(driver: Driver) -> str:
+    """Return the state in which the API shows a command that was closed with this sentence."""
+    return str(with_state({"applied_at": "now", "result": driver.of(CloseCommand)[0].result})["state"])
 
 
 def test_an_unknown_command_or_task_is_refused_with_a_sentence() -> None:
     driver = started()
     driver.command("explode", run_id="r1")
     assert driver.of(CloseCommand)[0].result == "Refused: there is no command 'explode'."
+    assert shown_state(driver) == "refused"
     driver.command("cancel", run_id="r1", task="nobody")
     assert driver.of(CloseCommand)[0].result == "Refused: run r1 has no task 'nobody'."
 

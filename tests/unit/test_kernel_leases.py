@@ -53,11 +53,60 @@ def test_a_lost_attempt_stays_charged_to_its_host_until_the_host_confirms_its_de
 def test_a_new_boot_of_the_host_ends_all_that_was_on_it_at_once() -> None:
     driver = busy()
     attempt = driver.attempt("a1")
+    driver.tick(after=15.5)
     driver.worker("new", host="h1", boot_id="second")
     assert driver.last(attempt.id).reason == "host_rebooted"
     assert attempt.id not in driver.held()
     driver.tick()
     assert driver.dispatched() == ["a1"]
+
+
+def test_a_heartbeat_of_before_the_last_boot_that_comes_once_more_ends_nothing() -> None:
+    """Its incarnation is forgotten, so that there is no number to tell that it is old."""
+    driver = Driver()
+    driver.worker("old", boot_id="boot-1")
+    of_long_ago = replace(driver.beats["old"], seq=999)
+    driver.tick(after=31)
+    driver.worker("w1", boot_id="boot-2")
+    driver.kernel.forget_worker("old")
+    driver.run(task("a"))
+    driver.start("a")
+    attempt = driver.attempt("a")
+    for _ in range(12):
+        driver.now += 5
+        driver.beat("w1", running={attempt.id: attempt.token})
+        driver.feed(HeartbeatSeen(of_long_ago), Tick())
+        assert [count.what for count in driver.all_of(Count)][-1] == "another_boot"
+    assert driver.attempt("a").state is AttemptState.RUNNING
+    assert attempt.id in driver.held()
+    assert driver.kernel.ledger.hosts["a"].boot_id == "boot-2"
+    assert "old" not in driver.kernel.workers
+
+
+def test_two_machines_under_one_host_id_do_not_end_each_others_work() -> None:
+    """Two sandboxes have boot ids of their own: the first that came works, and the refusal says how to mend it."""
+    driver = busy()
+    attempt = driver.attempt("a1")
+    driver.worker("other", host="h1", boot_id="second")
+    for _ in range(20):
+        driver.now += 5
+        driver.beat("w1", running={attempt.id: attempt.token})
+        driver.beat("other")
+        driver.feed(Tick())
+    assert driver.state("a1") is TaskState.RUNNING
+    assert "HOST_ID of its own" in driver.all_of(Count)[-1].detail
+
+
+def test_no_host_was_started_anew_before_its_workers_could_speak_again() -> None:
+    driver = busy()
+    driver.feed(RedisAway())
+    driver.tick(after=300)
+    driver.feed(RedisBack())
+    driver.worker("new", host="h1", boot_id="second")
+    assert driver.state("a1") is TaskState.RUNNING
+    driver.tick(after=15.5)
+    driver.beat("new")
+    assert driver.state("a1") is TaskState.READY
 
 
 def test_a_worker_that_thaws_is_online_again_and_its_lost_attempt_is_fenced() -> None:
@@ -270,11 +319,38 @@ def test_workers_that_come_back_one_after_the_other_during_the_hold_lose_nothing
     assert all(driver.state(f"a{n}") is TaskState.RUNNING for n in range(1, 4))
 
 
-def test_of_a_few_workers_that_stay_silent_one_goes_after_the_hold_and_the_rest_a_lease_later() -> None:
+def test_of_a_few_workers_that_stay_silent_one_goes_after_the_hold_and_one_more_each_lease() -> None:
     driver = busy(3)
-    for after, gone in ((31, 0), (29, 0), (1, 1), (29, 1), (1, 3)):
+    for after, gone in ((31, 0), (29, 0), (1, 1), (29, 1), (1, 2), (29, 2), (1, 3)):
         driver.tick(after=after)
         assert lost(driver) == gone
+
+
+def test_the_trickle_goes_on_though_the_given_up_no_longer_count_among_the_silent() -> None:
+    """Of ten hosts six fall silent: with each that is given up, fewer than half of the rest are."""
+    driver = busy(10)
+    given_up = []
+    for second in range(5, 300, 5):
+        driver.now += 5
+        live(driver, "w7", "w8", "w9", "w10")
+        before = lost(driver)
+        driver.tick()
+        given_up += [second] * (lost(driver) - before)
+    assert given_up == [65, 95, 125, 155, 185, 215]
+
+
+def test_after_the_trickle_a_worker_that_dies_is_given_up_in_time() -> None:
+    driver = busy(10)
+    for _ in range(48):
+        driver.now += 5
+        live(driver, "w7", "w8", "w9", "w10")
+        driver.tick()
+    assert lost(driver) == 6
+    for _ in range(7):
+        driver.now += 5
+        live(driver, "w8", "w9", "w10")
+        driver.tick()
+    assert worker_state(driver, "w7") is WorkerState.LOST
 
 
 def test_a_worker_that_dies_after_all_have_come_back_is_given_up_in_time() -> None:

@@ -177,10 +177,11 @@ def test_two_upstreams_that_end_in_one_batch_start_their_join_once() -> None:
 
 
 def test_an_attempt_that_outlives_its_limits_is_given_up_but_stays_charged() -> None:
-    driver = running(task("a", timeout=100.0, grace=10.0), lease=10_000)
+    driver = running(task("a", timeout=100.0, grace=10.0), lease=139)
     attempt = driver.attempt("a")
     driver.tick(after=139)
     assert driver.state("a") is TaskState.RUNNING
+    driver.beat()
     driver.tick(after=1)
     assert driver.last(attempt.id).after is AttemptState.LOST
     assert driver.last(attempt.id).reason == "overdue"

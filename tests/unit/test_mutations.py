@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -13,8 +14,20 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from orchestrator import retry, states
 from orchestrator.effects import Transition
-from orchestrator.events import OutcomeReceived
-from orchestrator.kernel import Kernel, adoption, changes, claims, heartbeats, leases, outcomes, rerun, settle
+from orchestrator.events import OutcomeReceived, RedisAway
+from orchestrator.kernel import (
+    Kernel,
+    KernelSettings,
+    adoption,
+    changes,
+    claims,
+    hearing,
+    heartbeats,
+    leases,
+    outcomes,
+    rerun,
+    settle,
+)
 from orchestrator.kernel.changes import Changes
 from orchestrator.placement import Ask, Ledger
 from orchestrator.records import AttemptRecord, Outcome, Reservation, WorkerRecord
@@ -55,6 +68,12 @@ def without_claim_cas(patch: pytest.MonkeyPatch) -> type[Simulation]:
     return Simulation
 
 
+def without_claim_cas_alone(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """Grants what is granted already; the table of transitions stands behind it."""
+    patch.setattr(claims, "may_be_granted", lambda _attempt: True)
+    return Simulation
+
+
 def without_run_rule(patch: pytest.MonkeyPatch) -> type[Simulation]:
     patch.setattr(settle, "verdict", lambda *_counts, **_options: Verdict.RUN)
     return Simulation
@@ -77,6 +96,48 @@ def without_zombies(patch: pytest.MonkeyPatch) -> type[Simulation]:
 
 def without_leases(patch: pytest.MonkeyPatch) -> type[Simulation]:
     patch.setattr(leases, "end_worker", lambda *_args, **_options: None)
+    return Simulation
+
+
+def without_a_look_whether_redis_is_away(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """Silence counts although nobody can be heard."""
+    patch.setitem(import_module("orchestrator.kernel.decide")._STEPS, RedisAway, lambda _changes, _event: None)
+    return Simulation
+
+
+def without_a_lease_after_what_could_not_be_heard(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """After an absence of Redis or PostgreSQL silence counts from before it."""
+    for module in (leases, hearing):
+        patch.setattr(module, "trusted_again", lambda *_times: -math.inf)
+    return Simulation
+
+
+def without_a_look_for_reports_of_what_is_overdue(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    give_up_overdue = leases._give_up_overdue
+
+    def at_once(changes: Changes, _read_until: float) -> None:
+        kernel = changes.kernel
+        trusted_from, kernel.trusted_from = kernel.trusted_from, -math.inf
+        give_up_overdue(changes, changes.now)
+        kernel.trusted_from = trusted_from
+
+    patch.setattr(leases, "_give_up_overdue", at_once)
+    return Simulation
+
+
+def without_breaker(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    patch.setattr(leases, "_admitted_by_breaker", lambda _changes, expired, _silent, _live: expired)
+    return Simulation
+
+
+def without_grant_life(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """What a worker does not show is given up and freed though a grant under way may still start it."""
+    make = KernelSettings.__init__
+
+    def shorter(self: KernelSettings, **fields: Any) -> None:
+        make(self, **{**fields, "grant_life": 0.0})
+
+    patch.setattr(KernelSettings, "__init__", shorter)
     return Simulation
 
 
@@ -186,11 +247,17 @@ MUTATIONS = {
     without_token: "I2: an outcome of .* under another token|differs",
     without_epoch: "(I[0-9]+|drain): ",
     without_claim_cas: "I2: .* is granted to",
+    without_claim_cas_alone: "a transition was refused|I2: .* is granted to",
     without_run_rule: "I3: ",
     without_budget_of_losses: "I12: ",
     # What leaks is found at the end, or by whatever needs just that room for ever.
     without_zombies: "I13: reservations leak|I4: run .* hangs in .*waiting_for_",
-    without_leases: "I4: run .* hangs",
+    without_leases: "I6: .* is gone|I4: run .* hangs",
+    without_a_look_whether_redis_is_away: "live: .*, which speaks, is lost",
+    without_a_lease_after_what_could_not_be_heard: "live: .*, which speaks, is lost",
+    without_a_look_for_reports_of_what_is_overdue: "live: .*, which speaks, is lost: overdue",
+    without_breaker: "I11: .* are given up at once",
+    without_grant_life: "I13: .* starts at .*, and nothing is charged|live: .* is lost: never_started",
     without_capacity: "I13: ",
     without_a_look_at_who_holds_a_device: "I13: host .* marks",
     without_masks: "I13: .* is granted",

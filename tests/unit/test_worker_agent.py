@@ -99,7 +99,7 @@ def test_a_cancel_that_comes_while_it_waits_for_its_device_ends_the_wait(
 
     def cancel(seconds: float) -> bool:
         waits.append(seconds)
-        worker.agent._apply(DesiredState(epoch=1, hb_seq=1, cancel=((spec.attempt_id, 5.0),)))
+        worker.agent._follower.apply(DesiredState(epoch=1, hb_seq=1, cancel=((spec.attempt_id, 5.0),)))
         return False
 
     monkeypatch.setattr(worker.agent._stopping, "wait", cancel)
@@ -173,7 +173,7 @@ def test_a_drain_that_was_read_counts_from_then_though_it_is_read_again(
         return False
 
     monkeypatch.setattr(worker.agent._drain, "command", command)
-    worker.agent._apply(DesiredState(epoch=3, hb_seq=17, drain=True, drain_left=10.0))
+    worker.agent._follower.apply(DesiredState(epoch=3, hb_seq=17, drain=True, drain_left=10.0))
     assert said == [(True, 10.0, (3, 17))]
 
 
@@ -227,7 +227,7 @@ def test_an_attempt_that_is_granted_to_a_draining_worker_is_handed_back(
     ask = worker.agent._claims.ask
 
     def drained_meanwhile(attempt_id: str, seq: int) -> GrantSpec | None:
-        worker.agent._apply(DesiredState(epoch=1, hb_seq=1, drain=True, drain_left=3600.0))
+        worker.agent._follower.apply(DesiredState(epoch=1, hb_seq=1, drain=True, drain_left=3600.0))
         return ask(attempt_id, seq)
 
     monkeypatch.setattr(worker.agent._claims, "ask", drained_meanwhile)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.errors import ForgedMessage, StoreUnavailable
+from orchestrator.nonces import claim_of, nth, sending_of
 from orchestrator.wire.messages import Denial, GrantSpec, SealedGrant
 from workers.attempt_folder import is_safe_id
 from workers.claim import Claims
@@ -106,11 +107,12 @@ def test_a_claim_is_given_up_when_the_worker_leaves(wire: Wire) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_claim_is_repeated_with_its_nonce_however_long_nobody_answers(wire: Wire) -> None:
+def test_a_claim_is_repeated_however_long_nobody_answers(wire: Wire) -> None:
     claims = Claims(wire, wire, lambda spec: None)
     thread, answers = asking(claims)
     wait_for(lambda: len(wire.sent) >= 50)
-    assert len({nonce for _, _, nonce in wire.sent}) == 1
+    assert len({claim_of(nonce) for _, _, nonce in wire.sent}) == 1
+    assert [sending_of(nonce) for _, _, nonce in wire.sent] == list(range(1, len(wire.sent) + 1))
     claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
     thread.join(30)
     assert answers[0] is not None
@@ -145,13 +147,36 @@ def test_a_grant_that_came_too_late_is_asked_for_again_at_once(wire: Wire) -> No
     wire.before_claim_returns = lambda: late.wait(30)  # the answer may be quicker than the return of what it answers
     thread, answers = asking(claims)
     wait_for(lambda: len(wire.sent) == 2)
-    assert claims.deliver(SealedGrant("a", wire.sent[0][2], 30.0, b""))
+    assert claims.deliver(SealedGrant("a", wire.sent[1][2], 30.0, b""))
     thread.join(30)
     assert wire.ages == [40.0, 0.0]
     assert answers[0] is not None
 
 
-def test_a_claim_is_sent_again_with_its_nonce_when_redis_was_reset(wire: Wire) -> None:
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("away", [True, False])
+def test_an_old_grant_is_not_made_young_by_what_was_sent_since(wire: Wire, away: bool) -> None:
+    now = [100.0]
+    claims = Claims(wire, wire, lambda spec: None, clock=lambda: now[0])
+    thread, _ = asking(claims)
+    wait_for(lambda: len(wire.sent) == 1)
+    first = wire.sent[0][2]
+    wire.is_away = away
+    now[0] += 45.0
+    wait_for(lambda: len(wire.sent) >= 3)
+    claims.deliver(SealedGrant("a", first, 30.0, b"forged"))
+    assert wire.ages == [45.0]
+    claims.give_up()
+    thread.join(30)
+
+
+def test_a_nonce_says_which_sending_of_which_claim_it_is() -> None:
+    assert (claim_of(nth("c", 3)), sending_of(nth("c", 3))) == ("c", 3)
+    assert (claim_of("of-an-older-release"), sending_of("of-an-older-release")) == ("of-an-older-release", 0)
+    assert [sending_of(f"c.{odd}") for odd in ("", "x", "-1", "٣", "1" * 30)] == [0] * 5
+
+
+def test_a_claim_is_sent_again_when_redis_was_reset(wire: Wire) -> None:
     claims = Claims(wire, wire, lambda spec: None)
 
     def answer(attempt: str, nonce: str) -> None:
@@ -162,8 +187,7 @@ def test_a_claim_is_sent_again_with_its_nonce_when_redis_was_reset(wire: Wire) -
 
     wire.answer = answer
     assert claims.ask("a", 4) is not None
-    assert wire.sent[0] == wire.sent[1]
-    assert wire.sent[0][1] == 4
+    assert [(seq, claim_of(nonce)) for _, seq, nonce in wire.sent] == [(4, claim_of(wire.sent[0][2]))] * 2
 
 
 @pytest.mark.usefixtures("quick")
