@@ -39,7 +39,7 @@ containers: $(VENV)/.installed-dev ## start the compose file in a container engi
 	$(RUN) -m pytest tests/containers -v -rA $(ARGS)
 
 chaos: $(VENV)/.installed-dev ## break everything on purpose: nothing lost, nothing twice; ARGS='--seed=7 -k flush' repeats
-	$(RUN) -m pytest tests/chaos -m chaos -v $(ARGS)
+	$(RUN) -m pytest tests/chaos -m chaos -v --burst=10000 $(ARGS)
 	$(if $(findstring -k,$(ARGS)),,SIMULATION=long $(RUN) -m pytest tests/unit/test_simulation.py -v)
 
 chaos-quick: $(VENV)/.installed-dev ## the scenarios of it that CI runs

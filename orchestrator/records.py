@@ -451,6 +451,10 @@ class WorkerRecord:
     devices: frozenset[str] | None = None
     """UUIDs of the GPUs it may use: its own mask, which may differ from its neighbours'. ``None``: this leader has not
     heard them yet, so that it plans no GPU there."""
+    cpu: int = 0
+    """Milli-cores that it says its host has, by ceilings of its own; 0 while ``devices`` is ``None``."""
+    memory: int = 0
+    """Bytes, as ``cpu``."""
 
 
 @dataclass(frozen=True, slots=True)

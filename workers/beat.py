@@ -64,8 +64,6 @@ class Beat:
         self._heard_seq = 0
         self._draining_since: tuple[int, float] | None = None
         """Sequence number and time of the first heartbeat in a row that said so."""
-        self.epoch = 0
-        """Highest leader epoch seen."""
 
     @property
     def unheard_limit(self) -> float:

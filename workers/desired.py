@@ -45,16 +45,21 @@ class Follower:
         self._send_again = send_again
         self._note_change = note_change
         self._generation = 0
+        self._latest = (0, 0)
+        """Epoch and heartbeat of the latest word."""
 
     def follow(self) -> None:
-        """Read what is wanted and bring it about; the word of an earlier leader is ignored.
+        """Read what is wanted and bring it about; the word of an earlier leader, and an earlier word, are ignored.
+
+        An old word is authentic, and who reaches Redis may have kept it. Of one leader, the heartbeats that it answers
+        only grow; a new one begins with whatever it has read.
 
         :raises StoreUnavailable: Redis does not answer.
         """
         desired = self._box.desired()
-        if desired is None or desired.epoch < self._beat.epoch:
+        if desired is None or (desired.epoch, desired.hb_seq) < self._latest:
             return
-        self._beat.epoch = desired.epoch
+        self._latest = desired.epoch, desired.hb_seq
         self._beat.heard(desired.hb_seq)
         if desired.gen < self._generation:
             log.warning("redis_was_reset", generation=desired.gen)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,7 +19,10 @@ from orchestrator.operator import Operator, OperatorFailure, SkipTask, TaskConte
 from orchestrator.wire.messages import GrantSpec
 from workers.attempt_folder import AttemptFolder
 from workers.orders import Site
-from workers.verdict import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, failure
+from workers.verdict import MAX_OUTPUT_BYTES, NO_ROOM_FOR_RESULT, OUT_OF_MEMORY, failure
+
+FORGET_SECONDS = 10.0
+"""How long a task that is done waits for the artifact store to delete its checkpoint."""
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -50,10 +54,12 @@ def preload() -> None:
 
 
 def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -> int:
-    """Run the attempt and return the exit status: 0 when the operator finished or skipped, else 1.
+    """Run the attempt and return the exit status: 0 when the operator finished or skipped, ``NO_ROOM_FOR_RESULT`` when
+    the disk did not take what became of it, else 1.
 
     :param scratch: where its temporary files go.
     """
+    task = os.getpid()
     os.environ.clear()
     os.environ.update(task_environment(site, spec, folder, scratch))
     os.chdir(folder.work)
@@ -64,7 +70,15 @@ def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -
         result = _run(site, spec, folder, afterwards)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        folder.write("result", result)
+        if os.getpid() != task:  # the operator has forked and returned twice; it is for the first process to say how
+            afterwards.pop_all()
+            return 1
+        try:
+            folder.write("result", result)
+        except OSError as error:
+            afterwards.pop_all()  # it will run again, and goes on from what it has saved
+            print(f"The result could not be written to {folder.path}: {error}", file=sys.stderr)
+            return NO_ROOM_FOR_RESULT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is done is done
     return 0 if result["end"] in ("ok", "skip") else 1
 
@@ -130,11 +144,28 @@ def _run_operator(site: Site, spec: GrantSpec, folder: AttemptFolder, afterwards
 
 
 def _forget_checkpoint(context: TaskContext) -> None:
-    """A task that is done goes on from nothing; that the store does not answer is no reason to do it again."""
+    """A task that is done goes on from nothing; that the store does not answer is no reason to do it again.
+
+    What is left there is read by nobody, for a rerun is another generation, and deleted when that has succeeded.
+    """
+    why = ["it did not answer in time."]
+
+    def delete() -> None:
+        try:
+            context.checkpoint_delete()
+            why.clear()
+        except (OrchestratorError, OSError) as error:
+            why[:] = [str(error)]
+
+    # In a thread, which ends with the process: a store that hangs in the kernel or in a library obeys no signal.
+    deleting = threading.Thread(target=delete, name="forget-checkpoint", daemon=True)
     try:
-        context.checkpoint_delete()
-    except OrchestratorError as error:
-        print(f"What was saved for another attempt is left in the artifact store: {error}", file=sys.stderr)
+        deleting.start()
+        deleting.join(FORGET_SECONDS)
+    except RuntimeError as error:  # the task has as many threads as it may
+        why[:] = [str(error)]
+    if why:
+        print(f"What was saved for another attempt is left in the artifact store: {why[0]}", file=sys.stderr)
 
 
 def _find(name: str, folders: Any) -> type[Operator]:

@@ -105,6 +105,15 @@ class KeptServer(ServerLink):
             self._send(known_order())
             self._is_known = True
 
+    def end_the_rest(self) -> None:
+        """Have all stopped that is to end there, told again and again: the fork server drops an order that a frozen
+        supervisor can't take. One that was told already gets no more time by it.
+
+        :raises ForkServerGone: it has just ended; then its supervisors stop all of them.
+        """
+        for attempt_id in list(self.ending):
+            self.stop(attempt_id, WORKER_LOST, None)
+
     def forget(self) -> None:
         """Let go of it, and of its incarnation."""
         self.hang_up()
@@ -167,8 +176,10 @@ class Keeper:
             if server.is_gone.is_set() and self._is_settled(server):
                 del self._kept[incarnation]
                 server.forget()
-            elif self._heard.is_heard(server.shown_by):
-                with suppress(ForkServerGone):
+                continue
+            with suppress(ForkServerGone):
+                server.end_the_rest()
+                if self._heard.is_heard(server.shown_by):
                     server.become_known()
         passed = {self._incarnation, *self._kept}
         found = [one for one in door.doors(self._folders.locks) if may_take and one not in passed]
@@ -232,11 +243,9 @@ class Keeper:
 
     def _answer_for(self, server: KeptServer) -> None:
         """Become its keeper, and have stopped what we would not answer for: nobody else will, from now on."""
-        refused = [spec.attempt_id for spec in server.greeting.kept if spec.attempt_id in server.ending]
-        with suppress(ForkServerGone):  # then its supervisors stop all of them, and we mourn it
+        with suppress(ForkServerGone):  # we mourn it
             server.keep()
-            for attempt_id in refused:
-                server.stop(attempt_id, WORKER_LOST, None)
+            server.end_the_rest()
 
     def _greet(self, incarnation: str) -> KeptServer:
         link = door.knock(self._folders.locks, incarnation)

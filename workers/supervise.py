@@ -48,6 +48,7 @@ class Supervisor:
         self._fresh_until = fresh_until if spec.exclusive else None
         self._selector = selectors.DefaultSelector()
         self._stop = ""
+        self._had_ended = False
         self._kill_at: float | None = None
         self._status: int | None = None
         self._is_childless = False
@@ -204,6 +205,7 @@ class Supervisor:
         if self._stop or self._status is not None:
             return
         self._stop = why
+        self._had_ended = self._result() is not None
         if grace <= 0:
             self._pump.note(f"Stopping: {why}; KILL now.")
             self._kill_all()
@@ -302,6 +304,8 @@ class Supervisor:
                 out_of_memory=out_of_memory,
                 usage=self._usage(),
                 local_to=self._site.local_to,
+                had_ended=self._had_ended,
+                folder=str(self._folder.path),
             )
         )
         self._group.remove()

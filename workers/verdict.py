@@ -18,6 +18,8 @@ from orchestrator.wire.strict_json import Fields, decode
 MAX_RESULT_BYTES = 768 * 1024
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_MESSAGE = 2000
+NO_ROOM_FOR_RESULT = 74
+"""Exit status of a task whose result the disk did not take; no disk is needed to say so."""
 
 CANCELLED, FENCED, PREEMPTED, TIMEOUT, OUT_OF_MEMORY, TOO_MANY_PROCESSES, WORKER_LOST, FORK_SERVER_LOST, CUT_OFF = (
     "cancelled", "fenced", "preempted", "timeout", "oom", "too_many_processes", "worker_lost", "fork_server_lost",
@@ -56,6 +58,8 @@ _STOPPED: Mapping[str, Outcome] = {
 _A_PART_WAS_KILLED = "The kernel killed a process of it for want of memory; raise memory_gb, or its worker's memory."
 _MAY_STILL_SUCCEED = frozenset({PREEMPTED, WORKER_LOST, FORK_SERVER_LOST})
 """Stops under which a task that finished within its grace counts as finished."""
+_NEVER_SUCCEEDS = frozenset({CANCELLED, FENCED})
+"""Stops of what nobody wants any more, even if it had finished before."""
 
 _UNEXPLAINED = frozenset({"exception", "exit", "killed", "signal"})
 """Failures whose cause the operator did not name by a reason of its own."""
@@ -88,6 +92,10 @@ class Ending:
     out_of_memory: OutOfMemory
     usage: Usage
     local_to: str | None
+    had_ended: bool = False
+    """There was a result before it was stopped: what was stopped was but its leave-taking."""
+    folder: str = ""
+    """Where the result was to be written."""
 
 
 def judge(ending: Ending) -> Outcome:
@@ -108,16 +116,21 @@ def never_started(message: str, reason: str = "fork_failed") -> Outcome:
 
 
 def _judge(ending: Ending, exit_code: int) -> Outcome:
-    finished = exit_code == 0 and ending.result is not None
-    if ending.stop and not (finished and ending.stop in _MAY_STILL_SUCCEED):
-        return _STOPPED[ending.stop]
-    if ending.out_of_memory is OutOfMemory.CERTAIN and not finished:
-        return _STOPPED[OUT_OF_MEMORY]
     outcome = _by_itself(ending, exit_code)
+    has_succeeded = outcome.state is AttemptState.SUCCEEDED
+    if ending.stop and not (has_succeeded and _came_in_time(ending)):
+        return _STOPPED[ending.stop]
+    if ending.out_of_memory is OutOfMemory.CERTAIN and not has_succeeded:
+        return _STOPPED[OUT_OF_MEMORY]
     if _was_out_of_memory(outcome, ending.out_of_memory):
         message = f"{_A_PART_WAS_KILLED} It ended so: {outcome.message}"
         return replace(outcome, reason=OUT_OF_MEMORY, message=message[:MAX_MESSAGE])
     return outcome
+
+
+def _came_in_time(ending: Ending) -> bool:
+    """Say whether a success counts though the task was stopped."""
+    return ending.stop in _MAY_STILL_SUCCEED or (ending.had_ended and ending.stop not in _NEVER_SUCCEEDS)
 
 
 def _was_out_of_memory(outcome: Outcome, seen: OutOfMemory) -> bool:
@@ -130,14 +143,28 @@ def _was_out_of_memory(outcome: Outcome, seen: OutOfMemory) -> bool:
 
 
 def _by_itself(ending: Ending, exit_code: int) -> Outcome:
+    told = _told(ending.result)
+    if told is not None and (exit_code >= 0 or told.state is AttemptState.SUCCEEDED):
+        return told
     if exit_code < 0:
         return Outcome(
             AttemptState.FAILED, "signal", f"Its process was killed by {_signal_name(-exit_code)}, not by us."
         )
-    if ending.result is None:
-        return Outcome(AttemptState.FAILED, "exit", f"Its process ended with status {exit_code} and left no result.")
+    if exit_code == NO_ROOM_FOR_RESULT:
+        message = (
+            f"Its worker's disk has no room for the result (or fails): it could not be written to {ending.folder}. "
+            "Make room there."
+        )
+        return Outcome(AttemptState.LOST, "disk_full", message, infrastructure=True)
+    return Outcome(AttemptState.FAILED, "exit", f"Its process ended with status {exit_code} and left no result.")
+
+
+def _told(result: bytes | None) -> Outcome | None:
+    """Return what the result file says; what is none of ours says that the task has failed."""
+    if result is None:
+        return None
     try:
-        return _from_result(decode(ending.result, MAX_RESULT_BYTES, "result file"))
+        return _from_result(decode(result, MAX_RESULT_BYTES, "result file"))
     except UnreadableMessage as error:
         return Outcome(AttemptState.FAILED, "bad_result", str(error), retryable=False)
 

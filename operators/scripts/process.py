@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.operator import Json, OperatorFailure, TaskContext
@@ -30,6 +30,10 @@ _PASSED = frozenset(
 
 _LONGEST_VALUE = 32 * 1024
 """Longer values are only in the input file: Linux refuses a process whose one variable exceeds 128 KiB."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_MACHINE = Path("/proc/vmstat")
 
 
 def command(script_type: str, script: Path) -> list[str]:
@@ -77,7 +81,7 @@ def environment(context: TaskContext, values: Mapping[str, Json], files: Mapping
     scratch = context.workdir / "tmp"
     scratch.mkdir(exist_ok=True)
     passed["PATH"] = f"{folder}{os.pathsep}{passed.get('PATH', os.defpath)}"
-    passed |= {"HOME": str(context.workdir), "TMPDIR": str(scratch), "LANG": passed.get("LANG", "C.UTF-8")}
+    passed |= {"HOME": str(context.workdir), "TMPDIR": _short(scratch), "LANG": passed.get("LANG", "C.UTF-8")}
     if context.registry_url:
         passed["MODEL_REGISTRY_URL"] = context.registry_url
     own = {
@@ -86,6 +90,16 @@ def environment(context: TaskContext, values: Mapping[str, Json], files: Mapping
         "CPU": f"{context.cpu:g}", "MEMORY_BYTES": str(context.memory_bytes), **_parameters(values), **files,
     }  # fmt: skip
     return passed | {PREFIX + name: value for name, value in own.items()}
+
+
+def _short(scratch: Path) -> str:
+    """Return the path by which the worker names this folder: sockets are bound below it, and of a path the kernel takes
+    107 bytes, however deep ``DATA_DIR`` lies."""
+    given = os.environ.get("TMPDIR", "")
+    try:
+        return given if scratch.samefile(given) else str(scratch)
+    except OSError:
+        return str(scratch)
 
 
 def variable_name(text: str) -> str:
@@ -117,12 +131,32 @@ def run_process(arguments: Sequence[str], env: Mapping[str, str], folder: Path) 
 
 
 def memory_kills() -> int:
-    """Return how often the kernel has killed a process of this machine for memory, those of containers included."""
+    """Return how often the kernel has killed a process for memory: of our own cgroup, which is the attempt's or that of
+    its container, for a neighbour's death says nothing of ours; of the machine, where no cgroup counts."""
+    counts = (_oom_kills(file) for file in (*_own_counters(), _MACHINE))
+    return next((count for count in counts if count is not None), 0)
+
+
+def _own_counters() -> Iterator[Path]:
+    """Yield the files in which our cgroup may count, of both versions; a container may see its own as the root."""
     try:
-        words = Path("/proc/vmstat").read_text().split()
+        lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
-        return 0
-    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        inside = path.lstrip("/")
+        if not controllers:
+            yield from (_CGROUPS / place / "memory.events" for place in (inside, "unified/" + inside, "."))
+        elif "memory" in controllers.split(","):
+            yield from (_CGROUPS / "memory" / place / "memory.oom_control" for place in (inside, "."))
+
+
+def _oom_kills(file: Path) -> int | None:
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return None
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else None
 
 
 def signal_name(number: int) -> str:

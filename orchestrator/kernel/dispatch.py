@@ -111,10 +111,9 @@ def _shunned(kernel: Kernel, node: TaskNode, listeners: Iterable[WorkerRecord]) 
     """
     avoided = kernel.workers.get(node.avoid)
     away_from = frozenset({node.avoid} if avoided is not None and avoided.state is WorkerState.ONLINE else ())
-    if node.losses:
-        hosts = {one.host_id for one in kernel.attempts.values() if kernel.tasks[one.task_run_id].losses}
-        if beside := frozenset(worker.id for worker in listeners if worker.host_id in hosts):
-            yield away_from | beside
+    beside = {worker.id for worker in listeners if worker.host_id in kernel.relapses.hosts} if node.losses else set()
+    if beside:
+        yield away_from | beside
     if away_from:
         yield away_from
 

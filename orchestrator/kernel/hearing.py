@@ -24,8 +24,8 @@ def trusted_again(trusted_from: float, deaf_from: float, now: float, lease: floa
 
 @dataclass(frozen=True, slots=True)
 class Hearing:
-    """What outlives a rebuild of the memory within a term: rebuilds never begin a lease anew, and timers go on by our
-    own clock, whatever that of the database says meanwhile (I14)."""
+    """What outlives a rebuild of the memory within a term: rebuilds never begin a lease anew nor end a hold, and timers
+    go on by our own clock, whatever that of the database says meanwhile (I14)."""
 
     trusted_from: float
     heard_at: Mapping[str, float] = field(default_factory=dict)
@@ -34,6 +34,12 @@ class Hearing:
     """Of running attempts."""
     retries: Mapping[str, float] = field(default_factory=dict)
     """Of task runs that wait for one."""
+    drains: Mapping[str, float] = field(default_factory=dict)
+    """When each worker that drains by command is to preempt what it still runs."""
+    buried_at: Mapping[str, float] = field(default_factory=dict)
+    """When the incarnation of each zombie was first seen not to show it."""
+    breaker_until: float | None = None
+    """While mass expiry is held."""
 
     @classmethod
     def of(cls, kernel: Kernel) -> Hearing:
@@ -43,15 +49,27 @@ class Hearing:
             {worker.id: worker.seen_at for worker in kernel.workers.values()},
             {id_: attempt.deadline for id_, attempt in kernel.attempts.items() if attempt.deadline is not None},
             {id_: node.retry_at for id_, node in kernel.tasks.items() if node.retry_at is not None},
+            drains={
+                worker.id: worker.drain_until for worker in kernel.workers.values() if worker.drain_until is not None
+            },
+            buried_at=dict(kernel.buried_at),
+            breaker_until=kernel.breaker_until,
         )
 
     def hand_to(self, kernel: Kernel, deaf_from: float, now: float) -> None:
         """Let a memory that was just loaded go on counting, after a time in which nobody could be heard."""
         kernel.trusted_from = trusted_again(self.trusted_from, deaf_from, now, kernel.settings.lease)
+        kernel.breaker_until = self.breaker_until
         for worker_id, heard_at in self.heard_at.items():
             worker = kernel.workers.get(worker_id)
             if worker is not None and worker.state not in WORKER_ENDED:
                 kernel.admit(replace(worker, seen_at=min(worker.seen_at, heard_at)))
+        for worker_id, until in self.drains.items():
+            worker = kernel.workers.get(worker_id)
+            if worker is not None and worker.drain_until is not None:
+                kernel.admit(replace(worker, drain_until=until))
+        # What the rows call no zombie was buried by nobody: that transaction has failed.
+        kernel.buried_at = {id_: at for id_, at in self.buried_at.items() if id_ in kernel.ledger.zombies}
         for task_run_id, retry_at in self.retries.items():
             node = kernel.tasks.get(task_run_id)
             if node is not None and node.state is TaskState.RETRY_WAIT:

@@ -25,8 +25,9 @@ def see(changes: Changes, heartbeat: Heartbeat) -> None:
     known = changes.kernel.workers.get(heartbeat.worker_id)
     if known is not None and heartbeat.seq <= known.seq:
         if known.devices is None and heartbeat.seq == known.seq and known.state not in WORKER_ENDED:
-            # Read again by a new leader: no sign of life, but the rows do not tell its GPUs.
-            changes.kernel.admit(replace(known, devices=_devices(heartbeat)))
+            # Read again by a new leader: no sign of life, but the rows do not tell its GPUs, nor its own ceilings.
+            says = heartbeat.capacity
+            changes.kernel.admit(replace(known, devices=_devices(heartbeat), cpu=says.cpu, memory=says.memory))
             changes.kernel.waiting_lines.unblock()
         return
     if not accept_boot(changes, heartbeat):
@@ -60,6 +61,8 @@ def _admit(changes: Changes, heartbeat: Heartbeat, known: WorkerRecord | None) -
         draining=known.draining if known else False,
         drain_until=known.drain_until if known else None,
         devices=_devices(heartbeat),
+        cpu=heartbeat.capacity.cpu,
+        memory=heartbeat.capacity.memory,
     )
     host = kernel.ledger.hosts.get(heartbeat.host_id)
     capacity = _capacity_of_host(changes, heartbeat)
@@ -92,22 +95,29 @@ def _offers_of(worker: WorkerRecord) -> tuple[object, ...]:
 
 
 def _capacity_of_host(changes: Changes, heartbeat: Heartbeat) -> Capacity:
-    """Return what the worker says of its host, with the GPUs that only its neighbours there may use."""
-    host = changes.kernel.ledger.hosts.get(heartbeat.host_id)
-    mine = {device.uuid: device for device in heartbeat.capacity.gpus}
-    known = {device.uuid: device for device in host.capacity.gpus} if host else {}
-    if known.keys() <= mine.keys():
-        return heartbeat.capacity
-    offered = set(mine)
+    """Return what the worker says of its host, with the GPUs that only its neighbours there may use, and the most cores
+    and memory that one of them says: each may be set to ceilings of its own, and what it says counts until it ends."""
+    host, mine = changes.kernel.ledger.hosts.get(heartbeat.host_id), heartbeat.capacity
+    if host is None or _covers(mine, host.capacity):
+        return mine
+    known = {device.uuid: device for device in host.capacity.gpus}
+    merged = known | {device.uuid: device for device in mine.gpus}
+    cpu, memory, offered = mine.cpu, mine.memory, {device.uuid for device in mine.gpus}
     for worker in changes.kernel.workers.values():
-        if (
-            worker.host_id == heartbeat.host_id
-            and worker.id != heartbeat.worker_id
-            and worker.state not in WORKER_ENDED
-        ):
-            offered |= known.keys() if worker.devices is None else worker.devices
-    merged = {**known, **mine}
-    return replace(heartbeat.capacity, gpus=tuple(merged[uuid] for uuid in merged if uuid in offered))
+        if worker.host_id != heartbeat.host_id or worker.id == heartbeat.worker_id or worker.state in WORKER_ENDED:
+            continue
+        # One that a new leader has not heard yet may offer all of what the rows tell.
+        unheard = worker.devices is None
+        cpu = max(cpu, host.capacity.cpu if unheard else worker.cpu)
+        memory = max(memory, host.capacity.memory if unheard else worker.memory)
+        offered |= known.keys() if worker.devices is None else worker.devices
+    return Capacity(cpu, memory, tuple(merged[uuid] for uuid in merged if uuid in offered))
+
+
+def _covers(mine: Capacity, known: Capacity) -> bool:
+    """Say whether the worker offers all that is known of its host, so that its neighbours need not be asked."""
+    cpu, memory, devices = _sizes(known)
+    return cpu <= mine.cpu and memory <= mine.memory and devices <= {device.uuid for device in mine.gpus}
 
 
 def _adopt_lost_grants(changes: Changes, heartbeat: Heartbeat, worker: WorkerRecord) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.relapses import Relapses
 from orchestrator.kernel.scopes import populate, recount
 from orchestrator.kernel.settings import Desired, KernelSettings, Snapshot
 from orchestrator.kernel.shape import Shape
@@ -54,6 +55,7 @@ class Kernel:
         """Worker → running attempts that it answers for: granted to it, or adopted by it."""
         self.orphans: dict[str, None] = {}
         """Running attempts that nobody answers for until another worker of their host adopts them, the oldest first."""
+        self.relapses = Relapses()
         self.unreadable: dict[str, str] = {}
         """Runs under way whose plan can't be read here, and why; another scheduler has to see to them."""
         self.left_alone: frozenset[str] = frozenset()
@@ -70,12 +72,13 @@ class Kernel:
         """Graces that a cancel asked for, where they differ from the task's own."""
         self.leaving: dict[str, int] = {}
         """Workers that have preempted something, and how many more of their heartbeats may be older than that."""
-        self.buried_at: dict[str, float] = {}
-        """When the incarnation of a zombie was first seen not to show it."""
         self.unsettled: list[TaskNode] = []
         """Tasks one of whose upstreams has ended; looked at before ``decide`` returns."""
         self.finishing: dict[str, RunNode] = {}
         """Runs that may be over; looked at before ``decide`` returns."""
+        self._begin_to_hear(now)
+
+    def _begin_to_hear(self, now: float) -> None:
         self.trusted_from = now
         """Silence is counted from here at the earliest: when we began to lead, or Redis came back (DESIGN §4)."""
         self.hints_from = now - 1e9
@@ -85,6 +88,8 @@ class Kernel:
         """Since when it was, the last time."""
         self.breaker_until: float | None = None
         """While mass expiry is held: when the next few workers may be given up."""
+        self.buried_at: dict[str, float] = {}
+        """When the incarnation of a zombie was first seen not to show it."""
 
     def load(self, snapshot: Snapshot, now: float) -> None:
         """Build the index from the rows; ``ReconcileDue`` must be the next event."""
@@ -170,6 +175,8 @@ class Kernel:
         if attempt.state in ATTEMPT_TERMINAL:
             self._forget_attempt(attempt, reason)
             return
+        if (task := self.tasks.get(attempt.task_run_id)) is not None:
+            self.relapses.note(attempt, task.losses)
         self.attempts[attempt.id] = attempt
         if attempt.state is AttemptState.DISPATCHED:
             if before is None or before.hinted_at != attempt.hinted_at:
@@ -192,6 +199,7 @@ class Kernel:
 
     def _forget_attempt(self, attempt: AttemptRecord, reason: str) -> None:
         self.attempts.pop(attempt.id, None)
+        self.relapses.drop(attempt.id)
         self.unclaimed.pop(attempt.id, None)
         self.cancel_grace.pop(attempt.id, None)
         self._drop_grant(attempt)

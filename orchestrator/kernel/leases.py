@@ -66,14 +66,15 @@ def _admitted_by_breaker(
     If more than half are silent when the first expires (three incarnations at least, or more than 100 attempts; on
     more than one host, for one host does die at once), the fault is more likely ours than theirs: hold one more lease,
     then give up a tenth per lease until nobody is silent any more, though they are soon fewer than half. The silent are
-    counted, not the expired: heartbeats are spread over an interval, so that leases never end at one moment.
+    counted, not the expired: heartbeats are spread over an interval, so that leases never end at one moment. And an
+    absence of Redis ends nothing: after it nobody counts as silent for a while, but they have not spoken either.
     """
     kernel = changes.kernel
     attempts = sum(len(kernel.grants.get(worker.id, ())) for worker in silent)
     are_many = len(silent) >= 3 or attempts > 100
     is_one_host = len({worker.host_id for worker in silent}) < 2
     is_mass = bool(expired) and len(silent) > SHARE_AT_ONCE * live and are_many and not is_one_host
-    if not kernel.settings.breaker or not silent:
+    if not kernel.settings.breaker or not (silent or _are_some_unheard(changes)):
         kernel.breaker_until = None
         return expired
     if kernel.breaker_until is None:
@@ -88,6 +89,15 @@ def _admitted_by_breaker(
     if expired:
         kernel.breaker_until = changes.now + kernel.settings.lease
     return sorted(expired, key=lambda worker: (worker.seen_at, worker.id))[: max(1, math.floor(live * SHARE_PER_LEASE))]
+
+
+def _are_some_unheard(changes: Changes) -> bool:
+    """Say whether a hold goes on because some have not spoken for half a lease, whatever of it we could have heard."""
+    kernel = changes.kernel
+    if kernel.breaker_until is None:
+        return False
+    since = changes.now - kernel.settings.lease / 2
+    return any(worker.seen_at < since for worker in kernel.workers.values() if worker.state not in WORKER_ENDED)
 
 
 def fire_timers(changes: Changes, unread_for: float = 0.0) -> None:

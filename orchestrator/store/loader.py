@@ -75,7 +75,12 @@ _LIVE_ATTEMPTS = text(
 _RESERVATIONS = text(
     "SELECT attempt_id, host_id, worker_id, cpu, memory, gpus, gpu_memory, devices, zombie FROM reservations"
 )
-_HOSTS = text("SELECT id, boot_id, cpu, memory, gpus FROM hosts")
+_HOSTS = text(
+    "SELECT id, boot_id, cpu, memory, gpus FROM hosts h WHERE id IN (SELECT host_id FROM reservations) OR EXISTS "
+    "(SELECT FROM workers w WHERE w.host_id = h.id AND (w.state NOT IN ('lost', 'drained') "
+    "OR w.ended_at > clock_timestamp() - interval '10 minutes' OR w.id IN (SELECT worker_id FROM reservations)))"
+    # Where every pod is a host of its own their rows are many.
+)
 _WORKERS = text(
     "SELECT w.id, w.host_id, w.boot_id, w.state, w.queues, w.slots, w.labels, w.store_scope, w.heartbeat_seq, "
     "h.hostname, w.name, w.version, w.draining, "

@@ -37,9 +37,12 @@ class Crowd:
     pipeline: str
     answers: list[Answer] = field(default_factory=list)
 
-    def ask(self, keys: Iterable[str], connections: int) -> None:
-        """Ask until each key has its run."""
-        asyncio.run(self._ask(deque(keys), connections))
+    def ask(self, keys: Iterable[str], connections: int, seconds: float) -> None:
+        """Ask until each key has its run.
+
+        :raises TimeoutError: not all had one after so many seconds.
+        """
+        asyncio.run(asyncio.wait_for(self._ask(deque(keys), connections), seconds))
 
     @property
     def statuses(self) -> Counter[int]:

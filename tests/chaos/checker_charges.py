@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-from orchestrator.states import ATTEMPT_TERMINAL
+from tests.chaos.checker_specification import ATTEMPT_ENDED
 from tests.chaos.checker_world import AttemptLife, Charge, Violation, World, charge_of
 from tests.chaos.history import Event
 
@@ -44,7 +44,7 @@ class ChargeWatch:
                     self._charged.setdefault(event.txn, set()).add(charge.host)
             elif event.after == "dispatched":
                 yield Violation("I13", subject, f"Event {event.id} does not tell what it is charged where.")
-            if event.detail.get("held") and event.after not in ATTEMPT_TERMINAL:
+            if event.detail.get("held") and event.after not in ATTEMPT_ENDED:
                 yield Violation("I13", subject, f"It is held after its end, but event {event.id} ends nothing.")
         elif event.entity == "reservation":
             life = world.attempts.get(event.entity_id)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from orchestrator.retry import UNCHARGED
-from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL
+from tests.chaos.checker_specification import ATTEMPT_ENDED, TASK_ENDED, charge_of
 from tests.chaos.checker_world import Violation, World
 from tests.chaos.history import Event
 
 Key = tuple[str, int]
 """Task run and generation."""
-
-OWN_FAULTS = frozenset({"failed", "timed_out", "lost", "cancelled"})
 
 
 class LossWatch:
@@ -29,7 +26,7 @@ class LossWatch:
 
     def see(self, event: Event, world: World) -> Iterator[Violation]:
         """Judge one event on the world before it."""
-        if event.entity == "attempt" and event.after in ATTEMPT_TERMINAL:
+        if event.entity == "attempt" and event.after in ATTEMPT_ENDED:
             yield from self._see_end(event, world)
         elif event.entity == "task_run":
             yield from self._see_task(event, world)
@@ -38,11 +35,9 @@ class LossWatch:
         life = world.attempts.get(event.entity_id)
         if life is None or world.tasks.get(life.task_run_id) == "cancelling":
             return  # a cancel is charged to nobody
-        key = (life.task_run_id, life.generation)
-        if not is_infrastructure(event):
-            self._failures[key] += event.after in OWN_FAULTS
-            return
-        if event.reason in UNCHARGED:
+        key, charge = (life.task_run_id, life.generation), charge_of(event)
+        self._failures[key] += charge == "failure"
+        if charge != "loss":
             return
         self._losses[key] += 1
         if self._losses[key] > self._most:
@@ -55,7 +50,7 @@ class LossWatch:
         told = f"{losses} tries were lost to infrastructure, and it became {event.after} ({event.reason})"
         if is_poison and losses != self._most:
             yield Violation("I12", f"task run {event.entity_id}", f"{told}; poison is {self._most}.")
-        if not is_poison and losses >= self._most and event.before not in TASK_TERMINAL and event.after != "cancelled":
+        if not is_poison and losses >= self._most and event.before not in TASK_ENDED and event.after != "cancelled":
             yield Violation("I12", f"task run {event.entity_id}", f"{told}; {self._most} make it poison.")
 
     def end(self, world: World) -> Iterator[Violation]:
@@ -69,10 +64,3 @@ class LossWatch:
                 if row != counted:
                     sentence = f"Its row has {row} {what}; the audit has {counted}."
                     yield Violation("I12", f"task run {task.id}", sentence)
-
-
-def is_infrastructure(event: Event) -> bool:
-    """Say whether an attempt ended for a cause of ours or the host's. One that asked for too little memory did not."""
-    if event.after in ("succeeded", "expired") or event.reason == "oom":
-        return False
-    return event.after in ("lost", "cancelled", "preempted") or bool(event.detail.get("infrastructure"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.states import TASK_TERMINAL, TaskState
+from orchestrator.states import TaskState
+from tests.chaos.checker_specification import TASK_ENDED
 from tests.chaos.checker_world import Violation, World
 from tests.chaos.history import Event
 from tests.unit.rule_oracle import runs_when
@@ -67,7 +68,7 @@ def check_rule(event: Event, world: World) -> Iterator[Violation]:
             yield Violation("I3", f"attempt {event.entity_id}", f"The plan of run {run_id} has no task {name!r}.")
         return
     states = {up: TaskState(world.task_state(run_id, up)) for up in planned.upstream}
-    ended = [state if state in TASK_TERMINAL else None for state in states.values()]
+    ended = [state if state in TASK_ENDED else None for state in states.values()]
     seen = ", ".join(f"{up} {state}" for up, state in states.items()) or "none"
     subject = f"task {name} of run {run_id}"
     if _starts(event):

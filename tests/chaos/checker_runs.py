@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL
+from tests.chaos.checker_specification import RUN_ENDED, TASK_ENDED
 from tests.chaos.checker_world import Violation, World
 from tests.chaos.history import RunRow, TaskRow
 from tests.chaos.ledger import Accepted
@@ -43,7 +43,7 @@ def check_progress(world: World, quiescent: bool) -> Iterator[Violation]:
     for task in world.history.tasks.values():
         by_run.setdefault(task.run_id, []).append(task)
     for run in world.history.runs.values():
-        if run.state in RUN_TERMINAL:
+        if run.state in RUN_ENDED:
             yield from _open_in_ended(run, by_run.get(run.id, []))
         elif quiescent:
             open_tasks = [f"{task.name} {task.state}" for task in by_run.get(run.id, []) if _is_open(task)]
@@ -54,7 +54,7 @@ def check_progress(world: World, quiescent: bool) -> Iterator[Violation]:
 
 
 def _is_open(task: TaskRow) -> bool:
-    return task.state not in TASK_TERMINAL
+    return task.state not in TASK_ENDED
 
 
 def _open_in_ended(run: RunRow, tasks: list[TaskRow]) -> Iterator[Violation]:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from orchestrator.states import ATTEMPT_TERMINAL, REOPENINGS, TRANSITIONS, Entity
+from tests.chaos.checker_specification import ATTEMPT_ENDED, FIRST_STATES, is_allowed
 from tests.chaos.checker_world import Violation, World
 from tests.chaos.history import Event
-
-FIRST_STATES: Mapping[str, frozenset[str]] = {
-    "run": frozenset({"queued", "scheduled"}),
-    "attempt": frozenset({"dispatched"}),
-    "worker": frozenset({"online", "draining"}),
-    "host": frozenset({"resized"}),
-}
-"""In which states things first appear; a task run begins as a row, ``pending``."""
 
 
 def check_transition(event: Event, world: World) -> Iterator[Violation]:
@@ -24,28 +16,14 @@ def check_transition(event: Event, world: World) -> Iterator[Violation]:
     known = world.state_of(event)
     if event.before != known:
         yield Violation("I1", subject, f"It was {known}, but {told}.")
-    if event.entity == "attempt" and known in ATTEMPT_TERMINAL:
+    if event.entity == "attempt" and known in ATTEMPT_ENDED:
         yield Violation("I1", subject, f"It had ended as {known}, and an end is final, but {told}.")
-    elif not _is_allowed(event):
-        yield Violation("I1", subject, f"The table allows no such transition: {told}.")
+    elif not is_allowed(event):
+        yield Violation("I1", subject, f"The architecture allows no such transition: {told}.")
     if event.entity == "attempt" and event.entity_id in world.attempts:
         token = world.attempts[event.entity_id].token
         if event.token != token:
             yield Violation("I1", subject, f"Its token is {token}, but event {event.id} bears {event.token}.")
-
-
-def _is_allowed(event: Event) -> bool:
-    if event.before is None:
-        return event.after in FIRST_STATES.get(event.entity, ())
-    if event.entity == "reservation":
-        return (event.before, event.after) == ("held", "released")
-    if event.before == event.after:
-        return event.entity == "attempt" and event.cause == "moved"
-    entity = Entity(event.entity)
-    if any(before == event.before and event.after in after for before, after in TRANSITIONS[entity].items()):
-        return True
-    left, entered = REOPENINGS.get(entity, (frozenset(), None))
-    return event.before in left and event.after == entered and event.cause == "rerun"
 
 
 def check_success(event: Event, world: World) -> Iterator[Violation]:

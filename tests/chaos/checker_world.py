@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.states import ATTEMPT_TERMINAL, RUN_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState
+from tests.chaos.checker_specification import ATTEMPT_ENDED, RUN_ENDED, TASK_ENDED
 from tests.chaos.history import Event, History
 
 LIVE = frozenset({"dispatched", "running"})
@@ -51,13 +51,17 @@ class AttemptLife:
     state: str
     dispatched_by: int
     """Id of the event."""
-    was_granted: bool = False
+    granted_at: float | None = None
     ended_at: float | None = None
     charge: Charge | None = None
     is_held: bool = False
     """It has ended, but what it holds stays charged: its tree may live."""
     was_held: bool = False
     released_at: float | None = None
+
+    @property
+    def was_granted(self) -> bool:
+        return self.granted_at is not None
 
 
 @dataclass(slots=True)
@@ -123,10 +127,10 @@ class World:
         """Make true what the event says, right or wrong."""
         match event.entity:
             case "run":
-                self._reopen(event, RUN_TERMINAL)
+                self._reopen(event, RUN_ENDED)
                 self.runs[event.entity_id] = event.after
             case "task_run":
-                self._reopen(event, TASK_TERMINAL)
+                self._reopen(event, TASK_ENDED)
                 self.tasks[event.entity_id] = event.after
             case "attempt":
                 self._apply_to_attempt(event)
@@ -142,7 +146,7 @@ class World:
                 if life is not None:
                     life.charge, life.is_held, life.released_at = None, False, event.at
 
-    def _reopen(self, event: Event, terminal: frozenset[RunState] | frozenset[TaskState]) -> None:
+    def _reopen(self, event: Event, terminal: frozenset[str]) -> None:
         if event.before in terminal and event.after not in terminal:
             self.generations[event.entity_id] = self.generation_of(event.entity_id) + 1
 
@@ -165,9 +169,9 @@ class World:
         life.state = event.after
         if "host" in event.detail:
             life.charge = charge_of(event.detail)
-        if event.after == AttemptState.RUNNING:
-            life.was_granted = True
-        elif event.after in ATTEMPT_TERMINAL:
+        if event.after == "running":
+            life.granted_at = event.at
+        elif event.after in ATTEMPT_ENDED:
             life.ended_at = event.at
             life.is_held = life.was_held = bool(event.detail.get("held"))
             if not life.is_held:

@@ -34,11 +34,12 @@ def _seed(config: pytest.Config) -> int:
     return int(config.option.seed)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bound every scenario in time, unless it says how long it may take."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bound every scenario in time, unless it says how long it may take, or its module does by ``time_limit``."""
     for item in items:
         if item.get_closest_marker("chaos") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(SECONDS))
+            limit = getattr(getattr(item, "module", None), "time_limit", None)
+            item.add_marker(pytest.mark.timeout(limit(config) if limit else SECONDS))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -38,6 +38,29 @@ def a_transition_is_not_allowed(story: Story) -> None:
     story.tell("run", "r1", "success", "running", run_id="r1", cause="resume")
 
 
+def a_success_of_what_never_ran(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    story.move_task("r6", "a", "success", cause="upstream")
+    story.settle("r6")
+
+
+def a_loss_of_what_was_never_granted(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.end_attempt(attempt, "lost", reason="never_started")
+    story.move_task("r6", "a", "ready", reason="never_started", attempt_id=None)
+    story.run_task("r6", "a")
+
+
+def a_second_try_that_did_not_wait_in_line(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.grant(attempt)
+    story.end_attempt(attempt, "preempted", reason="preempted")
+    story.move_task("r6", "a", "retry_wait", attempt_id=None)
+    story.run_task("r6", "a")
+
+
 def a_reopening_that_nobody_asked_for(story: Story) -> History:
     return changed(story, next(e for e in story.events if e.cause == "rerun"), cause="reconcile")
 
@@ -172,6 +195,9 @@ PLANTED_STATES: dict[str, list[Plant]] = {
         an_attempts_row_is_gone,
         a_transition_is_missing,
         a_transition_is_not_allowed,
+        a_success_of_what_never_ran,
+        a_loss_of_what_was_never_granted,
+        a_second_try_that_did_not_wait_in_line,
         a_reopening_that_nobody_asked_for,
         a_success_of_an_attempt_that_was_lost,
         a_success_without_attempt,

@@ -107,6 +107,41 @@ def a_preemption_that_was_charged(story: Story) -> History:
     return changed(story, of(story, "r2.poison#1", "preempted"), after="lost", reason="worker_lost")
 
 
+def a_loss_that_a_word_excuses(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.grant(attempt)
+    story.end_attempt(attempt, "failed", reason="worker_left", infrastructure=True)
+    story.move_task("r6", "a", "ready", reason="worker_left", attempt_id=None)
+    story.run_task("r6", "a")
+
+
+def a_start_that_failed_and_was_charged(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.grant(attempt)
+    story.lose(attempt, held=False, reason="fork_failed")
+    story.run_task("r6", "a")
+
+
+def a_lack_of_memory_that_was_charged_as_a_loss(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.grant(attempt)
+    story.end_attempt(attempt, "failed", reason="oom", infrastructure=True)
+    story.move_task("r6", "a", "ready", reason="oom", losses=1, attempt_id=None)
+    story.run_task("r6", "a")
+
+
+def a_time_out_that_nobody_was_charged_for(story: Story) -> None:
+    story.submit("r6", [task("a")])
+    attempt = story.dispatch("r6", "a")
+    story.grant(attempt)
+    story.end_attempt(attempt, "timed_out", reason="timeout")
+    story.move_task("r6", "a", "ready", reason="timeout", attempt_id=None)
+    story.run_task("r6", "a")
+
+
 def poison_after_two_losses(story: Story) -> History:
     return changed(story, of(story, "r2.poison#4", "lost"), reason="never_started")
 
@@ -210,6 +245,10 @@ PLANTED_WORK: dict[str, list[Plant]] = {
         a_fourth_try_after_three_losses,
         a_loss_that_was_not_charged,
         a_preemption_that_was_charged,
+        a_loss_that_a_word_excuses,
+        a_start_that_failed_and_was_charged,
+        a_lack_of_memory_that_was_charged_as_a_loss,
+        a_time_out_that_nobody_was_charged_for,
         poison_after_two_losses,
     ],
     "I13": [

@@ -31,6 +31,7 @@ from tests.chaos.load import cancel, pipeline, start_run, task
 from tests.chaos.parts import site_processes
 from tests.chaos.servers import make_template
 from tests.chaos.site import ChaosSite
+from tests.chaos.witness import asking, dispatched_after, epoch, list_runs, moment
 
 AS_SHIPPED: dict[str, Any] = {
     "HEARTBEAT_INTERVAL_SECONDS": "5",
@@ -208,7 +209,51 @@ def away_postgres(site: ChaosSite, repeats: int) -> list[Figure]:
         answers.append(reply.seconds)
     site.postgres.start()
     impatient.close()
-    return [figure("PostgreSQL away", "the API says 503", 3.0, answers)]
+    return [figure("PostgreSQL away, refusing connections", "the API says 503", 3.0, answers)]
+
+
+def half_open_api(site: ChaosSite, repeats: int) -> list[Figure]:
+    """An API's link to PostgreSQL swallows all bytes while TCP stays up; a user asks until it says 503 at once (I8).
+
+    Each fault is felt by connections that are in use and by new ones: the slowest answer of each counts.
+    """
+    link = site.proxies["api-1→postgres"]
+    answers = []
+    for _ in range(repeats):
+        link.swallow()
+        with asking(site, "api-1", list_runs, pause=0.05) as asker:
+            site.wait_until(lambda asker=asker: len(asker.replies) >= 4, "four answers")  # type: ignore[misc]
+        assert link.swallowed, "nothing of the API came this way"
+        assert set(asker.statuses) == {503}, f"with its link half open the API said {asker.statuses}"
+        answers.append(max(reply.seconds for reply in asker.replies))
+        link.pass_on()
+        with asking(site, "api-1", list_runs, pause=0.05) as asker:
+            site.wait_until(lambda asker=asker: asker.statuses[200], "the API works again")  # type: ignore[misc]
+    return [figure("API's link to PostgreSQL half open", "the API says 503", 3.0, answers)]
+
+
+def half_open_leader(site: ChaosSite, repeats: int) -> list[Figure]:
+    """The leader's link to a store swallows all bytes while TCP stays up; a run is posted at that moment (I8, I9)."""
+    _save(site, "short", task("t", seconds=0.1))
+    figures = []
+    for store, name in (("postgres", "PostgreSQL"), ("redis", "Redis")):
+        dispatched = []
+        for _ in range(repeats):
+            link = site.proxies[f"{site.wait_for_leader(seconds=30)}→{store}"]
+            since, before = moment(site), epoch(site)
+            link.swallow()
+            run = start_run(site, "short")
+            site.wait_until(
+                lambda since=since, before=before: dispatched_after(site, since, before),  # type: ignore[misc]
+                "another one dispatches",
+                60,
+            )
+            dispatched.append(dispatched_after(site, since, before) or 0.0)
+            assert link.swallowed, "nothing of the leader came this way"
+            link.pass_on()
+            site.finish(run)
+        figures.append(figure(f"leader's link to {name} half open", "another one dispatches", 15.0, dispatched))
+    return figures
 
 
 def cancelled(site: ChaosSite, repeats: int) -> list[Figure]:
@@ -239,6 +284,8 @@ MEASURES: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "flushed-redis": (flushed_redis, HOSTS[:2]),
     "restarted-postgres": (restarted_postgres, HOSTS[:2]),
     "away-postgres": (away_postgres, HOSTS[:1]),
+    "half-open-api": (half_open_api, HOSTS[:1]),
+    "half-open-leader": (half_open_leader, HOSTS[:2]),
     "cancel": (cancelled, HOSTS[:2]),
 }
 """Name → what measures it, and the hosts it needs."""

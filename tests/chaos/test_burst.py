@@ -1,4 +1,4 @@
-"""A thousand runs at once (``--burst=10000``: ten thousand): every answer comes in time, all of them end (I15)."""
+"""A thousand runs at once (``make chaos``: ten thousand): answers come in time, and all of them end (I15)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,27 @@ from tests.chaos.load import assert_contract, definitions_saved, pipeline, task,
 from tests.chaos.site import ChaosSite
 from tests.chaos.witness import assert_no_attempt_ran_twice, seconds_since
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.chaos
 
 CONNECTIONS = 500
 PROMPT = 2.0
-"""Seconds in which every answer comes (I15)."""
+"""Seconds in which ``SHARE`` of the answers come (I15)."""
+SHARE = 0.99
 MOST_MEMORY = 512 * 2**20
 MOST_REDIS = 64 * 2**20
-TASKS_PER_SECOND = 5.0
-"""What even a busy machine does; in that time all accepted runs must have ended."""
+ACCEPTED_PER_SECOND = 10.0
+ENDED_PER_SECOND = 5.0
+"""Less than what two cores do that others keep busy too (19 to 33, and 11 to 14 were measured). It bounds how long the
+runs may take to be accepted, and then to end."""
+JUDGED_PER_SECOND = 20.0
+REST = 60.0
+"""Seconds of each of these parts that do not grow with the number: start and end of the site among them."""
+
+
+def time_limit(config: pytest.Config) -> float:
+    """Return the seconds that the scenario may take, which grow with the runs that are asked for."""
+    count = int(config.getoption("--burst"))
+    return 3 * REST + sum(count / each for each in (ACCEPTED_PER_SECOND, ENDED_PER_SECOND, JUDGED_PER_SECOND))
 
 
 def test_runs_asked_for_all_at_once_are_answered_in_time_and_all_end(
@@ -39,11 +51,12 @@ def test_runs_asked_for_all_at_once_are_answered_in_time_and_all_end(
         keys = [f"{number}-{dice.getrandbits(64):x}" for number in range(count)]
         with _measured(site) as most:
             began = time.monotonic()
-            crowd.ask(keys, min(count, CONNECTIONS))
+            crowd.ask(keys, min(count, CONNECTIONS), REST + count / ACCEPTED_PER_SECOND)
             asked = seconds_since(began)
             _remember(site, crowd)
             site.note(f"{count} runs accepted in {asked:.1f} s, answers {crowd.statuses}")
-            wait_until_quiet(site, 60.0 + count / TASKS_PER_SECOND)
+            _wait_until_ended(site, REST + count / ENDED_PER_SECOND)
+            wait_until_quiet(site)
             took = seconds_since(began)
         print(
             f"{count} runs over {min(count, CONNECTIONS)} connections: accepted in {asked:.1f} s, ended in {took:.1f} s"
@@ -54,13 +67,23 @@ def test_runs_asked_for_all_at_once_are_answered_in_time_and_all_end(
         )
         print(f"at most: {', '.join(f'{name} {size >> 20} MiB' for name, size in sorted(most.items()))}")
         assert set(crowd.statuses) <= {200, 201, 429, 503}, crowd.statuses
-        assert crowd.slowest(0.99) < PROMPT
+        assert crowd.slowest(SHARE) < PROMPT
         assert most.pop("redis data") < MOST_REDIS
         assert max(most.values()) < MOST_MEMORY, most
         assert not any(site.processes.restarts().values()), site.processes.restarts()
         assert site.postgres.query("SELECT state, count(*) FROM runs GROUP BY state") == [("success", count)]
         assert_no_attempt_ran_twice(site)
         assert_contract(site)
+
+
+def _wait_until_ended(site: ChaosSite, seconds: float) -> None:
+    """Wait by one number, seldom: to look at each of ten thousand runs would be part of the load."""
+    deadline = time.monotonic() + seconds
+    while (
+        left := site.postgres.query("SELECT count(*) FROM runs WHERE state IN ('queued', 'running')")[0][0]
+    ) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    assert not left, f"{left} runs have not ended {seconds:.0f} s after the last one was accepted"
 
 
 @contextmanager

@@ -5,17 +5,34 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import retry, states
 from tests.chaos.checker import Bounds, Violation, check
+from tests.chaos.checker_specification import ARROWS, NEVER_BEGAN
 from tests.chaos.eventful import eventful, tell_everything
 from tests.chaos.history import History
 from tests.chaos.ledger import Line, read_ledger
-from tests.chaos.planted_states import PLANTED_STATES
-from tests.chaos.planted_work import PLANTED_WORK, a_zombie_that_is_never_released
+from tests.chaos.planted_states import (
+    PLANTED_STATES,
+    a_grant_that_started_twice,
+    a_loss_of_what_was_never_granted,
+    a_start_of_no_attempt,
+    a_start_on_another_host,
+    a_start_that_nobody_granted,
+    a_start_under_another_token,
+    a_transition_is_not_allowed,
+)
+from tests.chaos.planted_work import (
+    PLANTED_WORK,
+    a_loss_that_a_word_excuses,
+    a_preemption_that_was_charged,
+    a_zombie_that_is_never_released,
+)
 from tests.chaos.planting import Plant, row
 from tests.chaos.story import ENDED, Story, task
 
@@ -169,11 +186,64 @@ def test_a_host_that_shrinks_under_what_it_holds_is_no_fault_but_a_dispatch_to_i
     assert "I13" in {v.invariant for v in judge(story, quiescent=False)}
 
 
-def test_what_started_is_no_proof_when_the_database_lost_commits() -> None:
+LOSSY = replace(BOUNDS, commits_lost=True)
+
+
+def a_grant_that_was_lost(story: Story) -> None:
+    """Granted to one host, taken back by a crash, and granted to another, which starts it too."""
+    first = story.lines[0]
+    story.lines.insert(0, replace(first, host="h2", pid=2, at=first.at - 5.0))
+
+
+@pytest.mark.parametrize(
+    "plant", [a_start_of_no_attempt, a_start_that_nobody_granted, a_grant_that_started_twice, a_grant_that_was_lost]
+)
+def test_what_started_is_no_proof_when_the_database_lost_commits(plant: Plant) -> None:
     story = eventful()
-    story.lines[0] = replace(story.lines[0], attempt="nobody")
-    assert judge(story) != []
-    assert judge(story, bounds=replace(BOUNDS, commits_lost=True)) == []
+    history = plant(story)
+    assert judge(story, history) != []
+    assert judge(story, history, bounds=LOSSY) == []
+
+
+@pytest.mark.parametrize("plant", [a_start_under_another_token, a_start_on_another_host])
+def test_what_the_rows_know_has_its_token_and_its_host_though_the_database_lost_commits(plant: Plant) -> None:
+    story = eventful()
+    history = plant(story)
+    assert [v.invariant for v in judge(story, history, bounds=LOSSY)] == ["I2"]
+
+
+# The checker's tables are its own
+
+
+@pytest.mark.parametrize(
+    ("invariant", "plant"),
+    [
+        ("I1", a_transition_is_not_allowed),
+        ("I1", a_loss_of_what_was_never_granted),
+        ("I12", a_preemption_that_was_charged),
+        ("I12", a_loss_that_a_word_excuses),
+    ],
+)
+def test_a_wrong_row_in_the_products_tables_hides_no_fault(
+    invariant: str, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for entity, of_entity in states.TRANSITIONS.items():
+        anything = frozenset(chain(of_entity, *of_entity.values()))
+        monkeypatch.setitem(states.TRANSITIONS, entity, dict.fromkeys(anything, anything))
+    monkeypatch.setattr(retry, "UNCHARGED", retry.UNCHARGED | {"worker_lost"})
+    monkeypatch.setattr(retry, "is_infrastructure", lambda _outcome: False)
+    history = plant(story := eventful())
+    assert invariant in {violation.invariant for violation in judge(story, history)}
+
+
+def test_the_products_tables_allow_and_excuse_all_that_the_checkers_do() -> None:
+    for entity, arrows in ARROWS.items():
+        if entity != "reservation":
+            of_entity = states.TRANSITIONS[states.Entity(entity)]
+            for before, after in arrows.items():
+                known = {str(state) for one, those in of_entity.items() if one == before for state in those}
+                assert set(after) <= known, f"{entity} {before}"
+    assert NEVER_BEGAN <= retry.UNCHARGED
 
 
 def test_what_leaders_of_an_older_release_did_not_tell_is_no_fault_and_what_newer_ones_do_is_judged() -> None:

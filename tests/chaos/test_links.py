@@ -79,7 +79,6 @@ def test_a_half_open_link_of_the_leader_lets_another_one_dispatch(chaos: Chaos, 
         )
         print(f"{store}: another leader dispatched {dispatched_after(site, since, before):.1f} s after the cut")
         assert site.wait_for_leader() != leader
-        assert link.swallowed, "nothing of the old leader came this way"
         time.sleep(max(0.0, 2 * LEASE - seconds_since(began)))
         _heal(site, link)
         # The old one is alive and may lead again: it stands by, or takes over from the one that we now end.
@@ -136,7 +135,6 @@ def test_a_half_open_link_of_an_api_to_redis_is_not_even_felt(chaos: Chaos) -> N
             run_id = str(site.client.start_run("chain-0")["id"])
             site.wait_for_task(run_id, "t0", "running", "success", seconds=ELSEWHERE_WITHIN)
             print(f"runs start without the API's word, {seconds_since(began):.1f} s into the fault")
-        assert link.swallowed, "nothing of the API came this way"
         _heal(site, link)
         _print_slowest(reading, writing)
         reading.assert_prompt()
@@ -231,6 +229,7 @@ def _swallow(site: ChaosSite, link: Proxy, way: Direction = "both") -> None:
 
 def _heal(site: ChaosSite, link: Proxy) -> None:
     site.note(f"{link.name} heals; {link.swallowed} bytes were swallowed")
+    assert link.swallowed or link.mode.kind != "swallow", f"nothing came over {link.name}: the fault was none"
     link.pass_on()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.chaos.witness import (
     assert_no_attempt_ran_twice,
     assert_untouched,
     lines,
+    moment,
     refused,
     seconds_since,
     start_long,
@@ -31,6 +33,10 @@ pytestmark = pytest.mark.chaos
 
 LEASE = 3.0
 """Seconds of silence after which a worker is lost, on this scaled site."""
+PATIENT_LEASE = 9.0
+"""The same where heartbeats must be allowed again before the breaker's hold ends."""
+ROUND = 1.5
+"""Seconds until the leader has heard, or given up, what it may: a heartbeat's interval and a round of its own."""
 SEEN_WITHIN = 15.0
 """Seconds for what takes one round of the leader, on a busy machine."""
 
@@ -179,18 +185,30 @@ def _workers(site: ChaosSite) -> set[str]:
 # --- all silent ---
 
 
+@pytest.mark.timeout(150)
 def test_when_all_heartbeats_stop_nothing_is_given_up_before_they_return(chaos: Chaos) -> None:
-    with chaos() as site:
-        longs = [start_long(site, 12.0, f"{number}") for number in range(3)]
+    """Judged by the database's clock: a machine that is late to let heartbeats pass again is owed one lease, no more.
+
+    With its longer lease that is not to be expected; if it happens, what may be given up then is one worker per lease.
+    """
+    with chaos(WORKER_LEASE_SECONDS=f"{PATIENT_LEASE:g}") as site:
         run_load(site, runs=10, cancelled=0.0)
+        longs = [start_long(site, 3 * PATIENT_LEASE, f"{number}") for number in range(3)]
         with _no_heartbeats(site):
-            site.wait_until(lambda: refused(site)["breaker"], "the breaker trips", SEEN_WITHIN)
-            # Longer would be given up in turn: the hold is one lease.
-            assert "lost" not in _workers(site)
-        wait_until_quiet(site, 60.0)
-        assert _lost_attempts(site) == [], "something was run again for want of heartbeats alone"
+            silent_from = _now(site)
+            site.wait_until(lambda: refused(site)["breaker"], "the breaker trips", PATIENT_LEASE + SEEN_WITHIN)
+        heard_again = _now(site) + ROUND
+        wait_until_quiet(site, 90.0)
+        # One lease of silence, one that the breaker holds them for, and then one worker after each lease.
+        held_until = silent_from + 2 * PATIENT_LEASE - ROUND
+        may_be_lost = max(0, math.ceil((heard_again - held_until) / PATIENT_LEASE))
+        given_up = _given_up(site)
+        print(f"heard again {held_until - heard_again:.1f} s before the hold ended; {len(given_up)} were given up")
+        assert [at for at in given_up if at < held_until] == []
+        assert len(given_up) <= may_be_lost
+        assert may_be_lost or _lost_attempts(site) == [], "something was run again for want of heartbeats alone"
         for long in longs:
-            assert_untouched(site, long)
+            assert_untouched(site, long) if not may_be_lost else site.succeed(long)
         assert_no_attempt_ran_twice(site)
         assert_contract(site)
 
@@ -201,7 +219,7 @@ def test_when_heartbeats_do_not_return_workers_are_given_up_one_per_lease(chaos:
         longs = [start_long(site, 20.0, f"{number}") for number in range(2)]
         run_load(site, runs=8, cancelled=0.0)
         with _no_heartbeats(site):
-            began = site.postgres.query("SELECT extract(epoch FROM clock_timestamp())::float")[0][0]
+            began = _now(site)
             site.wait_until(lambda: len(_given_up(site)) >= 3, "three workers are given up", 12 * LEASE)
             given_up = _given_up(site)[:3]
         print(f"given up {[round(at - began, 1) for at in given_up]} s after the last heartbeat")
@@ -243,6 +261,11 @@ def _lost_attempts(site: ChaosSite) -> list[tuple[str, str]]:
     return [
         (row[0], row[1]) for row in site.postgres.query("SELECT id::text, reason FROM attempts WHERE state = 'lost'")
     ]
+
+
+def _now(site: ChaosSite) -> float:
+    """Return the time by which events are stamped, as seconds."""
+    return moment(site).timestamp()
 
 
 def _given_up(site: ChaosSite) -> list[float]:

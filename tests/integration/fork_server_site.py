@@ -99,6 +99,30 @@ class Probe(Operator):
         context.artifacts.delete = refuse
         return {}
 
+    def outlast(self, context, parameters):
+        """Save, succeed, and have the store answer nothing when it is to forget."""
+        import workers.execute
+        context.checkpoint_save(b"state")
+        context.artifacts.delete = lambda prefix: time.sleep(600)
+        workers.execute.FORGET_SECONDS = parameters["patience"]
+        return {"rows": 1}
+
+    def find_the_disk_full(self, context, parameters):
+        """Save, succeed, and have no room for the result."""
+        import resource
+        context.checkpoint_save(b"state")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        return {"rows": 1}
+
+    def split(self, context, parameters):
+        """Fork a process that returns as if it were the task, which goes on."""
+        context.checkpoint_save(b"state")
+        if os.fork() == 0:
+            return {"rows": 1}
+        os.wait()
+        print("alone again", flush=True)
+        time.sleep(600)
+
     def crash(self, context, parameters):
         raise ValueError("boom")
 

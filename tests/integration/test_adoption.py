@@ -418,6 +418,30 @@ def test_a_tree_that_the_keeper_can_not_answer_for_is_stopped(hosts: Hosts) -> N
     wait_for(lambda: worker.keeper.knows_dead(site.incarnation, attempt), what="news of its end")
 
 
+def test_the_stop_of_a_tree_that_the_keeper_can_not_answer_for_is_repeated_until_it_is_heard(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork server drops an order that a frozen supervisor can't take, and trusts that it comes again."""
+    site = hosts.first()
+    attempt = sleeping(site, grace=0.5)
+    folder = site.folder(attempt)
+    folder.write("state", {**folder.read("state"), "token": "another"})
+    orphaned(site)
+    worker = hosts.next()
+    lost: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptServer, "stop", lambda server, attempt_id, why, grace: lost.append(attempt_id))
+        assert worker.takes_over()
+    assert lost == [attempt]
+
+    def has_ended() -> bool:
+        worker.keeper.look()
+        return worker.keeper.knows_dead(site.incarnation, attempt)
+
+    wait_for(has_ended, what="news of its end")
+    assert outcome_of(site, attempt) == (AttemptState.LOST, "worker_lost")
+
+
 def test_a_door_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
     for _ in range(2):  # the second finds the path of the first, to which nobody listens
         door.Door(tmp_path, "incarnation").open().close()

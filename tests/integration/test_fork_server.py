@@ -125,6 +125,59 @@ def test_a_task_whose_checkpoint_can_not_be_deleted_has_succeeded_all_the_same(s
     assert "is left in the artifact store" in site.log(attempt)
 
 
+def test_a_store_that_does_not_answer_holds_up_a_task_that_has_succeeded_for_a_moment_only(site: ForkSite) -> None:
+    attempt = site.start("outlast", parameters={"patience": 0.3})
+    assert site.outcome(attempt).state is AttemptState.SUCCEEDED
+    assert "is left in the artifact store" in site.log(attempt)
+
+
+@pytest.mark.parametrize(
+    ("why", "state"),
+    [
+        ("timeout", AttemptState.SUCCEEDED),
+        ("cut_off", AttemptState.SUCCEEDED),
+        ("oom", AttemptState.SUCCEEDED),
+        ("preempted", AttemptState.SUCCEEDED),
+        ("killed", AttemptState.SUCCEEDED),
+        ("cancelled", AttemptState.CANCELLED),
+    ],
+)
+def test_a_task_that_is_stopped_while_the_store_does_not_answer_had_succeeded_before(
+    site: ForkSite, why: str, state: AttemptState
+) -> None:
+    attempt = site.start("outlast", parameters={"patience": 600}, grace=0.2, timeout=5.0 if why == "timeout" else None)
+    wait_for(site.folder(attempt).result.exists, what="result")
+    if why == "killed":
+        (task,) = psutil.Process(site.pids[attempt]).children()
+        task.kill()
+    elif why != "timeout":
+        site.client.stop(attempt, why, 0.2)
+    outcome = site.outcome(attempt)
+    assert outcome.state is state, outcome
+    if state is AttemptState.SUCCEEDED:
+        assert outcome.outputs == {"rows": 1}
+
+
+def test_a_result_for_which_the_disk_has_no_room_is_no_fault_of_the_task(site: ForkSite) -> None:
+    attempt = site.start("find_the_disk_full")
+    outcome = site.outcome(attempt)
+    assert (outcome.state, outcome.reason, outcome.infrastructure) == (AttemptState.LOST, "disk_full", True), outcome
+    assert "disk" in outcome.message
+    assert str(site.folder(attempt).path) in outcome.message
+    assert "File too large" in site.log(attempt), "what the system said"
+    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1"
+    assert saved.read_bytes() == b"state", "it will run again, and go on from there"
+
+
+def test_a_process_that_the_task_forked_and_that_returns_is_not_the_task(site: ForkSite) -> None:
+    attempt = site.start("split", grace=0.2, timeout=3.0)
+    site.wait_for_log(attempt, "alone again")
+    assert not site.folder(attempt).result.exists()
+    assert site.outcome(attempt).state is AttemptState.TIMED_OUT
+    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1"
+    assert saved.read_bytes() == b"state"
+
+
 def test_a_stop_without_grace_kills_before_the_task_can_answer(site: ForkSite) -> None:
     attempt = site.start("note_term", parameters={"notes": str(site.tmp_path / "notes")})
     site.wait_for_log(attempt, "ready")

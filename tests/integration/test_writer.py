@@ -508,6 +508,26 @@ def test_a_worker_that_ended_lately_or_still_holds_something_is_loaded_as_ended(
     }
 
 
+def test_only_hosts_with_a_worker_that_counts_or_something_held_are_loaded(engine: Engine) -> None:
+    """Where every pod is a host of its own there are soon thousands of rows of them."""
+    granted_attempt(engine)
+    names = ("live", "lately", "long_ago", "holds")
+    commit(engine, *(SaveWorker(replace(heartbeat(name), host_id=f"host-{name}"), joined=True) for name in names))
+    commit(
+        engine, *(Transition(Entity.WORKER, name, WorkerState.ONLINE, WorkerState.LOST, "lease") for name in names[1:])
+    )
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE workers SET ended_at = ended_at - interval '1 day' WHERE id IN ('long_ago', 'holds')")
+        )
+        connection.execute(text("UPDATE reservations SET host_id = 'host-holds'"))
+        snapshot = load_snapshot(connection, PlanCache(), now=100_000.0)
+    loaded = {host.id for host in snapshot.hosts}
+    assert "host-long_ago" not in loaded
+    assert loaded >= {"host-live", "host-lately", "host-holds"}
+    assert loaded >= {worker.host_id for worker in snapshot.workers}
+
+
 def test_an_unreadable_plan_stands_in_nobodys_way(engine: Engine) -> None:
     unreadable = seed_run(engine, plan=Plan((planned("only"),)), priority=9)
     following = seed_run(engine)

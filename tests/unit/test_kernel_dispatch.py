@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
 from orchestrator.effects import Count, SendHint, Transition
 from orchestrator.events import ClaimReceived, OutcomeReceived, RedisAway, RedisBack, RunSubmitted, Tick
 from orchestrator.records import Outcome, Plan, PlannedTask, RunRecord, TaskRunRecord
@@ -288,3 +292,74 @@ def test_next_due_names_the_nearest_timer() -> None:
     driver.tick()
     driver.run(task("a"))
     assert driver.kernel.next_due(driver.now) == 20.0
+
+
+def lost_with_their_host(tasks: int) -> Driver:
+    """So many tasks ran on one host and were lost with it; they are ready again."""
+    driver = Driver(breaker=False)
+    driver.worker("old", host="old", slots=tasks, cpu=tasks * 1000, memory=tasks * GIB)
+    driver.run(*(task(f"a{n}") for n in range(tasks)))
+    driver.start(*(f"a{n}" for n in range(tasks)), worker_id="old")
+    driver.tick(after=31)
+    return driver
+
+
+def steps_to_place(tasks: int) -> int:
+    """Count the steps of Python that it takes to place the lost tasks anew: no clock, so nothing that varies."""
+    driver = lost_with_their_host(tasks)
+    steps = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        steps += event == "opcode"
+        return count
+
+    before = sys.gettrace()
+    try:
+        for host in ("b", "c"):
+            sys.settrace(count)
+            driver.worker(host, host=host, slots=tasks, cpu=tasks * 1000, memory=tasks * GIB)
+            driver.tick()
+            sys.settrace(before)
+    finally:
+        sys.settrace(before)
+    assert len(driver.kernel.unclaimed) == tasks
+    assert all(node.losses == 1 for node in driver.kernel.tasks.values())
+    return steps
+
+
+def test_to_place_what_was_lost_together_takes_time_in_proportion() -> None:
+    assert steps_to_place(400) < 1.2 * 4 * steps_to_place(100)
+
+
+def test_which_hosts_run_what_was_lost_before_is_always_what_a_look_at_all_attempts_would_find() -> None:
+    driver = lost_with_their_host(6)
+    kernel = driver.kernel
+
+    def agrees() -> bool:
+        lost = [one for one in kernel.attempts.values() if kernel.tasks[one.task_run_id].losses]
+        return kernel.relapses.hosts == {
+            host: {one.id for one in lost if one.host_id == host} for host in {one.host_id for one in lost}
+        }
+
+    driver.worker("b", host="b", slots=3)
+    driver.run(task("never lost"), run_id="r2")
+    driver.tick()
+    assert len(kernel.relapses.hosts["b"]) == 3
+    driver.worker("c", host="c", slots=9, cpu=9000, memory=9 * GIB)
+    driver.tick()
+    assert set(kernel.relapses.hosts) == {"b", "c"}
+    assert agrees()
+    moved = next(iter(kernel.relapses.hosts["b"]))
+    driver.feed(ClaimReceived("c", moved, 1, "n1"))
+    assert kernel.attempts[moved].host_id == "c"
+    assert agrees()
+    for _ in range(9):
+        driver.tick(after=5)
+        assert agrees()
+    for attempt in list(kernel.attempts.values()):
+        driver.feed(OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, SUCCESS))
+        assert agrees()
+    assert not kernel.attempts
+    assert not kernel.relapses.hosts

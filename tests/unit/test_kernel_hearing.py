@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -254,3 +255,68 @@ def test_a_memory_that_was_made_after_an_absence_is_told_of_it() -> None:
     live(driver, 50)
     driver.feed(RedisBack(reset=True, since=driver.now - 20))
     assert driver.kernel.trusted_from == driver.now
+
+
+def rebuilt_of(before: Kernel, now: float) -> Kernel:
+    """The memory that the same term builds at once, as after a row that differed; only its workers count here."""
+    kernel = Kernel(before.settings, now)
+    workers = tuple(replace(worker, seen_at=now) for worker in before.workers.values())
+    hosts = tuple(HostRecord(host.id, host.boot_id, host.capacity) for host in before.ledger.hosts.values())
+    kernel.load(Snapshot(hosts=hosts, workers=workers), now)
+    Hearing.of(before).hand_to(kernel, now, now)
+    return kernel
+
+
+def test_mass_expiry_stays_held_and_trickles_on_though_the_memory_is_made_anew_again_and_again() -> None:
+    driver, lost_at = Driver(), []
+    for n in range(10):
+        driver.worker(f"w{n}", host=f"h{n}")
+    for second in range(1, 251):
+        driver.now += 1
+        if second % 7 == 0:
+            driver.kernel = rebuilt_of(driver.kernel, driver.now)
+        for n in range(6, 10):
+            driver.beat(f"w{n}")
+        driver.tick()
+        lost_at += [second] * sum(e.after is WorkerState.LOST for e in driver.of(Transition))
+    assert len(lost_at) == 6
+    assert lost_at[0] > 60, "a lease of silence, and one more"
+    assert min(after - before for before, after in pairwise(lost_at)) >= 30, lost_at
+
+
+def test_the_deadline_of_a_drain_stays_where_it_is_whatever_the_databases_clock_says() -> None:
+    driver = Driver()
+    driver.worker("w1")
+    driver.worker("w2", host="b")
+    driver.command("drain", worker_id="w1", payload={"deadline_seconds": 600})
+    until = driver.now + 600
+    before = driver.kernel
+    known = before.workers["w1"]
+    for jump in (-86_400.0, 86_400.0):
+        before.workers["w1"] = replace(known, drain_until=until)
+        heard = Hearing.of(before)
+        kernel = rebuilt_of(before, driver.now)
+        kernel.workers["w1"] = replace(known, drain_until=until + jump)
+        heard.hand_to(kernel, driver.now, driver.now)
+        assert kernel.desired("w1").drain_until == until
+        assert kernel.desired("w2").drain_until is None
+    undrained = rebuilt_of(before, driver.now)
+    undrained.workers["w1"] = replace(known, draining=False, drain_until=None)
+    heard.hand_to(undrained, driver.now, driver.now)
+    assert undrained.desired("w1").drain_until is None, "the rows say whether it drains at all"
+
+
+def test_a_zombie_is_released_in_time_though_the_memory_is_made_anew_and_none_that_the_rows_do_not_know() -> None:
+    driver, attempt = timed()
+    driver.tick(after=31)
+    driver.beat("w1", running={})
+    zombies = dict(driver.kernel.ledger.reservations)
+    assert zombies[attempt.id].zombie
+    for _ in range(2):
+        before, driver.now = driver.kernel, driver.now + 15
+        driver.kernel = rebuilt_of(before, driver.now)
+        assert not driver.kernel.buried_at
+        driver.kernel.ledger.take(zombies[attempt.id])
+        Hearing.of(before).hand_to(driver.kernel, driver.now, driver.now)
+        driver.beat("w1")
+    assert attempt.id not in driver.held()

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
-from orchestrator.effects import Count, Release, RetireQueue
-from orchestrator.events import HeartbeatSeen, OutcomeReceived, ReconcileDue, RedisAway, RedisBack, Tick, WorkerLeft
+import pytest
+
+from orchestrator.effects import Count, Release, Reserve, RetireQueue
+from orchestrator.events import (
+    ClaimReceived,
+    HeartbeatSeen,
+    OutcomeReceived,
+    ReconcileDue,
+    RedisAway,
+    RedisBack,
+    Tick,
+    WorkerLeft,
+)
+from orchestrator.records import RetryPolicy
 from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
 from tests.unit.kernel_driver import SUCCESS, Driver, task
 
@@ -243,6 +256,31 @@ def test_what_a_host_that_never_returns_held_is_given_back_once_its_workers_are_
     assert not driver.kernel.workers
 
 
+def test_pods_that_are_killed_one_after_the_other_pile_up_nothing() -> None:
+    """Each is a host of its own that never returns to say that its trees are dead: what it held is given back after 100
+    leases, and it is forgotten, also by a leader of its own time."""
+    driver = Driver()
+    driver.worker("stays", host="stays", slots=0)
+    held: list[int] = []
+    for minute in range(180):
+        driver.worker(f"w{minute}", host=f"pod{minute}", slots=1)
+        driver.run(task(f"t{minute}", retry=RetryPolicy(retries=0)), run_id=f"r{minute}")
+        for attempt in list(driver.kernel.attempts.values()):
+            if attempt.state is AttemptState.DISPATCHED and attempt.worker_id == f"w{minute}":
+                driver.feed(ClaimReceived(attempt.worker_id, attempt.id, 1, "n1"))
+        for _ in range(12):
+            driver.now += 5
+            driver.beat("stays")
+            driver.tick()
+        driver.feed(ReconcileDue())
+        kernel = driver.kernel
+        held.append(len(kernel.ledger.zombies))
+        assert max(len(kernel.workers), len(kernel.ledger.hosts), len(kernel.ledger.reservations)) <= 55
+    assert held[45] > 40, "each pod leaves what it held"
+    assert [effect.reservation for effect in driver.all_of(Reserve) if effect.reservation.zombie]
+    assert max(held) <= 52
+
+
 def test_worker_after_worker_leaves_no_trace_in_memory() -> None:
     driver = busy()
     driver.feed(WorkerLeft("w1"))
@@ -337,6 +375,24 @@ def test_the_trickle_goes_on_though_the_given_up_no_longer_count_among_the_silen
         driver.tick()
         given_up += [second] * (lost(driver) - before)
     assert given_up == [65, 95, 125, 155, 185, 215]
+
+
+@pytest.mark.parametrize("away", [5.0, 20.0, 120.0])
+def test_the_trickle_goes_on_after_an_absence_of_redis(away: float) -> None:
+    """It is a while until silence counts again; that nobody is silent by then does not mean that they have spoken."""
+    driver = busy(10)
+    left: list[int] = []
+    for _ in range(80):
+        driver.now += 5
+        live(driver, "w7", "w8", "w9", "w10")
+        if len(left) == 26:  # three are given up: the other three are fewer than half
+            driver.feed(RedisAway())
+            driver.tick(after=away)
+            driver.feed(RedisBack())
+        driver.tick()
+        left.append(10 - lost(driver))
+    assert max(before - after for before, after in pairwise(left)) == 1, left
+    assert left[-1] == 4
 
 
 def test_after_the_trickle_a_worker_that_dies_is_given_up_in_time() -> None:

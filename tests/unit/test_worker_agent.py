@@ -177,6 +177,74 @@ def test_a_drain_that_was_read_counts_from_then_though_it_is_read_again(
     assert said == [(True, 10.0, (3, 17))]
 
 
+class Words:
+    """Stands for the key in which a worker finds what is wanted of it."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._agent = worker.agent
+        self.resent = 0
+        self.stopped: list[str] = []
+        monkeypatch.setattr(self._agent._follower, "_send_again", self._send_again)
+        monkeypatch.setattr(self._agent._trees, "stop", lambda attempt_id, why, grace: self.stopped.append(attempt_id))
+
+    def _send_again(self) -> None:
+        self.resent += 1
+
+    def say(self, monkeypatch: pytest.MonkeyPatch, word: DesiredState | None) -> None:
+        """Have the worker read this."""
+        monkeypatch.setattr(self._agent._box, "desired", lambda: word)
+        self._agent._follower.follow()
+
+
+PREEMPT_ALL: dict[str, Any] = {"drain": True, "drain_left": 0.0, "cancel": (("a1", 0.0),), "gen": 1}
+
+
+def test_an_old_word_of_the_leader_that_is_written_once_more_does_nothing(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reaches Redis has kept a drain of this morning."""
+    words = Words(worker, monkeypatch)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20, gen=100))
+    for _ in range(2):
+        words.say(monkeypatch, DesiredState(epoch=3, hb_seq=19, **PREEMPT_ALL))
+        assert not worker.agent.is_draining
+        assert (words.stopped, words.resent) == ([], 0)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20, gen=100))
+    assert words.resent == 0, "Redis was not reset"
+
+
+def test_what_is_wanted_may_change_between_two_heartbeats(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(worker, monkeypatch)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20))
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20, drain=True, cancel=(("a1", 0.0),)))
+    assert worker.agent.is_draining
+    assert words.stopped == ["a1"]
+
+
+def test_a_new_leader_may_have_read_an_older_heartbeat_and_an_old_one_a_newer(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Words(worker, monkeypatch)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20))
+    words.say(monkeypatch, DesiredState(epoch=4, hb_seq=12, drain=True))
+    assert worker.agent.is_draining
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=21))
+    assert worker.agent.is_draining, "the word of one that leads no more"
+    words.say(monkeypatch, DesiredState(epoch=4, hb_seq=11))
+    assert worker.agent.is_draining
+    words.say(monkeypatch, DesiredState(epoch=4, hb_seq=13))
+    assert not worker.agent.is_draining
+
+
+def test_a_flush_of_redis_makes_no_worker_deaf(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(worker, monkeypatch)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20, gen=100))
+    words.say(monkeypatch, None)
+    words.say(monkeypatch, DesiredState(epoch=3, hb_seq=20, gen=1, drain=True))
+    assert worker.agent.is_draining
+    assert words.resent == 1
+
+
 def test_a_worker_that_leaves_lets_go_of_its_claims(worker: Worker) -> None:
     worker.agent.leave()
     worker.agent._mind_intake()

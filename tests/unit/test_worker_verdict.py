@@ -16,9 +16,16 @@ from workers.verdict import OutOfMemory
 USAGE = Usage(peak_memory=1, cpu_seconds=2.0, wall_seconds=3.0)
 
 
-def judge(stop: str = "", status: int = 0, result: Any = None, oom: OutOfMemory = OutOfMemory.NO) -> Outcome:
+def judge(
+    stop: str = "",
+    status: int = 0,
+    result: Any = None,
+    oom: OutOfMemory = OutOfMemory.NO,
+    *,
+    had_ended: bool = False,
+) -> Outcome:
     body = result if isinstance(result, bytes) or result is None else json.dumps(result).encode()
-    return verdict.judge(verdict.Ending(stop, status, body, oom, USAGE, "host-1"))
+    return verdict.judge(verdict.Ending(stop, status, body, oom, USAGE, "host-1", had_ended, "/data/attempts/a1"))
 
 
 OK = {"end": "ok", "outputs": {"rows": 1}, "records": [{"kind": "model"}]}
@@ -72,6 +79,40 @@ def test_a_task_that_finished_in_its_grace_was_not_preempted(stop: str) -> None:
 @pytest.mark.parametrize("stop", [verdict.CANCELLED, verdict.FENCED, verdict.TIMEOUT, verdict.CUT_OFF])
 def test_no_other_stop_lets_a_task_succeed(stop: str) -> None:
     assert judge(stop, result=OK).state is not AttemptState.SUCCEEDED
+
+
+ENDS = [verdict.TIMEOUT, verdict.CUT_OFF, verdict.OUT_OF_MEMORY, verdict.TOO_MANY_PROCESSES]
+
+
+@pytest.mark.parametrize("status", [0, EXIT_1, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [*ENDS, verdict.PREEMPTED, verdict.WORKER_LOST, verdict.FORK_SERVER_LOST])
+def test_a_task_that_had_succeeded_before_it_was_stopped_has_succeeded(stop: str, status: int) -> None:
+    outcome = judge(stop, status=status, result=OK, had_ended=True)
+    assert (outcome.state, outcome.outputs, outcome.local_to) == (AttemptState.SUCCEEDED, {"rows": 1}, "host-1")
+
+
+@pytest.mark.parametrize("stop", [verdict.CANCELLED, verdict.FENCED])
+def test_what_nobody_wants_any_more_does_not_succeed(stop: str) -> None:
+    assert judge(stop, result=OK, had_ended=True).reason == stop
+
+
+@pytest.mark.parametrize("stop", [*ENDS, verdict.PREEMPTED])
+@pytest.mark.parametrize("result", [verdict.failure("bad_data", "Empty.", retryable=True), b"{", None])
+def test_what_had_not_succeeded_ends_as_it_was_stopped(stop: str, result: Any) -> None:
+    assert judge(stop, status=signal.SIGKILL, result=result, had_ended=True).reason == stop
+
+
+def test_a_death_after_the_result_takes_no_success_back() -> None:
+    for oom in OutOfMemory:
+        assert judge(status=signal.SIGKILL, result=OK, oom=oom).state is AttemptState.SUCCEEDED
+    assert judge(status=signal.SIGKILL, result=b"{").reason == "signal"
+
+
+def test_a_full_disk_is_the_hosts_fault_and_is_named_with_its_folder() -> None:
+    outcome = judge(status=verdict.NO_ROOM_FOR_RESULT << 8)
+    assert (outcome.state, outcome.reason, outcome.infrastructure) == (AttemptState.LOST, "disk_full", True)
+    assert "disk" in outcome.message
+    assert "/data/attempts/a1" in outcome.message
 
 
 def test_a_kill_for_memory_is_told_apart_from_other_kills() -> None:
