@@ -24,10 +24,14 @@ def check_refusals(world: World) -> Iterator[Violation]:
 
 
 def check_commands(world: World, cancels: Iterable[CancelAsked], quiescent: bool) -> Iterator[Violation]:
-    """Every cancel that was accepted is on record, and in the end applied: its run was cancelled or had ended."""
+    """Every cancel that was accepted is on record, and in the end applied: its run was cancelled or had ended.
+
+    One that found its run being cancelled has no record of its own: the one that it repeats has.
+    """
     asked: dict[str, int] = {}
     for cancel in cancels:
-        asked[cancel.run_id] = asked.get(cancel.run_id, 0) + 1
+        asked[cancel.run_id] = asked.get(cancel.run_id, 0) + (not cancel.is_repeat)
+    asked = {run_id: max(1, times) for run_id, times in asked.items()}
     found: dict[str, list[CommandRow]] = {}
     for command in world.history.commands:
         if command.kind == "cancel" and command.run_id in asked:

@@ -66,7 +66,8 @@ class ChaosClient(Client):
     def cancel(self, run_id: str) -> dict[str, Any]:
         """Ask for a run to be cancelled."""
         run = super().cancel(run_id)
-        self._memory.cancels.append(CancelAsked(run_id, time.monotonic(), self._memory.grace))
+        is_repeat = run.get("command_id") is None
+        self._memory.cancels.append(CancelAsked(run_id, time.monotonic(), self._memory.grace, is_repeat))
         return run
 
     def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:

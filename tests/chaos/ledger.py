@@ -43,6 +43,8 @@ class CancelAsked:
     """Of the monotonic clock."""
     grace: float
     """Seconds between TERM and KILL of its tasks."""
+    is_repeat: bool = False
+    """The answer named no command, for the run was being cancelled already."""
 
 
 def read_ledger(*paths: Path) -> tuple[Line, ...]:

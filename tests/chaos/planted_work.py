@@ -76,6 +76,11 @@ def a_cancel_that_left_no_trace(story: Story) -> None:
     story.commands.clear()
 
 
+def a_repeated_cancel_of_one_that_left_no_trace(story: Story) -> None:
+    story.cancels[:] = [replace(cancel, is_repeat=True) for cancel in story.cancels]
+    story.commands.clear()
+
+
 def a_cancel_that_was_only_said(story: Story) -> None:
     story.cancels.append(CancelAsked("r1", 1.0, grace=5.0))
     story.commands.append(CommandRow("cancel", "r1", None, "Run r1 is being cancelled."))
@@ -230,6 +235,7 @@ PLANTED_WORK: dict[str, list[Plant]] = {
         a_run_that_nobody_asked_for,
         a_key_that_was_forgotten,
         a_cancel_that_left_no_trace,
+        a_repeated_cancel_of_one_that_left_no_trace,
     ],
     "I10": [
         a_start_after_the_cancel,

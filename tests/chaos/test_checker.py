@@ -147,6 +147,14 @@ def test_a_run_whose_answer_was_lost_is_no_fault_if_its_key_was_sent() -> None:
     assert judge(story, asked={"key-r1"}) == []
 
 
+def test_a_cancel_that_found_its_run_being_cancelled_needs_no_record_of_its_own() -> None:
+    story = eventful()
+    story.cancels.append(replace(story.cancels[0], at=story.cancels[0].at + 0.1, is_repeat=True))
+    assert judge(story) == []
+    story.cancels[-1] = replace(story.cancels[-1], is_repeat=False)
+    assert [violation.invariant for violation in judge(story)] == ["I5"]
+
+
 def test_a_zombie_on_a_host_that_was_given_up_is_no_leak() -> None:
     story = eventful()
     a_zombie_that_is_never_released(story)
