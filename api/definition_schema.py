@@ -4,46 +4,70 @@ from __future__ import annotations
 
 from typing import Any
 
-_NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
-_DESCRIPTION = {"type": "string", "maxLength": 10_000}
-_YEAR = 366 * 86400
+from api.definition_fields import (
+    APPROVAL,
+    CACHE,
+    CONCURRENCY,
+    EVENT,
+    JSON_SCHEMA,
+    MAP,
+    NAME,
+    PIPELINE,
+    RATE_LIMIT,
+    REPEAT,
+    RETRY,
+    SECONDS,
+    TASK_NAMES,
+    TEARDOWN,
+    TEMPLATE,
+    WHEN,
+    YEAR,
+    number,
+)
 
-
-def _number(low: float, high: float, *, above: bool = False, **more: Any) -> dict[str, Any]:
-    # OpenAPI 3.0 says with a flag that the bound itself is outside.
-    return {"type": "number", "minimum": low, **({"exclusiveMinimum": True} if above else {}), "maximum": high, **more}
+_DESCRIPTION = {"type": "string", "maxLength": 10_000, "description": "For people."}
+_TASKS = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/TaskDefinition"}}
 
 
 TASK: dict[str, Any] = {
     "type": "object",
-    "required": ["name", "operator"],
+    "required": ["name"],
     "additionalProperties": False,
+    "oneOf": [
+        {"required": ["operator"]},
+        {"required": ["tasks"], "anyOf": [{"required": ["map"]}, {"required": ["repeat"]}]},
+        {"required": ["pipeline"]},
+        {"required": ["approval"]},
+        {"required": ["event"]},
+    ],
+    "not": {"required": ["map", "repeat"]},
     "properties": {
-        "name": _NAME | {"description": "Unique in the pipeline."},
+        "name": NAME | {"description": "Unique in the pipeline."},
         "operator": {
             "type": "string",
             "maxLength": 128,
             "description": "One of GET /api/v1/operators.",
             "example": "model_training",
         },
+        "tasks": {**_TASKS, "description": "A group: these, for each item or round. At most 4 groups deep."},
+        "pipeline": PIPELINE,
+        "approval": APPROVAL,
+        "event": EVENT,
         "description": _DESCRIPTION,
-        "upstream_tasks": {
-            "type": "array",
-            "items": {"type": "string", "minLength": 1, "maxLength": 128},
-            "maxItems": 1000,
-            "uniqueItems": True,
-            "description": "Tasks that come first.",
-        },
+        "upstream_tasks": {**TASK_NAMES, "description": "Tasks that come first."},
         "parameters": {
             "type": "object",
             "additionalProperties": True,
             "description": "As the operator's parameters_schema says. Inputs left out are taken from the "
-            "nearest ancestor that leaves their kind behind.",
+            f"nearest ancestor that leaves their kind behind. {TEMPLATE}",
         },
-        "cpu": _number(0, 10_000, above=True, description="Cores."),
-        "memory_gb": _number(0, 100_000, above=True, description="GiB."),
-        "gpu": {"type": "integer", "minimum": 0, "maximum": 1024},
-        "gpu_memory_gb": _number(0, 10_000, description="GiB that each GPU must have."),
+        "cpu": number(0, 10_000, above=True, description="Cores."),
+        "memory_gb": {
+            "anyOf": [number(0, 100_000, above=True), {"type": "string", "enum": ["auto"]}],
+            "description": "GiB, or `auto`: learned from earlier runs.",
+        },
+        "gpu": {"type": "integer", "minimum": 0, "maximum": 1024, "description": "Whole devices."},
+        "gpu_memory_gb": number(0, 10_000, description="GiB that each GPU must have."),
         "trigger_rule": {
             "type": "string",
             "enum": [
@@ -60,6 +84,8 @@ TASK: dict[str, Any] = {
                 "none_skipped",
                 "always",
             ],
+            "default": "all_success",
+            "description": "What of its upstreams it waits for; the reference tells each rule.",
         },
         "queue": {
             "type": "string",
@@ -72,12 +98,17 @@ TASK: dict[str, Any] = {
             "maxProperties": 50,
             "description": "Labels a worker's host must carry.",
         },
-        "retries": {"type": "integer", "minimum": 0, "maximum": 100},
-        "retry_delay_seconds": _number(0, _YEAR),
-        "retry_backoff_factor": _number(1, 100),
-        "retry_max_delay_seconds": _number(0, _YEAR),
-        "timeout_seconds": _number(0, _YEAR, above=True),
-        "grace_seconds": _number(0, 86400, description="Between TERM and KILL."),
+        "retries": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 100,
+            "description": "Failed attempts after which there is another; the site's number where it is left out.",
+        },
+        "retry_delay_seconds": number(0, YEAR, description="Before the first retry."),
+        "retry_backoff_factor": number(1, 100, description="By which the delay grows from one retry to the next."),
+        "retry_max_delay_seconds": number(0, YEAR, description="The longest delay."),
+        "timeout_seconds": {**SECONDS, "description": "Of each attempt, from when its operator runs."},
+        "grace_seconds": number(0, 86400, description="Between TERM and KILL."),
         "exclusive": {"type": "boolean", "description": "Stops itself when cut off from the scheduler."},
         "on_drain": {
             "type": "string",
@@ -92,6 +123,18 @@ TASK: dict[str, Any] = {
             "worker. Not together with exclusive.",
         },
         "critical": {"type": "boolean", "description": "Whether the run fails with this task."},
+        "when": WHEN,
+        "teardown": TEARDOWN,
+        "map": MAP,
+        "repeat": REPEAT,
+        "retry": RETRY,
+        "max_queued_seconds": {**SECONDS, "description": "How long it may wait to be claimed."},
+        "progress_timeout_seconds": {**SECONDS, "description": "How long an attempt may show no sign of life."},
+        "deadline_seconds": {**SECONDS, "description": "Over all attempts, from when it could first have run."},
+        "outputs": {**JSON_SCHEMA, "description": "JSON schema that the outputs have to keep."},
+        "cache": CACHE,
+        "concurrency": CONCURRENCY,
+        "rate_limit": RATE_LIMIT,
     },
 }
 
@@ -100,13 +143,26 @@ DEFINITION: dict[str, Any] = {
     "required": ["name", "tasks"],
     "additionalProperties": False,
     "properties": {
-        "name": _NAME,
+        "name": NAME | {"description": "Unique in the tenant."},
         "description": _DESCRIPTION,
-        "owner": {"type": "string", "maxLength": 200},
-        "tags": {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 100}, "maxItems": 50},
+        "owner": {"type": "string", "maxLength": 200, "description": "For people; grants nothing."},
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": 100},
+            "maxItems": 50,
+            "description": "Words to find it by.",
+        },
         "parameters": {"type": "object", "additionalProperties": True, "description": "Defaults of runs' parameters."},
         "priority": {"type": "integer", "minimum": -1000, "maximum": 1000, "description": "Higher goes first."},
-        "tasks": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/TaskDefinition"}},
+        "deadline_seconds": {**SECONDS, "description": "From the start of a run; then it is cancelled and has failed."},
+        "max_active_runs": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 100_000,
+            "description": "Runs of it at once; one more waits.",
+        },
+        "concurrency": CONCURRENCY,
+        "tasks": {**_TASKS, "description": "At most 10,000, those inside of groups too."},
     },
 }
 

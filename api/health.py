@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from flask import Response, jsonify
@@ -45,7 +47,10 @@ class DetailedHealthSchema(HealthSchema):
         required=True,
         keys=fields.String(),
         values=fields.Dict(),
-        metadata={"description": "database, redis, leader, workers, stream: each with a status and what is known."},
+        metadata={
+            "description": "database, redis, leader, workers, stream, services: each with a status and what is known. "
+            "services are outside ones that tasks connect to; those in trouble are left alone until `open_until`."
+        },
     )
 
 
@@ -85,11 +90,12 @@ def _stores() -> dict[str, dict[str, Any]]:
             leader = reports.read_leader(connection)
             workers = reports.count_live_workers(connection)
             # The leader says it at every reconcile.
+            circuits = reports.read_circuits(connection)
             leaves_alone = reports.has_left_runs_alone(connection, 3 * services().settings.reconcile_seconds)
     except StoreUnavailable:
         away = {"status": "unhealthy", "message": "PostgreSQL does not answer."}
         unknown = {"status": "unhealthy", "message": "Not known while PostgreSQL does not answer."}
-        return {"database": away, "leader": unknown, "workers": unknown}
+        return {"database": away, "leader": unknown, "workers": unknown, "services": unknown}
     leads = leader is not None and leader.held
     online = workers.get("online", 0)
     return {
@@ -111,7 +117,25 @@ def _stores() -> dict[str, dict[str, Any]]:
             "message": "" if online else "No worker is online; start one with `celery -A workers worker -Q cpu`.",
             **{state: workers.get(state, 0) for state in ("online", "suspect", "draining")},
         },
+        "services": _services(circuits),
     }
+
+
+def _services(circuits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    left_alone = [circuit["service"] for circuit in circuits if circuit["state"] != "closed"]
+    names = ", ".join(left_alone)
+    return {
+        "status": "degraded" if left_alone else "healthy",
+        "message": f"Tasks that use {names} failed in a row and wait; it is tried again by itself." if names else "",
+        "circuits": [
+            {**circuit, **{name: _moment(circuit[name]) for name in ("open_until", "changed_at")}}
+            for circuit in circuits
+        ],
+    }
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
 
 
 def _wire() -> dict[str, dict[str, Any]]:

@@ -15,11 +15,13 @@ from api.address_checks import address_problems
 from api.bodies import read_object
 from api.definition_schema import DEFINITION_BODY
 from api.lists import PageQuery, page_json, page_of, sort_field, window
+from api.request_bodies import ReasonSchema
 from api.resource import Resource, needs
 from api.services import services
 from orchestrator.compile import Compiled, compile_pipeline
 from orchestrator.errors import InvalidDefinition
 from orchestrator.plan_json import describe, plan_to_json
+from orchestrator.registry import operator_version
 from orchestrator.spec import ON_DRAIN, ON_WORKER_LOSS
 from orchestrator.store import definitions
 from orchestrator.store.api_keys import Role
@@ -35,6 +37,9 @@ class PipelineSummarySchema(Schema):
     owner = fields.String(required=True, metadata={"description": "As the definition says; grants nothing."})
     version = fields.Integer(required=True, metadata={"description": "The current version."})
     content_hash = fields.String(required=True)
+    paused = fields.Boolean(
+        required=True, metadata={"description": "Whether no run of it starts; new ones are accepted and wait."}
+    )
     created_by = fields.String(required=True, metadata={"description": "The key that saved the current version."})
     created_at = fields.DateTime(required=True)
     updated_at = fields.DateTime(required=True)
@@ -59,9 +64,15 @@ class ValidationProblemSchema(Schema):
 
 class PlannedTaskSchema(Schema):
     name = fields.String(required=True)
-    operator = fields.String(required=True)
+    kind = fields.String(
+        required=True,
+        metadata={"description": "`operator`, or `map`, `repeat`, `pipeline`, `approval`, `event`: run by no worker."},
+    )
+    operator = fields.String(required=True, metadata={"description": "Its own word where it has none: `group` …"})
     upstream_tasks = fields.List(fields.String(), required=True)
     trigger_rule = fields.String(required=True)
+    when = fields.String(required=True, metadata={"description": "Its condition; empty: none."})
+    teardown = fields.Boolean(required=True)
     queue = fields.String(required=True)
     cpu = fields.Float(required=True, metadata={"description": "Cores."})
     memory_gb = fields.Float(required=True, metadata={"description": "GiB."})
@@ -77,6 +88,11 @@ class PlannedTaskSchema(Schema):
     timeout_seconds = fields.Float(required=True, allow_none=True)
     on_drain = fields.String(required=True, validate=validate.OneOf(ON_DRAIN))
     on_worker_loss = fields.String(required=True, validate=validate.OneOf(ON_WORKER_LOSS))
+    body = fields.List(
+        fields.Nested(lambda: PlannedTaskSchema()),
+        required=True,
+        metadata={"description": "What each item or round runs; of a task that is mapped by itself, that task."},
+    )
 
 
 class RunNeedSchema(Schema):
@@ -93,6 +109,11 @@ class PlanSchema(Schema):
         fields.Nested(RunNeedSchema),
         required=True,
         metadata={"description": "Parameters that a run has to bring because no task makes what they take."},
+    )
+    run_parameters = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "Parameters that a run has to bring: templates read them, and they have no default."},
     )
     connections = fields.List(fields.String(), required=True, metadata={"description": "Named connections it uses."})
     content_hash = fields.String(required=True)
@@ -242,6 +263,26 @@ class Pipeline(MethodView):
             definitions.delete_pipeline(connection, caller().tenant_id, str(pipeline_id))
 
 
+@blueprint.route("/<uuid:pipeline_id>/pause")
+class PipelinePause(MethodView):
+    @needs(Role.OPERATOR)
+    @blueprint.optional_body(ReasonSchema, example={"reason": "the source is being repaired"})
+    @blueprint.answers(200, PipelineSchema, headers=ETAG)
+    def post(self, body: Mapping[str, Any], pipeline_id: UUID) -> Response:
+        """Pause a pipeline: its runs are accepted and wait; those under way go on."""
+        return _paused(str(pipeline_id), body["reason"], pause=True)
+
+
+@blueprint.route("/<uuid:pipeline_id>/resume")
+class PipelineResume(MethodView):
+    @needs(Role.OPERATOR)
+    @blueprint.optional_body(ReasonSchema, example={"reason": "the source is back"})
+    @blueprint.answers(200, PipelineSchema, headers=ETAG)
+    def post(self, body: Mapping[str, Any], pipeline_id: UUID) -> Response:
+        """Let the runs of a paused pipeline start."""
+        return _paused(str(pipeline_id), body["reason"], pause=False)
+
+
 @blueprint.route("/<uuid:pipeline_id>/versions")
 class Versions(MethodView):
     @needs(Role.VIEWER)
@@ -257,7 +298,7 @@ class Versions(MethodView):
 def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
     addresses = list(address_problems(document, services().settings))
     try:
-        compiled = compile_pipeline(document, services().operators, services().site)
+        compiled = compile_pipeline(document, services().operators, services().site, operator_version)
     except InvalidDefinition as invalid:
         raise InvalidDefinition([*invalid.problems, *addresses]) from invalid
     if addresses:
@@ -272,6 +313,15 @@ def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
         plan=plan_to_json(compiled.plan),
     )
     return definition, compiled
+
+
+def _paused(pipeline_id: str, reason: str, *, pause: bool) -> Response:
+    with services().engine.begin() as connection:
+        found = definitions.pause_pipeline(
+            connection, caller().tenant_id, pipeline_id, caller().name, pause=pause, reason=reason
+        )
+    services().live.wake()
+    return _shown(found)
 
 
 def _shown(pipeline: Mapping[str, Any], status: int = 200) -> Response:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from flask import request
 from flask_smorest import Blueprint
 from marshmallow import Schema
 
@@ -75,6 +77,24 @@ class Resource(Blueprint):  # type: ignore[misc]
     def body(self, schema: type[Schema], *, example: Any = None) -> Callable[[F], F]:
         """Take a JSON body, checked by the schema."""
         wrap: Callable[[F], F] = self.arguments(schema, location="json", example=example)
+        return wrap
+
+    def optional_body(self, schema: type[Schema], *, example: Any = None) -> Callable[[F], F]:
+        """Take a JSON body, checked by the schema; none at all is an empty object."""
+        content = {"schema": schema, **({"example": example} if example is not None else {})}
+
+        def wrap(view: F) -> F:
+            @functools.wraps(view)
+            def checked(resource: Any, **path: Any) -> Any:
+                sent = request.get_data(cache=True)
+                read: Any = (
+                    self.ARGUMENTS_PARSER.parse(schema(), request, location="json") if sent else schema().load({})
+                )
+                return view(resource, read, **path)
+
+            body = {"required": False, "content": {"application/json": content}}
+            return cast("F", self.note(requestBody=body)(checked))
+
         return wrap
 
     def answers(

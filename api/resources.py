@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from api import (
+    artifacts,
     commands,
     docs,
+    explanations,
     health,
     keys,
     liveness,
@@ -13,10 +15,13 @@ from api import (
     operators,
     pipelines,
     run_events,
+    run_requests,
     run_tasks,
     runs,
     statistics,
     task_logs,
+    task_requests,
+    waits,
     workers,
 )
 from api.resource import Resource
@@ -24,9 +29,14 @@ from api.resource import Resource
 RESOURCES: list[Resource] = [
     pipelines.blueprint,
     runs.blueprint,
+    run_requests.blueprint,
     run_tasks.blueprint,
+    task_requests.blueprint,
+    explanations.blueprint,
     task_logs.blueprint,
+    artifacts.blueprint,
     run_events.blueprint,
+    waits.blueprint,
     commands.blueprint,
     operators.blueprint,
     workers.blueprint,

@@ -1,8 +1,8 @@
-"""Task runs and their attempts: how each stands, how far it is, what it used and what it left behind."""
+"""Task runs and their attempts, read: lists page by page, those inside of containers by their container."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -11,56 +11,19 @@ from marshmallow import Schema, fields, validate
 from webargs.fields import DelimitedList
 
 from api.access import caller
-from api.commands import command_id_field
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.resource import Resource, needs
 from api.services import services
-from api.versions import RunVersion
+from api.task_view import TaskRunSchema, UsageSchema, look_around, planned_of, show_tasks, show_usage
+from orchestrator.errors import TooLarge
 from orchestrator.states import AttemptState, TaskState
-from orchestrator.store import run_queries, run_requests
+from orchestrator.store import run_queries
 from orchestrator.store.api_keys import Role
+from orchestrator.store.inside_outputs import InsideOutputs, Wanted
 from orchestrator.store.pages import Page
-from orchestrator.wire.progress import Progress
+from orchestrator.store.plans import PlanCache
 
 blueprint = Resource("tasks", __name__, url_prefix="/api/v1/runs", description="Task runs of a run and their attempts.")
-
-_LIVE = frozenset({TaskState.RUNNING, TaskState.CANCELLING})
-
-
-class UsageSchema(Schema):
-    peak_memory_bytes = fields.Integer(required=True, allow_none=True)
-    cpu_seconds = fields.Float(required=True, allow_none=True)
-    wall_seconds = fields.Float(required=True, allow_none=True)
-    gpu_memory_bytes = fields.Integer(required=True, allow_none=True)
-
-
-class TaskRunSchema(Schema):
-    name = fields.String(required=True)
-    operator = fields.String(required=True)
-    upstream_tasks = fields.List(fields.String(), required=True)
-    state = fields.String(required=True, validate=validate.OneOf([state.value for state in TaskState]))
-    reason = fields.String(required=True, metadata={"description": "Why it waits or how it ended, as a word."})
-    message = fields.String(required=True, metadata={"description": "The same as a sentence."})
-    attempt_number = fields.Integer(required=True, metadata={"description": "Tries so far."})
-    attempt_id = fields.UUID(required=True, allow_none=True)
-    failures = fields.Integer(required=True, metadata={"description": "Tries charged to `retries`."})
-    losses = fields.Integer(required=True, metadata={"description": "Tries lost to infrastructure."})
-    generation = fields.Integer(required=True, metadata={"description": "1, and one more with each rerun of it."})
-    queue = fields.String(required=True)
-    worker = fields.String(required=True, allow_none=True, metadata={"description": "Its name, as in Flower."})
-    ready_at = fields.DateTime(required=True, allow_none=True)
-    queued_at = fields.DateTime(required=True, allow_none=True)
-    started_at = fields.DateTime(required=True, allow_none=True)
-    ended_at = fields.DateTime(required=True, allow_none=True)
-    retry_at = fields.DateTime(required=True, allow_none=True)
-    progress = fields.Float(required=True, allow_none=True, metadata={"description": "0 to 1, while it runs."})
-    progress_message = fields.String(required=True)
-    outputs = fields.Dict(required=True, allow_none=True)
-    usage = fields.Nested(UsageSchema, required=True)
-
-
-class AskedTaskRunSchema(TaskRunSchema):
-    command_id = command_id_field()
 
 
 class AttemptSchema(Schema):
@@ -88,6 +51,10 @@ class AttemptSchema(Schema):
     gpus = fields.Integer(required=True)
     devices = fields.List(fields.String(), required=True)
     exit_code = fields.Integer(required=True, allow_none=True)
+    exception = fields.String(required=True, metadata={"description": "The class that was raised; empty: none."})
+    setup_seconds = fields.Float(
+        required=True, allow_none=True, metadata={"description": "Until its operator ran; no part of its time limit."}
+    )
     usage = fields.Nested(UsageSchema, required=True)
     created_at = fields.DateTime(required=True)
     granted_at = fields.DateTime(required=True, allow_none=True)
@@ -102,10 +69,18 @@ class TaskListQuery(PageQuery):
         metadata={"description": "One or more states, separated by commas."},
     )
     operator = fields.String()
+    parent = fields.String(
+        validate=validate.Length(1, 500),
+        metadata={"description": "A container, by its name in the run: its indices or rounds, in their order."},
+    )
 
 
 class AttemptListQuery(PageQuery):
     sort = sort_field(list(run_queries.ATTEMPT_ORDERS), "number")
+
+
+class OutputsSchema(Schema):
+    outputs = fields.Raw(required=True, allow_none=True)
 
 
 TaskRunPage = page_of(TaskRunSchema)
@@ -118,19 +93,22 @@ class Tasks(MethodView):
     @blueprint.query(TaskListQuery)
     @blueprint.answers(200, TaskRunPage)
     def get(self, query: Mapping[str, Any], run_id: UUID) -> dict[str, Any]:
-        """List the task runs of a run, in the plan's order."""
+        """List the task runs of a run in the plan's order, or those of one of its containers."""
+        tenant_id = caller().tenant_id
         with services().engine.connect() as connection:
-            run = run_queries.get_run(connection, caller().tenant_id, str(run_id))
-            version = services().versions.get(connection, caller().tenant_id, run["version_id"])
+            run = run_queries.get_run(connection, tenant_id, str(run_id))
+            version = services().versions.get(connection, tenant_id, run["version_id"])
             page = run_queries.list_tasks(
                 connection,
-                caller().tenant_id,
+                tenant_id,
                 str(run_id),
                 window(query, run_queries.TASK_ORDERS),
                 states=query.get("state"),
                 operator=query.get("operator"),
+                parent=query.get("parent"),
             )
-        return page_json(Page(show_tasks(page.items, version), page.after))
+            around = look_around(connection, tenant_id, str(run_id), page.items, version)
+        return page_json(Page(show_tasks(page.items, around), page.after))
 
 
 @blueprint.route("/<uuid:run_id>/tasks/<string:task>")
@@ -139,29 +117,34 @@ class Task(MethodView):
     @blueprint.answers(200, TaskRunSchema)
     def get(self, run_id: UUID, task: str) -> dict[str, Any]:
         """Get one task run."""
+        return one_task(str(run_id), task)
+
+
+@blueprint.route("/<uuid:run_id>/tasks/<string:task>/outputs")
+class Outputs(MethodView):
+    @needs(Role.VIEWER)
+    @blueprint.refuses(413)
+    @blueprint.answers(200, OutputsSchema, example={"outputs": [{"loss": 0.2}, None, {"loss": 0.1}]})
+    def get(self, run_id: UUID, task: str) -> dict[str, Any]:
+        """Get what a task has left, as those downstream of it see it.
+
+        Of a map a list by index, with null where one did not succeed; of a repeat what its last round left; of a run
+        that is a task `{run_id, state, outputs}`. 413 when it is more than a task could be given.
+        """
+        tenant_id = caller().tenant_id
         with services().engine.connect() as connection:
-            run = run_queries.get_run(connection, caller().tenant_id, str(run_id))
-            version = services().versions.get(connection, caller().tenant_id, run["version_id"])
-            row = run_queries.get_task(connection, caller().tenant_id, str(run_id), task)
-        return show_tasks([row], version)[0]
-
-
-@blueprint.route("/<uuid:run_id>/tasks/<string:task>/cancel")
-class TaskCancel(MethodView):
-    @needs(Role.OPERATOR)
-    @blueprint.refuses(409)
-    @blueprint.answers(202, AskedTaskRunSchema, description="The leader will cancel it.")
-    def post(self, run_id: UUID, task: str) -> dict[str, Any]:
-        """Cancel one task of a run; 409 when it has ended."""
-        tenant_id, command = caller().tenant_id, None
-        with services().engine.begin() as connection:
             run = run_queries.get_run(connection, tenant_id, str(run_id))
-            version = services().versions.get(connection, tenant_id, run["version_id"])
             row = run_queries.get_task(connection, tenant_id, str(run_id), task)
-            if row["state"] not in {TaskState.CANCELLING, TaskState.CANCELLED}:
-                command = run_requests.request_cancel(connection, tenant_id, str(run_id), caller().name, task=task)
-        services().live.wake()
-        return {**show_tasks([row], version)[0], "command_id": command["id"] if command else None}
+            planned = planned_of(connection, tenant_id, run["version_id"], row)
+            inside = InsideOutputs(connection, PlanCache())
+            if planned.is_container:
+                found = inside.containers([Wanted(row["id"], planned, task)])[row["id"]]
+                if isinstance(found, TooLarge):
+                    raise found
+                return {"outputs": found}
+            if row["child_run_id"] is not None:
+                return {"outputs": inside.subruns([row["child_run_id"]], task).get(row["child_run_id"])}
+        return {"outputs": row["outputs"]}
 
 
 @blueprint.route("/<uuid:run_id>/tasks/<string:task>/attempts")
@@ -176,41 +159,18 @@ class Attempts(MethodView):
                 connection, caller().tenant_id, str(run_id), task, window(query, run_queries.ATTEMPT_ORDERS)
             )
         shown = [
-            {**row, "cpu": row["cpu"] / 1000, "memory_bytes": row["memory"], "usage": _usage(row, None)}
+            {**row, "cpu": row["cpu"] / 1000, "memory_bytes": row["memory"], "usage": show_usage(row, None)}
             for row in page.items
         ]
         return page_json(Page(shown, page.after))
 
 
-def show_tasks(rows: Sequence[Mapping[str, Any]], version: RunVersion, *, live: bool = True) -> list[dict[str, Any]]:
-    """Return task runs as answers show them: the rows, the plan's part, and the progress of those that run."""
-    running = [str(row["attempt_id"]) for row in rows if row["state"] in _LIVE and row["attempt_id"]] if live else []
-    progress = services().live.progress(running)
-    return [_shown(row, version, progress.get(str(row["attempt_id"]))) for row in rows]
-
-
-def _shown(row: Mapping[str, Any], version: RunVersion, progress: Progress | None) -> dict[str, Any]:
-    name: str = row["name"]
-    return {
-        **row,
-        "upstream_tasks": version.upstream.get(name, ()),
-        "queue": row["queue"] or version.queues.get(name, ""),
-        "worker": row["worker"] or row["worker_id"],
-        "progress": progress.fraction if progress else None,
-        "progress_message": progress.message if progress else "",
-        "usage": _usage(row, progress),
-    }
-
-
-def _usage(row: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-    """Return what the attempt used; while it runs, what it uses now."""
-    memory, cpu = row["peak_memory"], row["cpu_seconds"]
-    if progress is not None:
-        memory = memory if memory is not None else progress.memory
-        cpu = cpu if cpu is not None else progress.cpu_seconds
-    return {
-        "peak_memory_bytes": memory,
-        "cpu_seconds": cpu,
-        "wall_seconds": row["wall_seconds"],
-        "gpu_memory_bytes": row["gpu_memory_used"],
-    }
+def one_task(run_id: str, task: str, **more: Any) -> dict[str, Any]:
+    """Return one task run as answers show it, with these further fields."""
+    tenant_id = caller().tenant_id
+    with services().engine.connect() as connection:
+        run = run_queries.get_run(connection, tenant_id, run_id)
+        version = services().versions.get(connection, tenant_id, run["version_id"])
+        row = run_queries.get_task(connection, tenant_id, run_id, task)
+        around = look_around(connection, tenant_id, run_id, [row], version)
+    return {**show_tasks([row], around)[0], **more}

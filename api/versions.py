@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator.plan_json import plan_from_json
-from orchestrator.records import Plan
+from orchestrator.records import Plan, PlannedTask
 from orchestrator.store.definitions import read_version
 from orchestrator.store.run_requests import NewTask
 
@@ -26,8 +26,8 @@ class RunVersion:
     parameters: Mapping[str, Any]
     """The definition's defaults of run parameters."""
     priority: int
-    upstream: Mapping[str, tuple[str, ...]]
-    queues: Mapping[str, str]
+    planned: Mapping[str, PlannedTask]
+    """The run's own tasks by name."""
 
     @property
     def tasks(self) -> list[NewTask]:
@@ -58,8 +58,7 @@ class VersionShelf:
             plan=plan,
             parameters=row["definition"].get("parameters", {}),
             priority=int(row["definition"].get("priority", 0)),
-            upstream={task.name: task.upstream for task in plan.tasks},
-            queues={task.name: task.queue for task in plan.tasks},
+            planned={task.name: task for task in plan.tasks},
         )
         with self._lock:
             self._versions[key] = version

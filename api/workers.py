@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flask import request
 from flask.views import MethodView
 from marshmallow import Schema, fields, validate
 from webargs.fields import DelimitedList
@@ -16,7 +15,7 @@ from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.resource import Resource, needs
 from api.services import services
 from orchestrator.states import AttemptState, WorkerState
-from orchestrator.store import run_requests, worker_queries
+from orchestrator.store import command_requests, worker_queries
 from orchestrator.store.api_keys import Role
 from orchestrator.store.pages import Page
 
@@ -107,11 +106,6 @@ class WorkerListQuery(PageQuery):
 
 WorkerPage = page_of(WorkerSchema)
 
-_OPTIONAL_BODY = {
-    "required": False,
-    "content": {"application/json": {"schema": DrainRequestSchema, "example": {"deadline_seconds": 600}}},
-}
-
 
 @blueprint.route("")
 class Workers(MethodView):
@@ -146,14 +140,11 @@ class Worker(MethodView):
 @blueprint.route("/<string:worker_id>/drain")
 class Drain(MethodView):
     @needs(Role.ADMIN)
-    @blueprint.refuses(409, 413, 415, 422)
-    @blueprint.note(requestBody=_OPTIONAL_BODY)
+    @blueprint.refuses(409)
+    @blueprint.optional_body(DrainRequestSchema, example={"deadline_seconds": 600})
     @blueprint.answers(202, CommandSchema, description="The leader will give it nothing more.")
-    def post(self, worker_id: str) -> dict[str, Any]:
+    def post(self, body: Mapping[str, Any], worker_id: str) -> dict[str, Any]:
         """Let a worker finish what it runs and give it nothing more; another deadline replaces the one before."""
-        body: Mapping[str, Any] = {}
-        if request.get_data(cache=True):
-            body = blueprint.ARGUMENTS_PARSER.parse(DrainRequestSchema(), request, location="json")
         return _command(worker_id, drain=True, deadline_seconds=body.get("deadline_seconds"))
 
     @needs(Role.ADMIN)
@@ -166,7 +157,7 @@ class Drain(MethodView):
 
 def _command(worker_id: str, *, drain: bool, deadline_seconds: float | None = None) -> dict[str, Any]:
     with services().engine.begin() as connection:
-        command = run_requests.request_drain(
+        command = command_requests.request_drain(
             connection, caller().tenant_id, worker_id, caller().name, drain=drain, deadline_seconds=deadline_seconds
         )
     services().live.wake()

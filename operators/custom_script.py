@@ -29,7 +29,7 @@ from operators.scripts.results import (
     store_files,
 )
 from orchestrator.errors import ForbiddenPath
-from orchestrator.inputs import local_file
+from orchestrator.inputs import local_file, outputs_of_kind
 from orchestrator.operator import Json, Operator, OperatorFailure, SkipTask, TaskContext
 
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -48,7 +48,8 @@ class CustomScript(Operator):
     Out: a JSON object in ``ORCHESTRATOR_OUTPUT_FILE``, and files in ``ORCHESTRATOR_OUTPUT_DIR``, which are stored.
 
     Between attempts: what it leaves in ``ORCHESTRATOR_CHECKPOINT_DIR`` is there again when the task is tried again;
-    a rerun begins anew. It is saved when the script ends without success; on SIGTERM it has the grace to write it.
+    a rerun begins anew. It is saved when the script ends without success (on SIGTERM it has the grace to write it), and
+    whenever the script makes a file ``.save`` in it, which is removed when it is saved.
 
     Exit codes: 0 success, 64 failed and not to be tried again, 75 to be tried again later, 99 skip; with these three
     the output file may hold ``{"reason": "a_word", "message": "A sentence."}``. Any other code is a retryable failure.
@@ -102,6 +103,8 @@ class CustomScript(Operator):
         },
     }
 
+    verbatim: ClassVar[frozenset[str]] = frozenset({"script_content"})
+
     @classmethod
     def problems(cls, parameters: Mapping[str, Json]) -> list[tuple[str, str]]:
         """Check that there is one script."""
@@ -133,12 +136,17 @@ class CustomScript(Operator):
         values = {**context.run_parameters, **parameters.get("arguments", {})}
         kills = memory_kills()
         with checkpoint.outliving_term():
-            code = run_process(command(script_type, script), environment(context, values, variables), context.workdir)
+            code = run_process(
+                command(script_type, script),
+                environment(context, values, variables),
+                context.workdir,
+                lambda: checkpoint.save_if_asked(context, saved),
+            )
             if code != 0:
-                checkpoint.keep(context, saved)
+                checkpoint.keep(context)
         if code in _KILLED and memory_kills() > kills:
             # The kernel chose the script, not the process that waits for it, whose end the worker judges.
-            raise OperatorFailure("oom", _OUT_OF_MEMORY, retryable=True)
+            raise OperatorFailure("oom", _OUT_OF_MEMORY, retryable=True, exit_code=code)
         _judge(code, output_file)
         return _collect(context, parameters, output_file, output_folder)
 
@@ -178,9 +186,9 @@ def _fetch(context: TaskContext, wanted: list[str]) -> dict[str, tuple[str, Path
     for entry in wanted:
         task, _, kind = entry.rpartition(".")
         sources = {
-            f"{name}.{kind}": outputs[kind]["uri"]
-            for name, outputs in context.upstream_outputs.items()
-            if task in ("", name) and isinstance(outputs.get(kind), Mapping) and "uri" in outputs[kind]
+            f"{name}.{kind}": output["uri"]
+            for name, output in outputs_of_kind(context, kind)
+            if task in ("", name, name.partition("[")[0]) and "uri" in output
         }
         if not sources:
             raise OperatorFailure("not_found", f"fetch names {entry!r}, but no task upstream left such an output.")
@@ -197,7 +205,7 @@ def _write_input(context: TaskContext, parameters: Mapping[str, Json], fetched: 
         "attempt_number": context.attempt_number,
         "arguments": parameters.get("arguments", {}),
         "run_parameters": dict(context.run_parameters),
-        "upstream": {task: dict(outputs) for task, outputs in context.upstream_outputs.items()},
+        "upstream": dict(context.upstream_outputs),
         "files": {uri: str(place) for uri, place in fetched.values()},
     }
     path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
@@ -215,18 +223,21 @@ def _judge(code: int, output_file: Path) -> None:
     if code < 0:
         name = signal_name(-code)
         hint = " It may have used more memory than the task has." if name == "SIGKILL" else ""
-        raise OperatorFailure("killed", f"The script was killed by {name} ({-code}).{hint}", retryable=True)
+        sentence = f"The script was killed by {name} ({-code}).{hint}"
+        raise OperatorFailure("killed", sentence, retryable=True, exit_code=code)
     reason, message = read_message(output_file) if code in {64, 75, 99} else ("", "")
     if code == 99:
         raise SkipTask(reason or "script", message or "The script ended with exit code 99 (skip).")
     if code == 64:
-        raise OperatorFailure(reason or "exit_code", message or "The script ended with exit code 64 (do not retry).")
+        told = message or "The script ended with exit code 64 (do not retry)."
+        raise OperatorFailure(reason or "exit_code", told, exit_code=code)
     if code == 75:
         told = message or "The script ended with exit code 75 (try again later)."
-        raise OperatorFailure(reason or "exit_code", told, retryable=True)
+        raise OperatorFailure(reason or "exit_code", told, retryable=True, exit_code=code)
     # A shell says 128 + n of a child that was killed by signal n.
     shell = f" (128 + {signal_name(code - 128)})" if 128 < code < 160 else ""
-    raise OperatorFailure("exit_code", f"The script ended with exit code {code}{shell}; see its log.", retryable=True)
+    sentence = f"The script ended with exit code {code}{shell}; see its log."
+    raise OperatorFailure("exit_code", sentence, retryable=True, exit_code=code)
 
 
 def _collect(

@@ -19,7 +19,14 @@ from typing import ClassVar
 from urllib.parse import quote
 
 from orchestrator.errors import ForbiddenAddress, TooLarge, Unreachable
-from orchestrator.inputs import describe_output, fingerprint, local_file, require_own
+from orchestrator.inputs import (
+    artifact_missing,
+    describe_output,
+    fingerprint,
+    local_file,
+    outputs_of_kind,
+    require_own,
+)
 from orchestrator.operator import Input, Json, Operator, OperatorFailure, TaskContext
 from orchestrator.outbound import Response
 
@@ -175,7 +182,7 @@ def _digest(context: TaskContext, uri: str, made: Mapping[str, Json]) -> str:
     told = made.get("digest")
     if isinstance(told, str) and re.match(_DIGEST, told) and uri.startswith("artifact://"):
         if not context.artifacts.exists(uri):
-            raise OperatorFailure("not_found", f"The model {uri} is no longer in the artifact store; train it again.")
+            raise artifact_missing(context, uri)
         return told
     return fingerprint(local_file(context, uri))
 
@@ -187,9 +194,8 @@ def _lineage(context: TaskContext, made: Mapping[str, Json]) -> dict[str, Json]:
         found["model_task"] = made["task"]
     if data := made.get("data_fingerprint"):
         found["data_fingerprint"] = data
-        for task, outputs in context.upstream_outputs.items():
-            dataset = outputs.get("dataset")
-            if isinstance(dataset, Mapping) and dataset.get("fingerprint") == data:
+        for task, dataset in outputs_of_kind(context, "dataset"):
+            if dataset.get("fingerprint") == data:
                 found["dataset"] = {"task": task, "uri": dataset.get("uri")}
                 break
     return found

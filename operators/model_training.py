@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from operators.training.evaluation import ACCURACY, METRICS, Split, cross_validate, fit_rows, measure, split_rows
 from operators.training.framework import FittedModel, Framework, Job, Progress
 from operators.training.schemas import (
+    DEFAULT_CHECKPOINT_SECONDS,
     DEFAULT_FRAMEWORK,
     DEFAULT_TEST_SIZE,
     FRAMEWORKS,
@@ -19,11 +22,15 @@ from operators.training.schemas import (
     PARAMETERS,
 )
 from operators.training.table import Table, format_of, make_table, read_frame
+from operators.training.unfinished import Unfinished
 from orchestrator.inputs import describe_output, fingerprint, local_file
 from orchestrator.operator import Input, Json, Operator, OperatorFailure, TaskContext
 
 if TYPE_CHECKING:
     import polars as pl
+
+_UNDECIDING = frozenset({"checkpoint_seconds", "min_accuracy", "training_data_path"})
+"""Parameters that change nothing in what is trained; the data are known by their fingerprint."""
 
 
 class ModelTraining(Operator):
@@ -69,11 +76,12 @@ class ModelTraining(Operator):
         for note in table.notes:
             context.log(note)
         started = time.monotonic()
+        data_fingerprint = made.get("fingerprint") or fingerprint(path)
+        unfinished = _unfinished(context, parameters, data_fingerprint)
         with _explained(context, job):
-            model, split, results = _train(context, framework, job, table, parameters)
+            model, split, results = _train(context, framework, job, table, parameters, unfinished)
         seconds = time.monotonic() - started
         _check_gate(job.model_type, parameters, results)
-        data_fingerprint = made.get("fingerprint") or fingerprint(path)
         described = _describe(framework, job, table, model, results["metrics"], data_fingerprint)
         stored = _store(context, framework, model, described)
         context.progress(1.0, "model stored")
@@ -154,8 +162,21 @@ def _read(path: Any, file_format: str, parameters: Mapping[str, Json]) -> Table:
     return make_table(frame, model_type, parameters.get("target"), parameters.get("features"))
 
 
+def _unfinished(context: TaskContext, parameters: Mapping[str, Json], data: str) -> Unfinished:
+    """Return where the training is kept, under a digest of all that decides what it ends in."""
+    deciding = {name: value for name, value in parameters.items() if name not in _UNDECIDING}
+    text = json.dumps([deciding, data], sort_keys=True)
+    every = float(parameters.get("checkpoint_seconds", DEFAULT_CHECKPOINT_SECONDS))
+    return Unfinished(context, hashlib.sha256(text.encode()).hexdigest(), every)
+
+
 def _train(
-    context: TaskContext, framework: Framework, job: Job, table: Table, parameters: Mapping[str, Json]
+    context: TaskContext,
+    framework: Framework,
+    job: Job,
+    table: Table,
+    parameters: Mapping[str, Json],
+    unfinished: Unfinished,
 ) -> tuple[FittedModel, Split, dict[str, Any]]:
     """Split, cross-validate if asked, fit, measure. Progress goes from 0.1 to 0.95."""
     wanted = parameters.get("metrics") or METRICS[job.model_type]
@@ -169,9 +190,11 @@ def _train(
     if folds := parameters.get("cross_validation"):
         begin = 0.55
         part = _part(context, 0.1, begin)
-        results["cross_validation"] = cross_validate(framework, job, table, split.train, int(folds), wanted, part)
+        results["cross_validation"] = cross_validate(
+            framework, job, table, split.train, int(folds), wanted, part, unfinished
+        )
     context.progress(begin, f"fitting {job.algorithm} on {len(split.train)} rows")
-    model = fit_rows(framework, job, table, split.train, _part(context, begin, 0.9))
+    model = fit_rows(framework, job, table, split.train, _part(context, begin, 0.9), unfinished)
     context.progress(0.9, "measuring")
     measured_on = split.train if clustering else split.test
     results["metrics"] = measure(model, job.model_type, table, measured_on, wanted) if len(measured_on) else {}

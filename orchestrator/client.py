@@ -5,59 +5,28 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
-import requests
-
-from orchestrator.errors import OrchestratorError, Problem
+from orchestrator.client_transport import ApiError as ApiError  # noqa: PLC0414 - this is where users import it from
+from orchestrator.client_transport import Transport
 
 QUIET_LOOKS = 4
 """Looks without anything new after a task's end: the last of its log may still be on its way."""
 FINAL_STATES = frozenset({"success", "failed", "cancelled"})
-"""States that a run leaves only by a rerun."""
-TRY_AGAIN_STATUSES = frozenset({429, 502, 503, 504})
+"""States that a run leaves only by a rerun or a mark."""
+TASK_FINAL_STATES = FINAL_STATES | {"upstream_failed", "skipped"}
+
+CONTAINERS = frozenset({"map", "repeat"})
+"""Kinds of tasks that run nothing themselves, but the task runs inside of them."""
 
 
-class ApiError(OrchestratorError):
-    """The API refused a request, or could not be reached; ``str(error)`` is the server's sentence.
+class Client(Transport):
+    """The API of one orchestrator, under one API key; see :class:`Transport` for its patience.
 
-    :ivar status: the HTTP status; 0 when no answer came.
-    :ivar problems: what is wrong where in the document that was sent.
+    What changes a run (cancel, rerun, mark …) is asked of the scheduler: the answer has a ``command_id``, and
+    :meth:`command` says what became of it.
     """
-
-    def __init__(self, message: str, *, status: int = 0, problems: tuple[Problem, ...] = ()) -> None:
-        super().__init__(message)
-        self.status = status
-        self.problems = problems
-
-
-class Client:
-    """The API of one orchestrator, under one API key.
-
-    Requests that may be repeated without harm are repeated while the server is away or asks for patience.
-
-    :param url: where the API listens, such as ``http://127.0.0.1:8001``.
-    :param patience: seconds during which such a request is repeated.
-    """
-
-    def __init__(self, url: str, api_key: str, *, timeout: float = 30.0, patience: float = 15.0) -> None:
-        self._url = url.rstrip("/")
-        self._timeout = timeout
-        self._patience = patience
-        self._session = requests.Session()
-        self._session.trust_env = False  # a proxy or ~/.netrc must not come between the key and this server
-        self._session.headers.update({"Authorization": f"Bearer {api_key}", "Accept": "application/json"})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections to the server."""
-        self._session.close()
 
     # --- pipelines ---
 
@@ -76,60 +45,117 @@ class Client:
         return self._request("PUT", f"/api/v1/pipelines/{known['id']}", body=definition, repeatable=True)
 
     def validate_pipeline(self, definition: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a definition without saving it: ``valid``, ``errors`` (all of them) and ``plan``."""
+        """Check a definition without saving it: ``valid``, ``errors`` (all of them), ``plan`` and ``definition``, which
+        is the definition as it would be stored."""
         return self._request("POST", "/api/v1/pipelines/validate", body=definition, repeatable=True)
 
     def get_pipeline(self, pipeline_id: str) -> dict[str, Any]:
         """Return a pipeline by id."""
-        return self._request("GET", f"/api/v1/pipelines/{quote(pipeline_id, safe='')}")
+        return self._request("GET", f"/api/v1/pipelines/{_part(pipeline_id)}")
 
     def get_pipeline_by_name(self, name: str) -> dict[str, Any]:
         """Return a pipeline by name."""
-        return self._request("GET", f"/api/v1/pipelines/by-name/{quote(name, safe='')}")
+        return self._request("GET", f"/api/v1/pipelines/by-name/{_part(name)}")
 
     def pipelines(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """Yield all pipelines."""
         return self._items("/api/v1/pipelines", filters)
 
+    def versions(self, pipeline_id: str) -> Iterator[dict[str, Any]]:
+        """Yield the versions of a pipeline, newest first."""
+        return self._items(f"/api/v1/pipelines/{_part(pipeline_id)}/versions", {})
+
+    def pause_pipeline(self, pipeline_id: str, *, reason: str = "") -> dict[str, Any]:
+        """Let no run of the pipeline start until it is resumed; new ones are accepted and wait."""
+        return self._request("POST", f"/api/v1/pipelines/{_part(pipeline_id)}/pause", body=_said(reason=reason))
+
+    def resume_pipeline(self, pipeline_id: str, *, reason: str = "") -> dict[str, Any]:
+        """Let the runs of the pipeline start again."""
+        return self._request("POST", f"/api/v1/pipelines/{_part(pipeline_id)}/resume", body=_said(reason=reason))
+
     # --- runs ---
 
     def start_run(
-        self, pipeline: str, parameters: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+        self,
+        pipeline: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        version: int | None = None,
+        priority: int | None = None,
     ) -> dict[str, Any]:
         """Start a run of the pipeline with this name.
 
         :param idempotency_key: one key makes one run, however often it is sent; one is made when not given, so that
             a repeated request can't start two.
+        :param version: of the pipeline; the current one when left out.
+        :param priority: the definition's when left out.
         """
-        body = {"pipeline_name": pipeline, "parameters": dict(parameters or {})}
+        chosen = _said(version=version, priority=priority)
+        body = {"pipeline_name": pipeline, "parameters": dict(parameters or {}), **chosen}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._request("POST", "/api/v1/runs", body=body, headers=headers, repeatable=True)
 
     def get_run(self, run_id: str) -> dict[str, Any]:
         """Return a run with its task runs."""
-        return self._request("GET", f"/api/v1/runs/{quote(run_id, safe='')}")
+        return self._request("GET", _run(run_id))
 
     def runs(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """Yield runs, newest first."""
         return self._items("/api/v1/runs", filters)
 
-    def cancel(self, run_id: str) -> dict[str, Any]:
-        """Ask for a run to be cancelled; returns the run."""
-        return self._request("POST", f"/api/v1/runs/{quote(run_id, safe='')}/cancel", repeatable=True)
+    def children(self, run_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the runs that are tasks of this one, and those that are reruns of it."""
+        return self._items(_run(run_id, "children"), filters)
+
+    def cancel(
+        self, run_id: str, *, mode: str = "graceful", grace_seconds: float | None = None, reason: str = ""
+    ) -> dict[str, Any]:
+        """Ask for a run to be cancelled; returns the run.
+
+        :param mode: ``graceful`` lets tasks end in their grace and runs the teardown tasks; ``force`` does neither.
+        :param grace_seconds: seconds between TERM and KILL; each task's own when left out.
+        """
+        return self._request("POST", _run(run_id, "cancel"), body=_stop(mode, grace_seconds, reason), repeatable=True)
+
+    def pause(self, run_id: str, *, reason: str = "") -> dict[str, Any]:
+        """Let no further task of the run start; what runs goes on."""
+        return self._request("POST", _run(run_id, "pause"), body=_said(reason=reason), repeatable=True)
+
+    def resume(self, run_id: str, *, reason: str = "") -> dict[str, Any]:
+        """Let the tasks of a paused run start again."""
+        return self._request("POST", _run(run_id, "resume"), body=_said(reason=reason), repeatable=True)
 
     def rerun(
-        self, run_id: str, tasks: str | Sequence[str] = "failed", *, seconds: float | None = 30.0, pause: float = 0.1
+        self,
+        run_id: str,
+        tasks: str | Sequence[str] = "failed",
+        *,
+        version: int | str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        in_place: bool | None = None,
+        seconds: float | None = 30.0,
+        pause: float = 0.1,
     ) -> dict[str, Any]:
         """Start a run again that has ended, and return it once it has its new generation.
 
+        A run keeps what it began with: by another version, or with other parameters, it is run again as a new run,
+        which is linked to it and takes over the outputs of what need not run again. Then the new run is returned.
+
         :param tasks: ``failed``, ``all``, or names of tasks; everything downstream of them is run again too.
+        :param version: ``latest`` or a number; the run's own when left out.
+        :param parameters: put over the run's own; the tasks that read them are run again too.
+        :param in_place: ``False`` makes a new run of it whatever else is asked for.
         :param seconds: how long to wait for the new generation; ``None`` does not wait, and returns the run as it was.
-        :raises ApiError: the scheduler has refused it.
+        :raises ApiError: the API or the scheduler has refused it.
         :raises TimeoutError: no scheduler has started it again in time; it may still do so.
         """
-        body = {"from": tasks if isinstance(tasks, str) else list(tasks)}
-        before = self._request("POST", f"/api/v1/runs/{quote(run_id, safe='')}/rerun", body=body)
-        if seconds is None:
+        body = _again(tasks, version, parameters, in_place)
+        as_new = in_place is False or (in_place is None and not body.keys().isdisjoint(("version", "parameters")))
+        # One key makes one run, so only then it may be asked twice.
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if as_new else {}
+        before = self._request("POST", _run(run_id, "rerun"), body=body, headers=headers, repeatable=as_new)
+        if seconds is None or before["id"] != run_id:
             return before
         deadline = time.monotonic() + seconds
         while True:
@@ -146,35 +172,66 @@ class Client:
                 )
             time.sleep(pause)
 
+    def preview_rerun(
+        self,
+        run_id: str,
+        tasks: str | Sequence[str] = "failed",
+        *,
+        version: int | str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        in_place: bool | None = None,
+    ) -> dict[str, Any]:
+        """Say what a rerun would run and what it would keep, without starting it."""
+        body = _again(tasks, version, parameters, in_place)
+        return self._request("POST", _run(run_id, "rerun/preview"), body=body, repeatable=True)
+
+    def explain(self, run_id: str, task: str | None = None) -> dict[str, Any]:
+        """Say why a run, or one task of it, is where it is, and what would bring it on."""
+        path = _run(run_id, "explain") if task is None else _task(run_id, task, "explain")
+        return self._request("GET", path)
+
+    def events(self, run_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the transitions of a run so far, oldest first."""
+        return self._items(_run(run_id, "events"), filters)
+
+    def follow_events(self, run_id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the transitions of a run, as they come, until it has ended.
+
+        :param after: the ``id`` of the last one that is known.
+        """
+        events = self._stream(_run(run_id, "events"), str(after) if after else "")
+        return (content for kind, content in events if kind == "transition")
+
     def command(self, command_id: int) -> dict[str, Any]:
-        """Return what became of a cancel, rerun or drain: ``state`` is ``open``, ``done`` or ``refused``."""
+        """Return what was asked of the scheduler and what it said: ``state`` is open, done or refused."""
         return self._request("GET", f"/api/v1/commands/{command_id}")
+
+    def settled(self, answer: Mapping[str, Any], *, seconds: float = 10.0, pause: float = 0.1) -> dict[str, Any]:
+        """Wait until the scheduler has looked at what was asked, and return the command; ``{}``: none was made.
+
+        :param answer: to the request, with its ``command_id``.
+        :raises ApiError: the scheduler has refused it; the message says why.
+        :raises TimeoutError: no scheduler has looked at it in time; one may still do so.
+        """
+        command_id = answer.get("command_id")
+        if command_id is None:
+            return {}
+        deadline = time.monotonic() + seconds
+        while (command := self.command(command_id))["state"] == "open":
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"No scheduler has looked at command {command_id} after {seconds:g} s; does one run? "
+                    "It stays asked for."
+                )
+            time.sleep(pause)
+        if command["state"] == "refused":
+            raise ApiError(str(command["result"]), status=409)
+        return command
 
     def _refusal(self, command_id: int | None) -> str:
         """Return why the command was refused; empty if it was not, or if the API is too old to name it."""
         command = self.command(command_id) if command_id is not None else {}
         return str(command["result"]) if command.get("state") == "refused" else ""
-
-    def tasks(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the task runs of a run."""
-        return list(self._items(f"/api/v1/runs/{quote(run_id, safe='')}/tasks", {}))
-
-    def logs(self, run_id: str, task: str, offset: int = 0) -> dict[str, Any]:
-        """Return log text from a byte offset: ``text``, ``next_offset``, ``complete``."""
-        path = f"/api/v1/runs/{quote(run_id, safe='')}/tasks/{quote(task, safe='')}/logs"
-        return self._request("GET", path, query={"offset": offset})
-
-    def follow_logs(self, run_id: str, task: str, *, pause: float = 0.5) -> Iterator[str]:
-        """Yield log text as it comes, until the log is complete."""
-        offset = quiet = 0
-        while quiet < QUIET_LOOKS:
-            piece = self.logs(run_id, task, offset)
-            if piece["text"]:
-                yield piece["text"]
-            if piece["next_offset"] == offset:
-                quiet = quiet + 1 if piece["complete"] else 0
-                time.sleep(pause)
-            offset = piece["next_offset"]
 
     def wait(
         self,
@@ -202,6 +259,94 @@ class Client:
                 raise TimeoutError(f"Run {run_id} has not ended after {seconds:.0f} s; it is {run['state']}.")
             time.sleep(pause)
 
+    # --- tasks of a run ---
+
+    def tasks(self, run_id: str, *, inside: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the task runs of a run.
+
+        :param inside: the container whose indices or rounds are wanted; without it the run's own tasks.
+        """
+        return self._items(_run(run_id, "tasks"), {**_said(parent=inside), **filters})
+
+    def get_task(self, run_id: str, task: str) -> dict[str, Any]:
+        """Return one task run of a run."""
+        return self._request("GET", _task(run_id, task))
+
+    def attempts(self, run_id: str, task: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the attempts of a task run, oldest first."""
+        return self._items(_task(run_id, task, "attempts"), filters)
+
+    def artifacts(self, run_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield what a run, or its ``task``, has left in the artifact store."""
+        return self._items(_run(run_id, "artifacts"), filters)
+
+    def outputs(self, run_id: str, task: str) -> Any:
+        """Return what a task has left, as those downstream see it: of a mapped task a list by index."""
+        return self._request("GET", _task(run_id, task, "outputs"))["outputs"]
+
+    def cancel_task(
+        self, run_id: str, task: str, *, mode: str = "graceful", grace_seconds: float | None = None, reason: str = ""
+    ) -> dict[str, Any]:
+        """Ask for one task of a run to be cancelled; returns the task run."""
+        body = _stop(mode, grace_seconds, reason)
+        return self._request("POST", _task(run_id, task, "cancel"), body=body, repeatable=True)
+
+    def mark(
+        self, run_id: str, task: str, state: str, *, reason: str = "", outputs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Settle a task run by hand, one that nothing of runs.
+
+        :param state: ``success``, ``failed`` or ``skipped``.
+        :param outputs: of a success, for the tasks downstream.
+        """
+        body = {"state": state, **_said(reason=reason, outputs=None if outputs is None else dict(outputs))}
+        return self._request("POST", _task(run_id, task, "mark"), body=body)
+
+    def approve(
+        self, run_id: str, task: str, *, input: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> dict[str, Any]:
+        """Approve a task that waits for a person; ``input`` is what its definition asks for."""
+        return self._decide(run_id, task, "approve", input, reason)
+
+    def reject(
+        self, run_id: str, task: str, *, input: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> dict[str, Any]:
+        """Reject a task that waits for a person."""
+        return self._decide(run_id, task, "reject", input, reason)
+
+    def _decide(
+        self, run_id: str, task: str, verdict: str, given: Mapping[str, Any] | None, reason: str
+    ) -> dict[str, Any]:
+        body = _said(input=None if given is None else dict(given), reason=reason)
+        return self._request("POST", _task(run_id, task, verdict), body=body)
+
+    def waits(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the tasks of all runs that wait for a person or an outside event, the latter with their tokens."""
+        return self._items("/api/v1/waits", filters)
+
+    def send_event(self, token: str, payload: Any = None) -> dict[str, Any]:
+        """Report an outside event to the task that waits for it under this token."""
+        return self._request("POST", f"/api/v1/events/{_part(token)}", body=_said(payload=payload))
+
+    def logs(self, run_id: str, task: str, offset: int = 0, *, attempt: int | None = None) -> dict[str, Any]:
+        """Return log text from a byte offset: ``text``, ``next_offset``, ``complete``.
+
+        :param attempt: number of the attempt; the latest when left out.
+        """
+        return self._request("GET", _task(run_id, task, "logs"), query={"offset": offset, **_said(attempt=attempt)})
+
+    def follow_logs(self, run_id: str, task: str, *, attempt: int | None = None, pause: float = 0.5) -> Iterator[str]:
+        """Yield log text as it comes, until the log is complete."""
+        offset = quiet = 0
+        while quiet < QUIET_LOOKS:
+            piece = self.logs(run_id, task, offset, attempt=attempt)
+            if piece["text"]:
+                yield piece["text"]
+            if piece["next_offset"] == offset:
+                quiet = quiet + 1 if piece["complete"] else 0
+                time.sleep(pause)
+            offset = piece["next_offset"]
+
     # --- the rest ---
 
     def operators(self) -> Iterator[dict[str, Any]]:
@@ -214,100 +359,39 @@ class Client:
 
     def model_versions(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the registered versions of a model."""
-        return self._items(f"/api/v1/models/{quote(name, safe='')}/versions", {})
+        return self._items(f"/api/v1/models/{_part(name)}/versions", {})
 
     def health(self) -> dict[str, Any]:
         """Return the state of every part of the system, in one look: an unhealthy answer is an answer too."""
-        response = self._send("GET", "/monitoring/health/detailed", None, None, {})
-        document = _json(response)
-        if "components" not in document:
-            raise _error(response)
-        return document
-
-    # --- transport ---
-
-    def _items(self, path: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        query = {name: value for name, value in filters.items() if value is not None}
-        while True:
-            page = self._request("GET", path, query=query)
-            yield from page["items"]
-            if not page.get("next_cursor"):
-                return
-            query["cursor"] = page["next_cursor"]
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Any = None,
-        query: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        repeatable: bool = False,
-    ) -> dict[str, Any]:
-        deadline = time.monotonic() + (self._patience if repeatable or method == "GET" else 0.0)
-        pause = 0.2
-        while True:
-            try:
-                response = self._send(method, path, body, query, headers or {})
-                failure = None if response.ok else _error(response)
-                wait = _retry_after(response) if failure else 0.0
-            except ApiError as error:
-                failure, wait = error, 0.0
-            if failure is None:
-                return _json(response)
-            transient = failure.status == 0 or failure.status in TRY_AGAIN_STATUSES
-            wait = max(wait, pause)
-            if not transient or time.monotonic() + wait > deadline:
-                raise failure
-            time.sleep(wait)
-            pause = min(2.0, pause * 2)
-
-    def _send(
-        self, method: str, path: str, body: Any, query: Mapping[str, Any] | None, headers: Mapping[str, str]
-    ) -> requests.Response:
-        try:
-            return self._session.request(
-                method, f"{self._url}{path}", json=body, params=query, headers=headers, timeout=self._timeout
-            )
-        except requests.RequestException as error:
-            raise ApiError(
-                f"The API at {self._url} does not answer ({type(error).__name__}); is it running? `make up` starts it."
-            ) from error
+        return self._answer("/monitoring/health/detailed", "components")
 
 
-def _retry_after(response: requests.Response) -> float:
-    try:
-        return max(0.0, float(response.headers.get("Retry-After", "0")))
-    except ValueError:  # a proxy may give a date
-        return 0.0
+def _part(text: str) -> str:
+    return quote(text, safe="")
 
 
-def _json(response: requests.Response) -> dict[str, Any]:
-    if not response.content:
-        return {}
-    try:
-        document = response.json()
-    except requests.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict):
-        raise ApiError(
-            f"{response.url} answered {response.status_code} with something that is not our API's JSON; "
-            "check the address.",
-            status=response.status_code,
-        )
-    return document
+def _run(run_id: str, what: str = "") -> str:
+    return f"/api/v1/runs/{_part(run_id)}{'/' if what else ''}{what}"
 
 
-def _error(response: requests.Response) -> ApiError:
-    try:
-        document = _json(response)
-    except ApiError as error:
-        return error
-    problems = tuple(
-        Problem(str(problem.get("pointer", "")), str(problem.get("message", "")))
-        for problem in document.get("errors") or ()
-    )
-    message = str(document.get("message") or response.reason)
-    details = "; ".join(f"{problem.pointer or '/'}: {problem.message}" for problem in problems)
-    return ApiError(f"{message} {details}".strip(), status=response.status_code, problems=problems)
+def _task(run_id: str, task: str, what: str = "") -> str:
+    return f"{_run(run_id)}/tasks/{_part(task)}{'/' if what else ''}{what}"
+
+
+def _said(**fields: Any) -> dict[str, Any]:
+    """Return the fields that were given: what is left out keeps the server's default."""
+    return {name: value for name, value in fields.items() if value is not None and value != ""}
+
+
+def _stop(mode: str, grace_seconds: float | None, reason: str) -> dict[str, Any]:
+    return _said(mode=None if mode == "graceful" else mode, grace_seconds=grace_seconds, reason=reason)
+
+
+def _again(
+    tasks: str | Sequence[str],
+    version: int | str | None,
+    parameters: Mapping[str, Any] | None,
+    in_place: bool | None,
+) -> dict[str, Any]:
+    asked = {"from": tasks if isinstance(tasks, str) else list(tasks)}
+    return {**asked, **_said(version=version, parameters=dict(parameters or {}) or None, in_place=in_place)}

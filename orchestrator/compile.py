@@ -7,60 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from orchestrator.documents import did_you_mean
+from orchestrator.compile_graph import Flow, Placed, graph_problems, placed_tasks, upstream_problems
+from orchestrator.compile_names import Names, name_problems, pipeline_problems
+from orchestrator.compile_plan import Parts, make_plan
+from orchestrator.compile_shapes import Shapes
+from orchestrator.compile_site import Site
+from orchestrator.compile_tasks import order_problems, task_problems
+from orchestrator.documents import did_you_mean, escaped
 from orchestrator.documents import parameter_problems as document_problems
 from orchestrator.errors import InvalidDefinition, Problem
-from orchestrator.graph import depth, find_cycle, topological_order
 from orchestrator.operator import Operator
-from orchestrator.operator_checks import Declaration, declaration, parameter_faults
-from orchestrator.records import Plan, PlannedTask, Resources, RetryPolicy
-from orchestrator.rules import ROOT_RULES
-from orchestrator.spec import MAX_TASKS, PipelineSpec, Reading, TaskSpec, read_pipeline, to_document
+from orchestrator.operator_checks import Declaration, declaration, verbatim_parameters
+from orchestrator.records import Plan, PlannedTask
+from orchestrator.spec import Reading, read_pipeline
+from orchestrator.spec_document import to_document
 from orchestrator.wiring import Wiring, wire_inputs
 
-if TYPE_CHECKING:
-    from orchestrator.config import Settings
+__all__ = ["Compiled", "RunNeed", "Site", "all_tasks", "compile_pipeline", "content_hash", "run_problems"]
 
-MAX_EDGES = 5000
-MAX_DEPTH = 200
 MAX_PROBLEMS = 200
-BACKOFF_FACTOR = 2.0
-GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What the site decides for tasks that don't say."""
-
-    queues: tuple[str, ...] = ("cpu", "gpu", "highmem")
-    highmem_threshold: float = 32.0
-    """GiB; a task that asks for more goes to ``highmem``."""
-    default_task_resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    retries: int = 3
-    retry_delay: float = 60.0
-    retry_max_delay: float = 600.0
-    grace: float = 10.0
-    connections: frozenset[str] = frozenset()
-    """Names of the site's connections."""
-    max_tasks: int = MAX_TASKS
-
-    @classmethod
-    def of(cls, settings: Settings) -> Site:
-        return cls(
-            queues=settings.queues,
-            highmem_threshold=settings.highmem_threshold_gb,
-            default_task_resources=settings.default_task_resources,
-            retries=settings.default_retry_count,
-            retry_delay=settings.default_retry_delay_seconds,
-            retry_max_delay=settings.default_retry_max_delay_seconds,
-            grace=settings.cancel_grace_seconds,
-            connections=frozenset(settings.connections),
-        )
+MAX_LOOKED = 1000
+"""Problems after which no more are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +56,61 @@ class Compiled:
     """Named connections that tasks use."""
 
 
-def compile_pipeline(document: object, operators: Mapping[str, type[Operator]], site: Site) -> Compiled:
+def own_version(operator: type[Operator]) -> str:
+    """Return what an operator says of its version; the registry knows a better answer."""
+    return str(operator.version)
+
+
+def compile_pipeline(
+    document: object,
+    operators: Mapping[str, type[Operator]],
+    site: Site,
+    version_of: Callable[[type[Operator]], str] = own_version,
+) -> Compiled:
     """Compile a definition.
 
     :param document: as it came from JSON.
+    :param version_of: what of an operator's code goes into the keys of cached results.
     :raises InvalidDefinition: with all problems found, at most 200.
     """
     reading = read_pipeline(document, site.max_tasks)
-    problems = list(reading.problems)
-    upstreams = {task.name: task.upstream_tasks for _, task in reading.tasks}
-    for position, task in reading.tasks:
-        problems += _task_problems(position, task, reading.names, operators, site)
-    problems += _graph_problems(reading)
+    tasks = placed_tasks(reading)
+    flow = Flow(tasks)
+    verbatim = {
+        task.spec.name: verbatim_parameters(operators[task.spec.operator])
+        for task in tasks
+        if task.spec.operator in operators
+    }
+    problems = [*reading.problems, *_task_faults(reading, tasks, flow, operators, verbatim, site)]
+    problems += graph_problems(tasks, flow)
+    declared: dict[str, Declaration] = {}
+    wirings: dict[str, Wiring] = {}
+    if reading.spec is not None and not any(map(_hinders_wiring, problems)):
+        declared, found = _declarations(tasks, operators)
+        if not found:
+            wirings, found = wire_inputs(tasks, declared, flow)
+        problems += found
     if reading.spec is None or problems:
         _refuse(problems)
-    assert reading.spec is not None
-    order = topological_order(upstreams)
-    declared, problems = _declarations(reading, operators)
-    if not problems:
-        wirings, problems = wire_inputs(reading.tasks, declared, upstreams, order)
-    if problems:
-        _refuse(problems)
-    return _compiled(reading.spec, order, wirings, declared, site)
+    plan = make_plan(reading.spec, tasks, Parts(flow, wirings, declared, verbatim, operators, site, version_of))
+    definition = to_document(reading.spec)
+    everything = list(all_tasks(plan))
+    needs = tuple(
+        RunNeed(task.name, wanted.parameter, wanted.kind)
+        for task in everything
+        for wanted in task.run_inputs
+        if wanted.required
+    )
+    connections = tuple(sorted({name for task in everything for name in task.connections}))
+    return Compiled(plan, definition, content_hash(definition), needs, connections)
+
+
+def all_tasks(plan: Plan) -> Iterator[PlannedTask]:
+    """Yield the tasks of the plan, each container before its body."""
+    for task in plan.tasks:
+        yield task
+        if task.body is not None:
+            yield from all_tasks(task.body)
 
 
 def run_problems(
@@ -121,7 +125,7 @@ def run_problems(
         return [Problem(f"/parameters{problem.pointer}", problem.message) for problem in problems]
     given = {**(defaults or {}), **(parameters if isinstance(parameters, Mapping) else {})}
     found: list[Problem] = []
-    for task in plan.tasks:
+    for task in all_tasks(plan):
         for wanted in task.run_inputs:
             here = f"/parameters/{wanted.parameter}"
             value = given.get(wanted.parameter)
@@ -140,10 +144,18 @@ def run_problems(
             for name in task.connections
             if name not in site.connections
         ]
+    found += [
+        Problem(
+            f"/parameters/{escaped(name)}",
+            f"Templates of the pipeline read the run's parameter {name!r}, which has no default; give it.",
+        )
+        for name in plan.reads
+        if name not in given
+    ]
     return list(dict.fromkeys(found))
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
+def _refuse(problems: Sequence[Problem]) -> NoReturn:
     """Raise what was found, in the order of the document."""
     unique = list(dict.fromkeys(problems))
     ordered = sorted(unique, key=lambda problem: _sort_key(problem.pointer))
@@ -157,154 +169,52 @@ def _sort_key(pointer: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in pointer.split("/")]
 
 
-def _task_problems(
-    position: int, task: TaskSpec, names: frozenset[str], operators: Mapping[str, type[Operator]], site: Site
+def _task_faults(
+    reading: Reading,
+    tasks: Sequence[Placed],
+    flow: Flow,
+    operators: Mapping[str, type[Operator]],
+    verbatim: Mapping[str, frozenset[str]],
+    site: Site,
 ) -> list[Problem]:
-    here = f"/tasks/{position}"
+    """Return what is wrong with each task: by itself, with what it waits for, and with what it names."""
+    groups = {task.spec.name: task.container for task in tasks}
+    shapes = Shapes(tasks, operators)
+    names = Names(flow, reading.names, groups, reading.defaults, shapes, complete=not reading.problems)
     found: list[Problem] = []
-    for at, upstream in enumerate(task.upstream_tasks):
-        if upstream not in names:
-            message = f"There is no task {upstream!r} in this pipeline.{did_you_mean(upstream, names)}"
-            found.append(Problem(f"{here}/upstream_tasks/{at}", message))
-    if not task.upstream_tasks and task.trigger_rule not in ROOT_RULES:
-        message = f"A task without upstreams can't have the rule {task.trigger_rule!r}: nothing ever happens before it."
-        found.append(Problem(f"{here}/trigger_rule", f"{message} Choose one of {', '.join(sorted(ROOT_RULES))}."))
-    if task.operator in operators:
-        found += parameter_faults(operators[task.operator], task.parameters, f"{here}/parameters")
-    else:
-        message = f"There is no operator {task.operator!r} on this site.{did_you_mean(task.operator, operators)}"
-        found.append(Problem(f"{here}/operator", f"{message} There are {', '.join(operators) or 'none'}."))
-    return found + _resource_problems(here, task, site)
-
-
-def _declarations(
-    reading: Reading, operators: Mapping[str, type[Operator]]
-) -> tuple[dict[str, Declaration], list[Problem]]:
-    declared: dict[str, Declaration] = {}
-    problems: list[Problem] = []
-    for position, task in reading.tasks:
-        here = f"/tasks/{position}/parameters"
-        declared[task.name], found = declaration(operators[task.operator], task.parameters, here)
-        problems += found
-    return declared, problems
-
-
-def _resource_problems(here: str, task: TaskSpec, site: Site) -> list[Problem]:
-    found: list[Problem] = []
-    if task.queue is not None and task.queue not in site.queues:
-        message = f"There is no queue {task.queue!r} on this site.{did_you_mean(task.queue, site.queues)}"
-        found.append(Problem(f"{here}/queue", f"{message} There are {', '.join(site.queues)}; more come from QUEUES."))
-    if task.queue == "cpu" and task.gpu:
-        message = "The queue 'cpu' is for tasks without a GPU and this one asks for one; leave the queue out."
-        found.append(Problem(f"{here}/queue", message))
-    if task.exclusive and task.on_worker_loss == "adopt":
-        message = (
-            "An exclusive task stops itself when it is cut off, and an adopted one outlives its worker: the two "
-            'contradict each other. Leave out "exclusive" or "on_worker_loss".'
-        )
-        found.append(Problem(f"{here}/on_worker_loss", message))
-    if task.gpu_memory_gb and not task.gpu:
-        found.append(Problem(f"{here}/gpu_memory_gb", 'GPU memory is asked for and no GPU; add "gpu": 1.'))
-    delay, most = task.retry_delay_seconds, task.retry_max_delay_seconds
-    if delay is not None and most is not None and most < delay:
-        message = f"The longest delay ({most:g} s) is below the first ({delay:g} s); raise it."
-        found.append(Problem(f"{here}/retry_max_delay_seconds", message))
+    for task in tasks:
+        found += upstream_problems(task, reading.names, groups)
+        found += task_problems(task, operators, site)
+        found += name_problems(task, names, verbatim.get(task.spec.name, frozenset()))
+        if not flow.cycle:
+            found += order_problems(task, flow, reading.names, groups)
+        if len(found) > MAX_LOOKED:
+            break
+    found += pipeline_problems(reading.concurrency, names)
     return found
 
 
-def _graph_problems(reading: Reading) -> list[Problem]:
-    known = {task.name for _, task in reading.tasks}
-    # Unknown names are reported by their tasks; here they would only hide a cycle.
-    upstreams = {task.name: [up for up in task.upstream_tasks if up in known] for _, task in reading.tasks}
-    edges = sum(len(names) for names in upstreams.values())
-    if edges > MAX_EDGES:
-        return [Problem("/tasks", f"The tasks have {edges} edges; at most {MAX_EDGES} are allowed.")]
-    if cycle := find_cycle(upstreams):
-        at = next(position for position, task in reading.tasks if task.name == cycle[-1])
-        path = " → ".join(cycle)
-        return [Problem(f"/tasks/{at}/upstream_tasks", f"These tasks wait for each other in a circle: {path}.")]
-    longest = depth(upstreams, topological_order(upstreams))
-    if longest > MAX_DEPTH:
-        return [Problem("/tasks", f"The longest path has {longest} tasks; at most {MAX_DEPTH} are allowed.")]
-    return []
+def _hinders_wiring(problem: Problem) -> bool:
+    """Say whether a problem leaves open who makes what, and for whom: what followed from a guess would be no fault."""
+    parts = problem.pointer.split("/")
+    return parts[-1] == "tasks" or not {"operator", "parameters", "upstream_tasks"}.isdisjoint(parts)
 
 
-def _compiled(
-    spec: PipelineSpec,
-    order: Sequence[str],
-    wirings: Mapping[str, Wiring],
-    declared: Mapping[str, Declaration],
-    site: Site,
-) -> Compiled:
-    tasks = {task.name: task for task in spec.tasks}
-    planned = tuple(_planned(tasks[name], wirings[name], declared[name], site) for name in order)
-    definition = to_document(spec)
-    needs = tuple(
-        RunNeed(task.name, wanted.parameter, wanted.kind)
-        for task in planned
-        for wanted in task.run_inputs
-        if wanted.required
-    )
-    connections = tuple(sorted({name for task in planned for name in task.connections}))
-    return Compiled(Plan(planned), definition, content_hash(definition), needs, connections)
+def _declarations(
+    tasks: Sequence[Placed], operators: Mapping[str, type[Operator]]
+) -> tuple[dict[str, Declaration], list[Problem]]:
+    declared: dict[str, Declaration] = {}
+    problems: list[Problem] = []
+    for task in tasks:
+        if task.spec.kind == "operator":
+            here = f"{task.pointer}/parameters"
+            operator = operators[task.spec.operator]
+            declared[task.spec.name], found = declaration(operator, task.spec.parameters, here)
+            problems += found
+    return declared, problems
 
 
 def content_hash(definition: Mapping[str, Any]) -> str:
     """Return the fingerprint of a normalised definition; the order of fields does not matter."""
     canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
-
-
-def _planned(task: TaskSpec, wiring: Wiring, declared: Declaration, site: Site) -> PlannedTask:
-    resources = _resources(task, site)
-    return PlannedTask(
-        name=task.name,
-        operator=task.operator,
-        upstream=task.upstream_tasks,
-        trigger_rule=task.trigger_rule,
-        queue=task.queue or _queue(resources, site),
-        resources=resources,
-        labels=tuple(sorted(task.labels.items())),
-        retry=_retry(task, site),
-        timeout=task.timeout_seconds,
-        grace=site.grace if task.grace_seconds is None else task.grace_seconds,
-        exclusive=task.exclusive,
-        on_drain=task.on_drain,
-        on_worker_loss=task.on_worker_loss,
-        critical=task.critical,
-        links=wiring.links,
-        parameters=task.parameters,
-        connections=declared.connections,
-        run_inputs=wiring.run_inputs,
-    )
-
-
-def _resources(task: TaskSpec, site: Site) -> Resources:
-    defaults = site.default_task_resources.get(task.operator, {})
-    cpu = defaults.get("cpu", 0.5) if task.cpu is None else task.cpu
-    memory = defaults.get("memory_gb", 0.5) if task.memory_gb is None else task.memory_gb
-    # A GPU in the defaults is ignored: a site's guess must not take a device from who asks for one.
-    return Resources(
-        cpu=max(1, math.ceil(round(cpu * 1000, 6))),
-        memory=max(1, round(memory * GIB)),
-        gpus=task.gpu,
-        gpu_memory=round(task.gpu_memory_gb * GIB),
-    )
-
-
-def _queue(resources: Resources, site: Site) -> str:
-    if resources.gpus:
-        return "gpu"
-    return "highmem" if resources.memory > site.highmem_threshold * GIB else "cpu"
-
-
-def _retry(task: TaskSpec, site: Site) -> RetryPolicy:
-    delay = site.retry_delay if task.retry_delay_seconds is None else task.retry_delay_seconds
-    # The site's cap is for its own delays; a task that asks for a longer one gets it.
-    most = max(site.retry_max_delay, delay) if task.retry_max_delay_seconds is None else task.retry_max_delay_seconds
-    return RetryPolicy(
-        retries=site.retries if task.retries is None else task.retries,
-        delay=delay,
-        factor=BACKOFF_FACTOR if task.retry_backoff_factor is None else task.retry_backoff_factor,
-        max_delay=most,
-    )

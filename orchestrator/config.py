@@ -171,6 +171,13 @@ class Settings:
         "Where outputs and logs live: file:///shared/folder or s3://bucket/prefix. "
         "Empty: a folder of this host, which pins consumers to it.",
     )
+    artifact_retention_days: float | None = setting(
+        "ARTIFACT_RETENTION_DAYS",
+        None,
+        "Days after which what tasks left in the artifact store is removed, save for registered models and what the "
+        "cache or a run that is not over still needs. A task may give an artifact a time of its own. Empty: never.",
+        number,
+    )
     data_roots: Mapping[str, Path] = setting(
         "DATA_ROOTS",
         {},
@@ -272,13 +279,18 @@ class Settings:
     minio_secret_key: str = setting("MINIO_SECRET_KEY", "", "Its secret key.", secret=True)
 
     enable_circuit_breaker: bool = setting(
-        "ENABLE_CIRCUIT_BREAKER", True, "Hold mass expiry of workers for one lease.", boolean
+        "ENABLE_CIRCUIT_BREAKER",
+        True,
+        "Hold mass expiry of workers for one lease, and the tasks of a connection that does not answer.",
+        boolean,
     )
     enable_metrics: bool = setting("ENABLE_METRICS", True, "Serve /monitoring/metrics.", boolean)
     enable_tracing: bool = setting(
         "ENABLE_TRACING", False, "Reserved: tracing is not built yet, so `true` is refused.", boolean
     )
-    max_body_bytes: int = setting("MAX_BODY_BYTES", 2**20, "Largest request body; larger is 413.", integer)
+    max_body_bytes: int = setting(
+        "MAX_BODY_BYTES", 8 * 2**20, "Largest request body, a definition of 10,000 tasks say; larger is 413.", integer
+    )
     rate_limit_per_second: float = setting(
         "RATE_LIMIT_PER_SECOND",
         200.0,
@@ -358,6 +370,7 @@ _ABOVE_ZERO = (
 )
 _NOT_NEGATIVE = (
     "adopt_seconds",
+    "artifact_retention_days",
     "cancel_grace_seconds",
     "default_retry_count",
     "default_retry_delay_seconds",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import functools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -12,6 +14,8 @@ from orchestrator.errors import Problem
 
 MAX_PARAMETERS_BYTES = 64 * 1024
 MAX_NESTING = 32
+_MANY = 100
+_NEIGHBOURS = 6
 
 
 def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
@@ -29,8 +33,26 @@ def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return `` Did you mean …?`` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.6)
+    name = name[:200]
+    if len(known) > _MANY:
+        # Comparing letter by letter takes milliseconds for a hundred names, and there may be a fault in every task.
+        known = _alike(name, known if isinstance(known, frozenset) else frozenset(known))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _alike(name: str, known: frozenset[str]) -> list[str]:
+    """Return the names that share the longest beginning or end with this one."""
+    found: dict[str, None] = {}
+    for order, key in zip(_both_ways(known), (name, name[::-1]), strict=True):
+        at = bisect.bisect(order, (key,))
+        found.update((full, None) for _, full in order[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS])
+    return list(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _both_ways(known: frozenset[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    return sorted((name, name) for name in known), sorted((name[::-1], name) for name in known)
 
 
 def escaped(part: object) -> str:
@@ -40,6 +62,8 @@ def escaped(part: object) -> str:
 
 def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[Problem]:
     """Yield what neither PostgreSQL's JSON nor the wire can hold: NaN, infinities, NUL, half characters, an abyss."""
+    if not nesting and _is_storable(value, 0):
+        return
     if isinstance(value, str):
         if fault := _text_fault(value):
             yield Problem(pointer, fault)
@@ -52,6 +76,30 @@ def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[P
         yield Problem(pointer, f"{kind_of(value)} is no JSON value.")
 
 
+def _is_storable(value: object, nesting: int) -> bool:
+    """Say whether there is nothing to tell, without making a pointer for every value of a large document."""
+    if isinstance(value, str):
+        return value.isascii() and "\0" not in value
+    if value is None or isinstance(value, (int, float)):
+        return value is None or _number_fault(value) is None
+    return nesting < MAX_NESTING and _holds_storable(value, nesting + 1)
+
+
+def _holds_storable(value: object, nesting: int) -> bool:
+    # Loops and not all(): this looks at every value of ten thousand tasks.
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not (isinstance(key, str) and key.isascii() and "\0" not in key and _is_storable(item, nesting)):
+                return False
+        return True
+    if not isinstance(value, list):
+        return False
+    for item in value:  # noqa: SIM110 - see above
+        if not _is_storable(item, nesting):
+            return False
+    return True
+
+
 def _unstorable_inside(
     value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], pointer: str, nesting: int
 ) -> Iterator[Problem]:
@@ -59,10 +107,20 @@ def _unstorable_inside(
         yield Problem(pointer, f"This is nested more than {MAX_NESTING} deep; flatten it.")
         return
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        if isinstance(key, str) and (fault := _text_fault(key)):
+        if isinstance(value, Mapping) and not isinstance(key, str):
+            yield Problem(pointer, _no_name(key))
+        elif isinstance(key, str) and (fault := _text_fault(key)):
             yield Problem(pointer, f"A field's name can't be stored: {fault}")
         else:
             yield from unstorable(item, f"{pointer}/{escaped(key)}", nesting + 1)
+
+
+def _no_name(key: object) -> str:
+    """Say what is wrong with a field's name that JSON can't have, and how YAML comes by one."""
+    if isinstance(key, bool):
+        words = '"on" or "yes"' if key else '"off" or "no"'
+        return f"A field's name is {str(key).lower()} and no text: YAML 1.1 reads {words} so. Put it in quotes."
+    return f"A field's name is {kind_of(key)} and no text; put it in quotes."
 
 
 def _number_fault(number: float) -> str | None:

@@ -109,6 +109,17 @@ class SaveCircuit:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnMemory:
+    """What a task with ``memory_gb: "auto"`` asks for the next time, and the most that it has used."""
+
+    pipeline_id: str
+    task: str
+    """Its planned name."""
+    memory: int
+    peak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Insert the reservation, or replace the one of the same attempt."""
 
@@ -174,6 +185,7 @@ RowEffect = (
     | CreateAttempt
     | CreateTasks
     | SaveCircuit
+    | LearnMemory
     | Reserve
     | Release
     | SaveOutcome

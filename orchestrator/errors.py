@@ -18,6 +18,17 @@ class ConfigurationError(OrchestratorError):
     """A setting is missing or wrong; the message names it and says how to mend it."""
 
 
+class UnreadableText(OrchestratorError):
+    """A text is neither JSON nor YAML, or holds what JSON can't say.
+
+    :ivar line: where, counted from 1; 0 when it is not known.
+    """
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault in a document: an RFC 6901 ``pointer`` into it and a sentence."""
@@ -32,6 +43,34 @@ class InvalidDefinition(OrchestratorError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in self.problems))
+
+
+class ExpressionError(OrchestratorError):
+    """An expression can't be read, asks for more than it may, or can't be worked out with these values."""
+
+
+class TemplateError(OrchestratorError):
+    """A ``{{ … }}`` can't be read, or what it names is not there.
+
+    :ivar pointer: where the text stands in what was resolved (RFC 6901).
+    """
+
+    def __init__(self, message: str, pointer: str = "") -> None:
+        super().__init__(message)
+        self.pointer = pointer
+
+
+class SweepError(OrchestratorError):
+    """What a map goes over gives no list of items, or too long a one.
+
+    :ivar pointer: where the fault is, inside ``over``.
+    :ivar too_many: whether it is only too long.
+    """
+
+    def __init__(self, message: str, pointer: str = "", *, too_many: bool = False) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        self.too_many = too_many
 
 
 class NotFound(OrchestratorError):
@@ -64,6 +103,10 @@ class LostLeadership(OrchestratorError):
 
 class StaleMemory(OrchestratorError):
     """A row is not in the state that the scheduler's memory says; nothing was written, the memory is rebuilt."""
+
+
+class ArtifactMissing(OrchestratorError):
+    """An object of the artifact store was removed; the message names its producer and the rule."""
 
 
 class ForgedMessage(OrchestratorError):

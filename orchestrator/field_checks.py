@@ -23,11 +23,12 @@ def field_problems(
     """Return the faults of an object's fields: missing, unknown, or refused by their check."""
     found = [Problem(f"{pointer}/{name}", f"{name!r} is missing.") for name in required if name not in document]
     for name, value in document.items():
-        here = f"{pointer}/{escaped(name)}"
         if name not in checks:
-            found.append(Problem(here, f"There is no field {name[:100]!r} here.{did_you_mean(name, checks)}"))
+            message = f"There is no field {name[:100]!r} here.{did_you_mean(name, checks)}"
+            found.append(Problem(f"{pointer}/{escaped(name)}", message))
         elif fault := checks[name](value):
-            found.append(Problem(here, f"{name!r} {fault.rstrip('.?')}{'?' if fault.endswith('?') else '.'}"))
+            message = f"{name!r} {fault.rstrip('.?')}{'?' if fault.endswith('?') else '.'}"
+            found.append(Problem(f"{pointer}/{escaped(name)}", message))
     return found
 
 
@@ -60,6 +61,12 @@ def is_number(low: float, high: float, *, above: bool = False, whole: bool = Fal
         return None if (low < value if above else low <= value) and value <= high else f"must be {span}, not {value:g}"
 
     return check
+
+
+def is_memory(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None if value == "auto" else 'is none of a number of GiB and "auto"'
+    return is_number(0, 100_000, above=True)(value)
 
 
 def is_flag(value: Any) -> str | None:

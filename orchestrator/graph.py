@@ -51,6 +51,23 @@ def ancestors_by_level(upstreams: Upstreams, name: str) -> Iterator[tuple[str, .
             yield level
 
 
+def above(upstreams: Upstreams, order: Sequence[str]) -> dict[str, int]:
+    """Return, for each task, everything upstream of it as bits: bit n is the n-th task of ``order``.
+
+    One pass for all tasks; asked task by task, the same would take quadratic time.
+
+    :param order: a topological order of all tasks; none gives nothing.
+    """
+    bit = {name: 1 << at for at, name in enumerate(order)}
+    found: dict[str, int] = {}
+    for name in order:
+        mask = 0
+        for up in upstreams[name]:
+            mask |= found[up] | bit[up]
+        found[name] = mask
+    return found
+
+
 def nearest_ancestors(
     upstreams: Upstreams, order: Sequence[str], wanted: Collection[str]
 ) -> dict[str, tuple[int, frozenset[str]]]:

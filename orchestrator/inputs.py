@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator import s3_objects
-from orchestrator.artifacts import SCHEME, is_artifact
+from orchestrator.artifacts import SCHEME, is_artifact, key_of, task_segment
+from orchestrator.documents import all_texts
 from orchestrator.errors import ForbiddenPath, NotFound, StoreUnavailable
 from orchestrator.operator import Json, OperatorFailure, TaskContext
+
+_PARTS_OF_AN_OUTPUT = 5
+"""Tenant, run, task, attempt, name; what is named by its content has fewer."""
 
 
 def local_file(context: TaskContext, uri: str) -> Path:
     """Return a file on this host with the content of ``uri``; for reading only.
 
     :param uri: ``artifact://…`` of this tenant, ``s3://bucket/key``, or a path in a data root.
-    :raises OperatorFailure: ``not_found``, ``forbidden_path``, ``unauthorised``, or the retryable ``store_unavailable``
-        and ``unreachable``.
+    :raises OperatorFailure: ``artifact_missing``, ``not_found``, ``forbidden_path``, ``unauthorised``, or the
+        retryable ``store_unavailable`` and ``unreachable``.
     """
     try:
         if is_artifact(uri):
@@ -29,7 +33,7 @@ def local_file(context: TaskContext, uri: str) -> Path:
     except ForbiddenPath as error:
         raise OperatorFailure("forbidden_path", str(error)) from error
     except NotFound as error:
-        raise OperatorFailure("not_found", str(error)) from error
+        raise artifact_missing(context, uri) from error
     except StoreUnavailable as error:
         raise OperatorFailure("store_unavailable", str(error), retryable=True) from error
     if not path.is_file():
@@ -52,18 +56,61 @@ def fingerprint(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
+def artifact_missing(context: TaskContext, uri: str) -> OperatorFailure:
+    """Return the failure that says that an artifact is gone, and which task had made it."""
+    makers = sorted(task for task, outputs in _outputs_by_task(context) if _names(outputs, uri))
+    parts = key_of(uri).split("/")
+    if makers:
+        origin = f"which task {_maker(makers, uri)!r} of this run left"
+    elif len(parts) >= _PARTS_OF_AN_OUTPUT:
+        origin = f"which task {parts[2]!r} of run {parts[1]} left"
+    else:
+        origin = "which no task upstream has left"
+    return OperatorFailure(
+        "artifact_missing",
+        f"{uri}, {origin}, is not in the artifact store (any more); run that task again, or keep its artifacts longer.",
+    )
+
+
 def describe_output(context: TaskContext, kind: str, uri: str) -> Mapping[str, Json]:
     """Return the ancestors' output of this kind and URI, with ``task`` added; empty when none of them has it.
 
     Several have it when one hands on what another made; an artifact's key then tells the maker.
     """
-    found = {
-        task: outputs[kind]
-        for task, outputs in sorted(context.upstream_outputs.items())
-        if isinstance(outputs.get(kind), Mapping) and outputs[kind].get("uri") == uri
-    }
-    maker = next((task for task in found if f"/{task}/" in uri), next(iter(found), None))
-    return {} if maker is None else {"task": maker, **found[maker]}
+    found = {task: output for task, output in outputs_of_kind(context, kind) if output.get("uri") == uri}
+    return {} if not found else {"task": (maker := _maker(sorted(found), uri)), **found[maker]}
+
+
+def outputs_of_kind(context: TaskContext, kind: str) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """Yield what the ancestors left of this kind, by the name of the task run: ``train``, or ``train[3]`` of a map."""
+    for task, outputs in _outputs_by_task(context):
+        if isinstance(output := outputs.get(kind), Mapping):
+            yield task, output
+
+
+def _outputs_by_task(context: TaskContext) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    for task, outputs in sorted(context.upstream_outputs.items()):
+        yield from _unfolded(task, outputs)
+
+
+def _unfolded(task: str, outputs: Json) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """Yield the outputs of the task runs of a container, which are a list by index; where its body is a group, of
+    objects by task."""
+    if isinstance(outputs, Mapping):
+        yield task, outputs
+    elif isinstance(outputs, list):
+        for index, item in enumerate(outputs):
+            yield from _unfolded(f"{task}[{index}]", item)
+            for name, inner in item.items() if isinstance(item, Mapping) else ():
+                yield from _unfolded(f"{task}[{index}].{name}", inner)
+
+
+def _maker(tasks: list[str], uri: str) -> str:
+    return next((task for task in tasks if f"/{task_segment(task)}/" in uri), tasks[0])
+
+
+def _names(outputs: Mapping[str, Json], uri: str) -> bool:
+    return any(text == uri for text in all_texts(outputs))
 
 
 def _from_s3(context: TaskContext, uri: str) -> Path:

@@ -7,13 +7,20 @@ imported inside :meth:`Operator.run`: the API imports the class for its schemas 
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import tarfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrator.errors import StoreUnavailable
+from orchestrator.artifacts.port import task_segment, uri_of
+from orchestrator.artifacts.recorded import record_artifact
+from orchestrator.checkpoints import Checkpoints, look, pack, unpack
+from orchestrator.errors import NotFound
 
 if TYPE_CHECKING:
     from orchestrator.artifacts import ArtifactStore
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
 
 Json = Any
 """A value that survives ``json.dumps``/``loads``; NaN and infinities are not among them."""
+
+_FRESH_SECONDS = 86_400.0
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +55,39 @@ class OperatorFailure(Exception):
     :param message: a sentence: what happened, to what, and what to do.
     :param retryable: whether another try could end differently.
     :param retry_after: seconds the other side asked us to wait, if it did.
+    :param exit_code: of the program that the operator ran, for people and retry rules.
     """
 
-    def __init__(self, reason: str, message: str, *, retryable: bool = False, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        exit_code: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retryable = retryable
         self.retry_after = retry_after
+        self.exit_code = exit_code
+
+
+class NotYet(Exception):
+    """What the operator waits for is not there: the attempt ends, and the next one looks again.
+
+    Meanwhile the task holds no worker's slot, and nothing is charged to its retries.
+
+    :param retry_in: seconds until then.
+    :param message: a sentence: what is not there yet.
+    """
+
+    def __init__(self, retry_in: float, message: str = "") -> None:
+        super().__init__(message or "What it waits for is not there yet.")
+        self.retry_in = max(0.0, float(retry_in))
+        self.message = message or "What it waits for is not there yet."
 
 
 class SkipTask(Exception):
@@ -90,8 +125,9 @@ class TaskContext:
     http: OutboundClient
     roots: DataRoots
     run_parameters: Mapping[str, Json]
-    upstream_outputs: Mapping[str, Mapping[str, Json]]
-    """Outputs of every finished ancestor, by task name."""
+    upstream_outputs: Mapping[str, Json]
+    """Outputs of every finished ancestor, by task name: an object; of a mapped task a list of them by index, null where
+    one did not succeed. See ``orchestrator.inputs.outputs_of_kind``."""
     generation: int = 1
     """How often the task has begun anew in its run: a rerun is the next generation."""
     pipeline: str = ""
@@ -110,8 +146,9 @@ class TaskContext:
     scripts_root: Path | None = None
     records: list[Mapping[str, Json]] = field(default_factory=list)
     """What ingest is to write with the outcome (registered models)."""
-    has_checkpoint: bool = field(default=False, init=False)
-    """Whether this attempt has saved or found one."""
+    _checkpoints: Checkpoints | None = field(default=None, init=False, repr=False)
+    _saved_look: object = field(default=None, init=False, repr=False)
+    """How the checkpoint folder looked when it was saved or brought back last; ``None`` before it is asked for."""
 
     def log(self, message: str, **fields: Json) -> None:
         """Print one line to the attempt's log: the message, then ``key=value`` pairs."""
@@ -121,7 +158,7 @@ class TaskContext:
     def progress(self, fraction: float, message: str = "") -> None:
         """Report how far the attempt is (0 to 1); shown by the API and the demo. The runner overrides this."""
 
-    def checkpoint_save(self, source: bytes | Path) -> None:
+    def checkpoint_save(self, source: bytes | Path | None = None) -> None:
         """Keep this state for the next attempt of the task; it replaces what was saved before, in one step.
 
         It is gone when the task has succeeded. A rerun does not see it: what lies above the task may be new by then.
@@ -129,14 +166,19 @@ class TaskContext:
         For work that is too long to be begun anew when its worker is drained (``on_drain: checkpoint``), dies, or the
         task times out. Save now and then, or on SIGTERM, after which the task has its grace.
 
+        :param source: bytes, a file, or nothing for what is in :meth:`checkpoint_folder`.
         :raises StoreUnavailable: the artifact store does not answer; what was saved before stands.
         """
-        self.has_checkpoint = True
-        key = f"{self._checkpoints}/{self.generation}"
-        if isinstance(source, bytes):
-            self.artifacts.put_bytes(key, source)
+        if source is None:
+            folder = self.workdir / "checkpoint"
+            source, looked = self.workdir / "checkpoint.tar", look(folder)
+            pack(folder, source)
+            self.checkpoints.save(source)
+            source.unlink()
+            self._saved_look = looked
         else:
-            self.artifacts.put_file(key, source)
+            self.checkpoints.save(source)
+        self.note_checkpoint()
 
     def checkpoint_load(self) -> Path | None:
         """Return a file with what an attempt of this task saved last, for reading; ``None``: nothing.
@@ -145,31 +187,133 @@ class TaskContext:
 
         :raises StoreUnavailable: the artifact store does not answer.
         """
-        uri = f"artifact://{self._checkpoints}/{self.generation}"
-        try:
-            if not self.artifacts.exists(uri):
-                return None
-            self.has_checkpoint = True
-            return self.artifacts.local_path(uri, self.workdir / "saved")
-        except OSError as error:  # of a shared folder whose server is ill
-            raise StoreUnavailable(f"{uri} can't be looked for: {error}.") from error
+        return self.checkpoints.load(self.workdir / "saved")
+
+    def checkpoint_folder(self) -> Path:
+        """Return a folder that is there again in the next attempt, with what an earlier one left in it.
+
+        It is saved when ``checkpoint_save()`` is called, and when the attempt ends without success: after a failure,
+        and on SIGTERM, which ends an operator that has asked for the folder by an exception.
+
+        :raises StoreUnavailable: the artifact store does not answer.
+        """
+        folder = self.workdir / "checkpoint"
+        if self._saved_look is not None and folder.exists():
+            return folder
+        saved = self.checkpoint_load()
+        folder.mkdir(exist_ok=True)
+        if saved is not None:
+            try:
+                unpack(saved, folder)
+            except (tarfile.TarError, OSError) as error:
+                self.log(f"The checkpoint can't be read ({error}); starting without it.")
+                shutil.rmtree(folder)
+                folder.mkdir()
+        self._saved_look = look(folder)
+        return folder
+
+    def checkpoint_keep(self) -> None:
+        """Save the checkpoint folder, if it was asked for and has changed since it was saved last.
+
+        :raises StoreUnavailable: the artifact store does not answer; what was saved before stands.
+        """
+        folder = self.workdir / "checkpoint"
+        if self._saved_look is not None and look(folder) != self._saved_look:
+            self.checkpoint_save()
 
     def checkpoint_delete(self) -> None:
         """Forget what was saved, in earlier generations too. The runner does it when the task has succeeded.
 
         :raises StoreUnavailable: the artifact store does not answer.
         """
-        if self.has_checkpoint or self.generation > 1:
-            self.artifacts.delete(self._checkpoints)
-            self.has_checkpoint = False
+        self.checkpoints.forget()
+
+    def note_checkpoint(self) -> None:
+        """Say that a checkpoint was saved: a sign of life. The runner overrides this."""
+
+    def state_get(self, key: str, default: Json = None) -> Json:
+        """Return a value that an attempt of this task has set; it lives as long as a checkpoint does.
+
+        :raises StoreUnavailable: the artifact store does not answer.
+        """
+        return self.checkpoints.state().get(key, default)
+
+    def state_set(self, key: str, value: Json) -> None:
+        """Keep a small value for the next attempts of the task; ``None`` removes it.
+
+        :raises OperatorFailure: ``state_too_large``: it is no JSON, or all values together have more than 64 KiB of it.
+        :raises StoreUnavailable: the artifact store does not answer; what was set before stands.
+        """
+        values = {name: known for name, known in {**self.checkpoints.state(), key: value}.items() if known is not None}
+        try:
+            self.checkpoints.set_state(values)
+        except (TypeError, ValueError) as error:
+            raise OperatorFailure("state_too_large", f"The value {key!r} can't be kept: {error}.") from error
+        self.note_checkpoint()
 
     @property
-    def _checkpoints(self) -> str:
-        return f"checkpoints/{self.tenant_id}/{self.run_id}/{self.task}"
+    def checkpoints(self) -> Checkpoints:
+        """What the attempts of this task run have saved."""
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(
+                self.artifacts, self.tenant_id, self.run_id, self.task, self.generation, self.attempt_number
+            )
+        return self._checkpoints
+
+    def save_artifact(
+        self, source: bytes | Path, *, kind: str = "", name: str = "", retention_days: float | None = None
+    ) -> dict[str, Json]:
+        """Keep data that is too large for the outputs; return ``{"uri", "digest", "size"}``, which goes into them.
+
+        It is named by its content, so saving it twice is saving it once. A task downstream reads it by
+        ``orchestrator.inputs.local_file(context, uri)``.
+
+        :param kind: what it is (``dataset``, ``model``, ``report`` …) and ``name``: what people call it; both are only
+            noted.
+        :param retention_days: when it may be removed; ``None``: when nothing needs it any more, by the site's rules.
+        :raises StoreUnavailable: the artifact store does not answer.
+        """
+        copy = self.workdir / f".artifact-{time.monotonic_ns()}"
+        try:
+            digest = _copy(source, copy)
+            key = f"{self.tenant_id}/sha256/{digest}"
+            # What is there is written again when it is old: the rule that removes old objects leaves new ones alone.
+            if (size := self._fresh_size(key)) is None:
+                size = self.artifacts.put_file(key, copy, consume=True).bytes
+        finally:
+            copy.unlink(missing_ok=True)
+        found: dict[str, Json] = {"uri": uri_of(key), "digest": f"sha256:{digest}", "size": size}
+        told: dict[str, Any] = {"content": kind, "name": name}
+        if retention_days is not None:
+            told["retention_seconds"] = retention_days * 86_400.0
+        record_artifact(self.records, **found, **{field: value for field, value in told.items() if value != ""})
+        return found
+
+    def _fresh_size(self, key: str) -> int | None:
+        try:
+            stored = self.artifacts.stat(uri_of(key))
+        except NotFound:
+            return None
+        return stored.bytes if time.time() - stored.modified < _FRESH_SECONDS else None
 
     def artifact_key(self, name: str) -> str:
         """Return the key of an output of this attempt: ``<tenant>/<run>/<task>/<attempt>/<name>``."""
-        return f"{self.tenant_id}/{self.run_id}/{self.task}/{self.attempt_id}/{name}"
+        return f"{self.tenant_id}/{self.run_id}/{task_segment(self.task)}/{self.attempt_id}/{name}"
+
+
+def _copy(source: bytes | Path, target: Path) -> str:
+    """Copy into a file that nobody else writes; return the SHA-256 of just that content."""
+    digest = hashlib.sha256()
+    with target.open("xb") as sink:
+        if isinstance(source, bytes):
+            digest.update(source)
+            sink.write(source)
+        else:
+            with source.open("rb") as content:
+                while chunk := content.read(_CHUNK):
+                    digest.update(chunk)
+                    sink.write(chunk)
+    return digest.hexdigest()
 
 
 class Operator(ABC):
@@ -183,6 +327,11 @@ class Operator(ABC):
     outputs_schema: ClassVar[Mapping[str, Json]]
     """JSON Schema 2020-12 of what :meth:`run` returns (≤ 256 KiB as JSON)."""
     inputs: ClassVar[Sequence[Input]] = ()
+    verbatim: ClassVar[frozenset[str]] = frozenset()
+    """Parameters in which ``{{`` means nothing: scripts, which no value is ever put into."""
+    version: ClassVar[str] = ""
+    """Part of the key under which results are cached: another version computes anew. Empty: the digest of its code
+    (``orchestrator.registry.operator_version``)."""
 
     @classmethod
     def problems(cls, parameters: Mapping[str, Json]) -> list[tuple[str, str]]:
@@ -214,6 +363,7 @@ class Operator(ABC):
         :param parameters: validated, inputs filled in.
         :raises OperatorFailure: the attempt failed for a known cause.
         :raises SkipTask: there is nothing to do.
+        :raises NotYet: what it waits for is not there; it is to look again later.
 
         Any other exception fails the attempt with reason ``exception`` and is retried.
         """

@@ -16,7 +16,9 @@ from jsonschema.exceptions import ValidationError
 
 from orchestrator.documents import did_you_mean, escaped
 from orchestrator.errors import Problem
+from orchestrator.expressions.templates import holds_template, whole_path
 from orchestrator.operator import Input, Operator
+from orchestrator.quick_checks import Fits, quick_check
 
 _LONGEST = 300
 _Item = TypeVar("_Item")
@@ -57,6 +59,11 @@ def declaration(
     produces = asked("produces", str)
     inputs = asked("active_inputs", Input)
     connections = asked("connection_names", str)
+    problems += [
+        Problem(pointer, f"The connection {name!r} comes from a template, and what a task connects to is known before.")
+        for name in connections
+        if holds_template(name)
+    ]
     return Declaration(frozenset(produces), tuple(inputs), tuple(sorted(set(connections)))), problems
 
 
@@ -65,18 +72,72 @@ def _validator(operator: type[Operator]) -> Draft202012Validator:
     return Draft202012Validator(dict(operator.parameters_schema))
 
 
-def parameter_faults(operator: type[Operator], parameters: Mapping[str, Any], pointer: str) -> list[Problem]:
-    """Return all that is wrong with the parameters.
+@lru_cache(maxsize=512)
+def _quick(operator: type[Operator]) -> Fits | None:
+    return quick_check(operator.parameters_schema)
+
+
+def verbatim_parameters(operator: type[Operator]) -> frozenset[str]:
+    """Return the parameters in which ``{{`` means nothing; an operator that answers nonsense has none."""
+    try:
+        return frozenset(name for name in operator.verbatim if isinstance(name, str))
+    except Exception:  # noqa: BLE001 - see above
+        return frozenset()
+
+
+def parameter_faults(
+    operator: type[Operator], parameters: Mapping[str, Any], pointer: str, *, filled: bool = False
+) -> list[Problem]:
+    """Return all that is wrong with the parameters, as far as it can be known before templates are filled in.
+
+    What a template stands for is checked by the worker, once it is known. What an operator says beyond its schema is
+    not asked where a template is a whole parameter: the operator would take it for the value.
 
     :param pointer: where they stand in the document.
+    :param filled: the templates are filled in; what still looks like one is a text like any other.
     """
+    open_ = frozenset() if filled else _templated(operator, parameters)
     try:
-        errors = _validator(operator).iter_errors(dict(parameters))
-        if found := [problem for error in errors for problem in _problems(error, pointer)]:
-            return found
-        return [Problem(f"{pointer}{inner}", str(sentence)) for inner, sentence in operator.problems(parameters)]
+        fits = _quick(operator)
+        if fits is None or not fits(parameters):
+            errors = _validator(operator).iter_errors(dict(parameters))
+            kept = (error for error in errors if not (open_ and _is_undecided(error, open_)))
+            if found := [problem for error in kept for problem in _problems(error, pointer)]:
+                return found
+        if any(isinstance(parameters[name], str) for name in open_):
+            return []
+        return [
+            Problem(f"{pointer}{inner}", str(sentence))
+            for inner, sentence in operator.problems(parameters)
+            if inner.split("/")[1:2] not in [[escaped(name)] for name in open_]
+        ]
     except Exception as error:  # noqa: BLE001 - see above
-        return [_failed(operator, "to check", pointer, error)]
+        # A template where it expects a number may well be the cause; then the worker asks again.
+        return [] if open_ else [_failed(operator, "to check", pointer, error)]
+
+
+def _templated(operator: type[Operator], parameters: Mapping[str, Any]) -> frozenset[str]:
+    verbatim = verbatim_parameters(operator)
+    return frozenset(name for name, value in parameters.items() if name not in verbatim and holds_template(value))
+
+
+_DECIDED = frozenset({"required", "additionalProperties", "minProperties", "maxProperties", "minItems", "maxItems"})
+"""What can be said of an object or a list whatever its templates become."""
+
+
+def _is_undecided(error: ValidationError, open_: frozenset[str]) -> bool:
+    """Say whether the error may be gone when the templates are filled in.
+
+    :param open_: the parameters that hold templates.
+    """
+    if not error.absolute_path:
+        return error.validator not in _DECIDED and error.validator != "type"
+    if error.absolute_path[0] not in open_ or not holds_template(error.instance):
+        return False
+    if isinstance(error.instance, str):
+        # Inside a longer text a template becomes text, so that it is a text is known.
+        return whole_path(error.instance) is not None or error.validator != "type"
+    return error.validator not in _DECIDED and error.validator != "type"
 
 
 def _failed(operator: type[Operator], what: str, pointer: str, error: Exception) -> Problem:

@@ -15,6 +15,8 @@ from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
 
 GRANT_LIFETIME = 30.0
 """Seconds after which a sealed grant can start nothing any more."""
+SETUP_SECONDS = 600.0
+"""How long an attempt's process may take until its operator runs; its time limit counts from then on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class PlannedTask:
     critical: bool = True
     links: tuple[InputLink, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    verbatim: tuple[str, ...] = ()
+    """Of these, those in which ``{{`` means nothing: scripts, and all of a plan that is older than templates."""
     connections: tuple[str, ...] = ()
     run_inputs: tuple[RunInput, ...] = ()
     when: str = ""
@@ -236,6 +240,16 @@ class PlannedTask:
     cache: CachePlan | None = None
     concurrency: tuple[ConcurrencyLimit, ...] = ()
     rate_limit: RateLimit | None = None
+    operator_version: str = ""
+    """``orchestrator.registry.operator_version`` when it was compiled: part of the cache's key. Only with ``cache``:
+    what earlier releases do not know they can't read."""
+
+    @property
+    def templated(self) -> Mapping[str, Any]:
+        """The parameters whose texts may hold templates."""
+        if not self.verbatim:
+            return self.parameters
+        return {name: value for name, value in self.parameters.items() if name not in self.verbatim}
 
     @property
     def is_container(self) -> bool:
@@ -262,6 +276,8 @@ class Plan:
     """Seconds from the start of the run."""
     max_active_runs: int | None = None
     concurrency: tuple[ConcurrencyLimit, ...] = ()
+    reads: tuple[str, ...] = ()
+    """Parameters of the run that templates name and the definition has no default for: a run has to bring them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +298,11 @@ class RunRecord:
     depth: int = 0
     """How many runs it is inside of."""
     deadline_at: float | None = None
+    pipeline: str = ""
+    """Its pipeline's name."""
+    learned: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that earlier runs of the pipeline have taught to ask for, by the planned name of a task with
+    ``memory_gb: "auto"`` (``train``; ``folds.train`` for one of a group). Its own task runs have theirs already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +341,8 @@ class TaskRunRecord:
     """What an outside event is reported by."""
     cache_key: str = ""
     deadline_at: float | None = None
+    ready_at: float | None = None
+    """Since when it has waited for its next attempt to be claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,9 +372,11 @@ class AttemptRecord:
     hinted_at: float = 0.0
     granted_at: float | None = None
     deadline: float | None = None
-    """When the scheduler itself gives the attempt up: timeout + grace + 30 s after the grant."""
+    """When the scheduler itself gives the attempt up: set-up + timeout + grace + 30 s after the grant."""
     cancel: bool = False
     """A cancel is wanted; carried in every heartbeat reply until the attempt is terminal."""
+    cancel_grace: float | None = None
+    """Seconds between TERM and KILL that the cancel asks for; ``None``: the task's own."""
     regranted_at: float | None = None
     """When the same grant was last sent again; only in memory."""
     keeper_id: str = ""
@@ -487,7 +512,10 @@ class Usage:
     """Bytes, PSS where the kernel tells it, else RSS."""
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
+    """From the start of its first process to the end of its last, with its set-up."""
     gpu_memory: int = 0
+    setup_seconds: float = 0.0
+    """Until the operator ran: process, imports, checks."""
 
 
 @dataclass(frozen=True, slots=True)

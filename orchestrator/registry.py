@@ -5,12 +5,14 @@ Names come from this static registry only; nothing is ever imported by a name fo
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -78,3 +80,33 @@ def _operators_in(module: ModuleType) -> Iterator[type[Operator]]:
     for _, value in inspect.getmembers(module, inspect.isclass):
         if issubclass(value, Operator) and not inspect.isabstract(value) and value.__module__ == module.__name__:
             yield value
+
+
+@lru_cache(maxsize=512)
+def operator_version(operator: type[Operator]) -> str:
+    """Return what differs when the operator may compute another result: part of the key of cached results.
+
+    Its own ``version``, if it says one; else a digest of its code: of the whole package that it lies in, or of its one
+    file. Libraries that it imports from elsewhere are not in it: an operator for which they count says a ``version``.
+    """
+    if operator.version:
+        return str(operator.version)
+    digest = hashlib.sha256()
+    for file in _code_of(operator):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _code_of(operator: type[Operator]) -> list[Path]:
+    # By its code: a file of OPERATORS_PATH is no module that could be found by its name.
+    own = Path(inspect.unwrap(operator.run).__code__.co_filename)
+    if not own.is_file():
+        return []
+    package = operator.__module__.partition(".")[0]
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found is not None else []
+    inside = next((folder for folder in folders if own.is_relative_to(folder)), None)
+    return [own] if inside is None else sorted(inside.rglob("*.py"))

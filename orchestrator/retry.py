@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from orchestrator.records import Outcome, RetryPolicy
+from orchestrator.records import Outcome, RetryPolicy, RetryRule
+from orchestrator.retry_rules import Asked, next_memory, reason_of, rule_for, too_much
 from orchestrator.states import AttemptState
 
 UNCHARGED = frozenset({"never_started", "gpu_busy", "fork_failed", "preempted", "worker_left"})
 """Reasons of infrastructure ends that neither the task nor its runner can be blamed for: nothing was killed by them,
 so they count as no loss and no failure. The one list of them: workers and rules agree by these words. A worker that
 says goodbye runs nothing any more, so what it was granted and has not reported (``worker_left``) never started."""
+
+NOTHING_ASKED = Asked()
 
 LONGEST_UNCHARGED_DELAY = 60.0
 """Seconds; what ends uncharged again and again is tried about once a minute."""
@@ -30,6 +33,12 @@ class NextTry:
     message: str
     charged: bool = True
     """Whether the try counts as a failure or a loss."""
+    skip: bool = False
+    """A rule wants the task settled as skipped; ``again`` is false then."""
+    memory: int | None = None
+    """Bytes that the tries from now on ask for; ``None``: as before."""
+    queue: str = ""
+    """Where the tries from now on go; empty: as before."""
 
 
 def back_off(policy: RetryPolicy, failures: int, attempt_id: str, retry_after: float | None = None) -> float:
@@ -94,21 +103,69 @@ def after_failure(
     max_losses: int,
     *,
     spared: int = 0,
+    asked: Asked = NOTHING_ASKED,
 ) -> NextTry:
-    """Decide after a try that a worker reported as not succeeded.
+    """Decide after a try that did not succeed.
 
+    - A rule that fits (:func:`rule_for`) may end the task (``fail``, ``skip``) whatever the try ended for.
     - Preempted: again after a moment, charged to nobody.
-    - Infrastructure (see :func:`is_infrastructure`): :func:`after_loss`.
-    - Else charged to the user's retries: again after :func:`back_off` if the outcome is retryable and some are left.
+    - Infrastructure (see :func:`is_infrastructure`): :func:`after_loss`, by the task's own number of losses if it has
+      one.
+    - Else charged to the user's retries: again after :func:`back_off` if the outcome is retryable, or a rule says
+      ``retry``, and some are left.
+    - A rule that lets it be tried again may say when, where and with how much memory. What no host has is not waited
+      for: the task fails as ``oom``, with the numbers.
+
+    :param max_losses: the site's number of losses to infrastructure.
     """
-    reason = outcome.reason or str(outcome.state)
+    rule = rule_for(policy, outcome, asked)
+    limit = max_losses if policy.infrastructure is None else policy.infrastructure
+    then = _by_budget(policy, rule, failures, losses, outcome, attempt_id, limit, spared)
+    if rule is None:
+        return then
+    if rule.action == "retry":
+        return _on_terms_of(rule, then, outcome, policy, asked)
+    if rule.action == "skip":
+        sentence = f"A retry rule skips it: it ended as {then.reason}. {outcome.message}".rstrip()
+        return replace(then, again=False, delay=0.0, reason="rule", message=sentence, skip=True)
+    return replace(then, again=False, delay=0.0, reason=reason_of(outcome), message=outcome.message)
+
+
+def _by_budget(
+    policy: RetryPolicy,
+    rule: RetryRule | None,
+    failures: int,
+    losses: int,
+    outcome: Outcome,
+    attempt_id: str,
+    max_losses: int,
+    spared: int,
+) -> NextTry:
+    """Charge the try to whom it belongs, and say whether its budget leaves another."""
+    reason = reason_of(outcome)
     if outcome.state is AttemptState.PREEMPTED:
         return _uncharged(failures, losses, reason, outcome.message, spared)
     if is_infrastructure(outcome):
         return after_loss(failures, losses, max_losses, reason, outcome.message, spared=spared)
     failures += 1
-    reason = outcome.reason or ("timeout" if outcome.state is AttemptState.TIMED_OUT else "failed")
-    if outcome.retryable and failures <= policy.retries:
+    is_retryable = outcome.retryable or (rule is not None and rule.action == "retry")
+    if is_retryable and failures <= policy.retries:
         delay = back_off(policy, failures, attempt_id, outcome.retry_after)
         return NextTry(True, delay, failures, losses, reason, outcome.message)
     return NextTry(False, 0.0, failures, losses, reason, outcome.message)
+
+
+def _on_terms_of(rule: RetryRule, then: NextTry, outcome: Outcome, policy: RetryPolicy, asked: Asked) -> NextTry:
+    """Let the next try, if there is one, be as the rule wants it."""
+    memory = next_memory(rule, asked)
+    # A task whose request is learned hands it on to the next run, though this run has no try left.
+    then = replace(then, memory=memory, queue=rule.queue)
+    if not then.again:
+        return then
+    if memory is not None and (why := too_much(memory, asked)):
+        sentence = f"{outcome.message} {why}".lstrip()
+        return replace(then, again=False, delay=0.0, reason="oom", message=sentence, memory=None)
+    if rule.delay is not None:
+        asked_for = min(policy.max_delay, outcome.retry_after or 0.0)
+        then = replace(then, delay=max(rule.delay, asked_for))
+    return then

@@ -1,9 +1,11 @@
-"""The twelve trigger rules and the result of a run: pure functions of counts, so the order of events can't matter."""
+"""The twelve trigger rules, the results of runs and of maps: pure functions of counts and states, so that the order of
+events can't matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 
 from orchestrator.states import RunState, TaskState
 
@@ -116,6 +118,10 @@ ROOT_RULES = frozenset({"always", "all_success", "all_done", "none_failed", "non
 HANDLING_RULES = frozenset({"one_failed", "all_failed"})
 """A downstream with one of these that ran and succeeded has handled the failure it ran for."""
 
+NOBODY: Mapping[int, Sequence[int]] = MappingProxyType({})
+_ROUNDING = 1e-9
+"""A ratio such as 0.7 is a little less or more than that as a float."""
+
 
 def verdict(
     rule: str,
@@ -144,27 +150,41 @@ _BROKEN = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 
 
 def run_result(
-    states: Sequence[TaskState], downstream: Sequence[Sequence[int]], rules: Sequence[str], critical: Sequence[bool]
+    states: Sequence[TaskState],
+    downstream: Sequence[Sequence[int]],
+    rules: Sequence[str],
+    critical: Sequence[bool],
+    watchers: Mapping[int, Sequence[int]] = NOBODY,
 ) -> RunState:
-    """Decide how a run ends whose tasks are all terminal; the four sequences are by the task's position.
+    """Decide how a run ends whose tasks are all terminal; all but the last are by the task's position.
 
-    ``success`` only if every critical leaf is success or skipped, and no critical task failed without a downstream
-    that handled it. What is ``critical: false`` does not decide.
+    ``success`` only if every leaf is success or skipped, and no task failed without a downstream that handled it. What
+    is not critical decides nothing, so that what has only such tasks below it is a leaf too.
+
+    :param critical: of each task whether it decides; a teardown never does.
+    :param watchers: by position the tasks whose ``when`` names its state.
     """
     for position, state in enumerate(states):
         if not critical[position]:
             continue
-        if not downstream[position] and state not in _GOOD:
+        if state not in _GOOD and not any(critical[child] for child in downstream[position]):
             return RunState.FAILED
-        if state in _BROKEN and not _is_handled(position, states, downstream, rules):
+        if state in _BROKEN and not _is_handled(position, states, downstream, rules, watchers.get(position, ())):
             return RunState.FAILED
     return RunState.SUCCESS
 
 
 def _is_handled(
-    position: int, states: Sequence[TaskState], downstream: Sequence[Sequence[int]], rules: Sequence[str]
+    position: int,
+    states: Sequence[TaskState],
+    downstream: Sequence[Sequence[int]],
+    rules: Sequence[str],
+    watchers: Sequence[int],
 ) -> bool:
-    """Look for a handler below a failed task; the failure travels on through tasks that are ``upstream_failed``."""
+    """Look for a handler below a failed task: one that asks for its state, or one with a rule for failures, to which
+    the failure travels on through tasks that are ``upstream_failed``."""
+    if any(states[watcher] is TaskState.SUCCESS for watcher in watchers):
+        return True
     open_, seen = [position], {position}
     while open_:
         for child in downstream[open_.pop()]:
@@ -176,3 +196,24 @@ def _is_handled(
             if states[child] is TaskState.UPSTREAM_FAILED:
                 open_.append(child)
     return False
+
+
+def map_result(success: str, least: float, good: int, bad: int, skipped: int, total: int) -> TaskState | None:
+    """Decide how a map ends, as soon as no index that is still open could change it; ``None`` until then.
+
+    An index that was skipped is neither a success nor a failure, and a ratio is one of the others. Where all were
+    skipped the map is skipped.
+
+    :param success: ``all``, ``any``, ``min_count`` or ``min_ratio``; ``least`` is the count or the ratio.
+    """
+    left = total - good - bad - skipped
+    if not good and not bad:
+        return None if left else TaskState.SKIPPED
+    if success == "min_ratio":
+        met = good >= least * (good + bad + left) - _ROUNDING
+        lost = good + left < least * (good + bad + left) - _ROUNDING
+    else:
+        needed = {"all": good + left + bad, "any": 1}.get(success, least)
+        lost = good + left < needed
+        met = good >= needed and (success != "all" or not left)
+    return TaskState.FAILED if lost else TaskState.SUCCESS if met else None

@@ -16,6 +16,7 @@ from orchestrator.field_checks import (
     field_problems,
     is_flag,
     is_labels,
+    is_memory,
     is_name,
     is_number,
     is_object,
@@ -27,10 +28,36 @@ from orchestrator.field_checks import (
     is_texts,
     is_upstreams,
 )
+from orchestrator.spec_kinds import (
+    MAX_EXPRESSION,
+    approval_problems,
+    event_problems,
+    is_teardown,
+    map_problems,
+    pipeline_problems,
+    repeat_problems,
+)
+from orchestrator.spec_policies import (
+    YEAR,
+    Inside,
+    cache_problems,
+    concurrency_problems,
+    is_cache,
+    is_filled_text,
+    is_limits,
+    outputs_problems,
+    rate_problems,
+    retry_problems,
+)
 
 ON_DRAIN = ("wait", "checkpoint", "kill")
 ON_WORKER_LOSS = ("kill", "adopt")
-MAX_TASKS = 1000
+KINDS = ("operator", "tasks", "pipeline", "approval", "event")
+"""Fields of which a task has exactly one: it says what the task is."""
+MAX_TASKS = 10_000
+"""Of a pipeline, those inside of groups too."""
+MAX_GROUPS = 4
+"""Groups inside each other."""
 MAX_TASK_BYTES = 64 * 1024
 """Of one task as JSON, its longest text apart."""
 MAX_TEXT_BYTES = 256 * 1024
@@ -39,14 +66,20 @@ MAX_TEXT_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One task as written; ``None`` where the site's default holds."""
+    """One task as written; ``None`` where the site's default holds, or where the task has nothing of the kind."""
 
     name: str
-    operator: str
+    operator: str = ""
+    tasks: tuple[TaskSpec, ...] = ()
+    """Of a group."""
+    pipeline: Mapping[str, Any] | None = None
+    approval: Mapping[str, Any] | None = None
+    event: Mapping[str, Any] | None = None
     upstream_tasks: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     cpu: float | None = None
-    memory_gb: float | None = None
+    memory_gb: float | str | None = None
+    """Or ``auto``."""
     gpu: int = 0
     gpu_memory_gb: float = 0.0
     trigger_rule: str = "all_success"
@@ -63,6 +96,23 @@ class TaskSpec:
     on_worker_loss: str = "kill"
     critical: bool = True
     description: str = ""
+    when: str = ""
+    teardown: bool | tuple[str, ...] = False
+    map: Mapping[str, Any] | None = None
+    repeat: Mapping[str, Any] | None = None
+    retry: Mapping[str, Any] | None = None
+    max_queued_seconds: float | None = None
+    progress_timeout_seconds: float | None = None
+    deadline_seconds: float | None = None
+    outputs: Mapping[str, Any] | None = None
+    cache: bool | Mapping[str, Any] | None = None
+    concurrency: tuple[Mapping[str, Any], ...] = ()
+    rate_limit: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of :data:`KINDS` it is."""
+        return next((kind for kind in KINDS[1:] if getattr(self, kind) not in (None, ())), "operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +127,19 @@ class PipelineSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the run's parameters."""
     priority: int = 0
+    deadline_seconds: float | None = None
+    max_active_runs: int | None = None
+    concurrency: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTask:
+    """A task without faults of its own, and where it stands."""
+
+    pointer: str
+    spec: TaskSpec
+    body: tuple[ReadTask, ...] = ()
+    """Of a group: its tasks without faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +149,14 @@ class Reading:
     problems: tuple[Problem, ...]
     spec: PipelineSpec | None = None
     """Only when there are no problems."""
-    tasks: tuple[tuple[int, TaskSpec], ...] = ()
-    """The tasks without faults of their own, each with its position in the document."""
+    tasks: tuple[ReadTask, ...] = ()
+    """The tasks without faults of their own."""
     names: frozenset[str] = frozenset()
     """The names of all tasks, those with faults too, so that nothing is reported twice."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The pipeline's ``parameters``, if they can be read."""
+    concurrency: tuple[Mapping[str, Any], ...] = ()
+    """The pipeline's own limits, if they can be read."""
 
 
 def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
@@ -99,97 +166,230 @@ def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
     if problems := list(unstorable(document)):
         # Nothing after this may meet a NaN, or a nesting that breaks the encoder.
         return Reading(tuple(problems))
-    problems = field_problems(document, _PIPELINE, "", ("name", "tasks"))
+    problems = field_problems(document, PIPELINE_FIELDS, "", ("name", "tasks"))
+    limits = document.get("concurrency")
+    faults = list(concurrency_problems(limits, "/concurrency")) if isinstance(limits, list) else []
+    problems += faults
     tasks = document.get("tasks")
     if not isinstance(tasks, list):
         return Reading(tuple(problems))
-    if len(tasks) > max_tasks:
-        message = f"The pipeline has {len(tasks)} tasks; at most {max_tasks} are allowed. Split it into several."
+    if (count := _count(tasks, max_tasks)) > max_tasks:
+        message = f"The pipeline has {count} tasks; at most {max_tasks} are allowed. Split it into several."
         return Reading((*problems, Problem("/tasks", message)))
-    read: list[tuple[int, TaskSpec]] = []
-    for position, task in enumerate(tasks):
-        if found := _task_problems(task, f"/tasks/{position}"):
-            problems += found
-        else:
-            read.append((position, TaskSpec(**_normalised(task))))
-    names, twice = _names(tasks)
-    problems += twice
+    names: dict[str, str] = {}
+    read = _read_tasks(tasks, "", problems, names, 0)
     spec = None
     if not problems:
-        spec = PipelineSpec(**{**_normalised(document), "tasks": tuple(task for _, task in read)})
-    return Reading(tuple(problems), spec, tuple(read), names)
+        spec = PipelineSpec(**{**_normalised(document), "tasks": tuple(task.spec for task in read)})
+    defaults = document.get("parameters")
+    return Reading(
+        tuple(problems),
+        spec,
+        tuple(read),
+        frozenset(names),
+        defaults if isinstance(defaults, Mapping) else {},
+        tuple(limits) if isinstance(limits, list) and not faults else (),
+    )
 
 
-def _names(tasks: list[Any]) -> tuple[frozenset[str], list[Problem]]:
-    first: dict[str, int] = {}
-    problems: list[Problem] = []
+def _count(tasks: list[Any], most: int) -> int:
+    """Count the tasks, those inside of groups too; of far too many only that they are."""
+    count = 0
+    open_ = [tasks]
+    while open_:
+        level = open_.pop()
+        count += len(level)
+        if count > most:
+            return count
+        open_ += [task["tasks"] for task in level if isinstance(task, Mapping) and isinstance(task.get("tasks"), list)]
+    return count
+
+
+def _read_tasks(
+    tasks: list[Any], above: str, problems: list[Problem], names: dict[str, str], groups: int
+) -> list[ReadTask]:
+    """Read the tasks of a pipeline or of a group; faults go to ``problems``, names with their pointers to ``names``."""
+    read: list[ReadTask] = []
     for position, task in enumerate(tasks):
-        name = task.get("name") if isinstance(task, Mapping) else None
-        if not isinstance(name, str):
-            continue
-        if first.setdefault(name, position) != position:
-            message = f"The task at position {first[name]} is named {name!r} too; names are unique in a pipeline."
-            problems.append(Problem(f"/tasks/{position}/name", message))
-    return frozenset(first), problems
+        pointer = f"{above}/tasks/{position}"
+        found = _task_problems(task, pointer)
+        body: list[ReadTask] = []
+        if isinstance(task, Mapping):
+            problems += _name_problems(task, pointer, names)
+            inner = task.get("tasks")
+            if isinstance(inner, list) and groups < MAX_GROUPS:
+                body = _read_tasks(inner, pointer, problems, names, groups + 1)
+                if not body:
+                    problems += found
+                    continue
+            elif isinstance(inner, list):
+                message = f"Groups are nested more than {MAX_GROUPS} deep; flatten them."
+                found.append(Problem(f"{pointer}/tasks", message))
+        if found:
+            problems += found
+        else:
+            inside = {"tasks": tuple(item.spec for item in body)} if body else {}
+            spec = TaskSpec(**{**_normalised(task), **inside})
+            read.append(ReadTask(pointer, spec, tuple(body)))
+    return read
 
 
-_YEAR = 366 * 86400
+def _name_problems(task: Mapping[str, Any], pointer: str, names: dict[str, str]) -> list[Problem]:
+    name = task.get("name")
+    if not isinstance(name, str):
+        return []
+    if (first := names.setdefault(name, pointer)) == pointer:
+        return []
+    where = f"at position {first.rpartition('/')[2]}" if first.count("/") == 2 else f"at {first}"
+    message = f"The task {where} is named {name!r} too; names are unique in a pipeline, those inside of groups too."
+    return [Problem(f"{pointer}/name", message)]
 
-_PIPELINE: Mapping[str, Check] = {
+
+PIPELINE_FIELDS: Mapping[str, Check] = {
     "name": is_name,
     "description": is_text(10_000),
     "owner": is_text(200),
     "tags": is_texts(50, 100),
     "parameters": is_parameters,
     "priority": is_number(-1000, 1000, whole=True),
+    "deadline_seconds": is_number(0, YEAR, above=True),
+    "max_active_runs": is_number(1, 100_000, whole=True),
+    "concurrency": is_limits,
     "tasks": is_tasks,
 }
-_TASK: Mapping[str, Check] = {
+TASK_FIELDS: Mapping[str, Check] = {
     "name": is_name,
     "operator": is_text(128),
+    "tasks": is_tasks,
+    "pipeline": is_object,
+    "approval": is_object,
+    "event": is_object,
     "description": is_text(10_000),
     "upstream_tasks": is_upstreams,
     "parameters": is_object,
     "cpu": is_number(0, 10_000, above=True),
-    "memory_gb": is_number(0, 100_000, above=True),
+    "memory_gb": is_memory,
     "gpu": is_number(0, 1024, whole=True),
     "gpu_memory_gb": is_number(0, 10_000),
     "trigger_rule": is_rule,
     "queue": is_text(128),
     "labels": is_labels,
     "retries": is_number(0, 100, whole=True),
-    "retry_delay_seconds": is_number(0, _YEAR),
+    "retry_delay_seconds": is_number(0, YEAR),
     "retry_backoff_factor": is_number(1, 100),
-    "retry_max_delay_seconds": is_number(0, _YEAR),
-    "timeout_seconds": is_number(0, _YEAR, above=True),
+    "retry_max_delay_seconds": is_number(0, YEAR),
+    "timeout_seconds": is_number(0, YEAR, above=True),
     "grace_seconds": is_number(0, 86400),
     "exclusive": is_flag,
     "on_drain": is_one_of(*ON_DRAIN),
     "on_worker_loss": is_one_of(*ON_WORKER_LOSS),
     "critical": is_flag,
+    "when": is_filled_text(MAX_EXPRESSION),
+    "teardown": is_teardown,
+    "map": is_object,
+    "repeat": is_object,
+    "retry": is_object,
+    "max_queued_seconds": is_number(0, YEAR, above=True),
+    "progress_timeout_seconds": is_number(0, YEAR, above=True),
+    "deadline_seconds": is_number(0, YEAR, above=True),
+    "outputs": is_object,
+    "cache": is_cache,
+    "concurrency": is_limits,
+    "rate_limit": is_object,
 }
-_WHOLE = frozenset({"gpu", "retries", "priority"})
+_INSIDE: Mapping[str, Inside] = {
+    "pipeline": pipeline_problems,
+    "approval": approval_problems,
+    "event": event_problems,
+    "map": map_problems,
+    "repeat": repeat_problems,
+    "retry": retry_problems,
+    "outputs": outputs_problems,
+    "cache": cache_problems,
+    "concurrency": concurrency_problems,
+    "rate_limit": rate_problems,
+}
+"""Of fields that hold objects of their own, once their kind is right."""
+_WHOLE = frozenset({"gpu", "retries", "priority", "max_active_runs"})
+_OF_ALL = frozenset({
+    "name", "description", "upstream_tasks", "trigger_rule", "when", "critical", "teardown", "map", "repeat",
+    "deadline_seconds",
+})  # fmt: skip
+"""What every kind of task may have; the rest is for what a worker executes."""
+
+
+def _inside_problems(document: Mapping[str, Any], pointer: str) -> list[Problem]:
+    found: list[Problem] = []
+    for name, value in document.items():
+        if name in _INSIDE and isinstance(value, list if name == "concurrency" else Mapping):
+            found += _INSIDE[name](value, f"{pointer}/{name}")
+    return found
 
 
 def _task_problems(task: object, pointer: str) -> list[Problem]:
     if not isinstance(task, Mapping):
         return [Problem(pointer, f"A task is an object, not {kind_of(task)}.")]
-    found = field_problems(task, _TASK, pointer, ("name", "operator"))
+    found = field_problems(task, TASK_FIELDS, pointer, ("name",))
+    found += _inside_problems(task, pointer)
+    found += _kind_problems(task, pointer)
+    return found + _size_problems(task, pointer)
+
+
+def _kind_problems(task: Mapping[str, Any], pointer: str) -> list[Problem]:
+    """Return why it is not one kind of task, and which of its fields are for another kind."""
+    kinds = [kind for kind in KINDS if kind in task]
+    if not kinds:
+        message = f"'operator' is missing; a task has exactly one of {', '.join(KINDS)}."
+        return [Problem(f"{pointer}/operator", message)]
+    if len(kinds) > 1:
+        message = f"A task has exactly one of {', '.join(KINDS)}; this one has {' and '.join(map(repr, kinds))}."
+        return [Problem(f"{pointer}/{kinds[1]}", message)]
+    (kind,) = kinds
+    found: list[Problem] = []
+    if kind == "tasks" and not task.keys() & {"map", "repeat"}:
+        message = "A group runs for each item, or in rounds; add 'map' or 'repeat', or put its tasks outside."
+        found.append(Problem(f"{pointer}/tasks", message))
+    if "map" in task and "repeat" in task:
+        message = "A task has 'map' or 'repeat'; for both put a task with one of them in a group with the other."
+        found.append(Problem(f"{pointer}/repeat", message))
+    if kind != "operator":
+        what = f"A task with {kind!r} is executed by no worker"
+        hint = "; give it to the tasks inside." if kind == "tasks" else "; leave it out."
+        found += [
+            Problem(f"{pointer}/{name}", f"{what} and has no {name!r}{hint}")
+            for name in task
+            if name in TASK_FIELDS and name not in _OF_ALL and name != kind
+        ]
+    return found
+
+
+def _size_problems(task: Mapping[str, Any], pointer: str) -> list[Problem]:
+    if "tasks" in task:
+        task = {name: value for name, value in task.items() if name != "tasks"}
+    whole = json_bytes(task)
+    if whole <= MAX_TASK_BYTES:
+        return []
+    found: list[Problem] = []
     longest = max(all_texts(task), key=len, default="")
     size = len(longest.encode())
     if size > MAX_TEXT_BYTES:
         message = f"A text of the task has {size} bytes; at most {MAX_TEXT_BYTES} are allowed."
         found.append(Problem(pointer, f"{message} Put a long script under the scripts root and give its path."))
-    if (rest := json_bytes(task) - json_bytes(longest)) > MAX_TASK_BYTES:
+    if (rest := whole - json_bytes(longest)) > MAX_TASK_BYTES:
         message = f"The task has {rest} bytes as JSON besides its longest text; at most {MAX_TASK_BYTES} are allowed."
         found.append(Problem(pointer, message))
     return found
 
 
 def _normalised(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Give equal values one spelling: 1.0 GPUs are 1, 2 cores are 2.0, lists are tuples."""
+    """Give equal values one spelling: 1.0 GPUs are 1, 2 cores are 2.0, lists are tuples.
+
+    What later fields hold inside is kept as written.
+    """
     values: dict[str, Any] = {}
     for name, value in document.items():
+        if name == "cache" and value is False:
+            continue
         if isinstance(value, list):
             values[name] = tuple(value) if name != "tags" else tuple(dict.fromkeys(value))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -197,34 +397,3 @@ def _normalised(document: Mapping[str, Any]) -> dict[str, Any]:
         else:
             values[name] = value
     return values
-
-
-def to_document(spec: PipelineSpec) -> dict[str, Any]:
-    """Return the normalised definition: a document that reads as ``spec`` again, in one order and one spelling.
-
-    What the site decides is left out, so that the same save gives the same document under other settings.
-    """
-    return {
-        "name": spec.name,
-        "description": spec.description,
-        "owner": spec.owner,
-        "tags": list(spec.tags),
-        "parameters": dict(spec.parameters),
-        "priority": spec.priority,
-        "tasks": [_task_document(task) for task in spec.tasks],
-    }
-
-
-_LEFT_OUT_WHEN_EMPTY = frozenset({"gpu_memory_gb", "labels", "description", "exclusive"})
-_LEFT_OUT_WHEN = {"critical": True, "on_drain": "wait", "on_worker_loss": "kill"}
-"""Fields that came later: what leaves them out keeps its document and so its content hash."""
-
-
-def _task_document(task: TaskSpec) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for name in _TASK:
-        value = getattr(task, name)
-        if value is None or (not value and name in _LEFT_OUT_WHEN_EMPTY) or value == _LEFT_OUT_WHEN.get(name):
-            continue
-        document[name] = list(value) if isinstance(value, tuple) else value
-    return document

@@ -90,7 +90,8 @@ TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
         _R.QUEUED: frozenset({_R.RUNNING, _R.FAILED, _R.CANCELLED}),
         _R.RUNNING: frozenset({_R.PAUSED, _R.CANCELLING, _R.SUCCESS, _R.FAILED, _R.CANCELLED}),
         _R.PAUSED: frozenset({_R.RUNNING, _R.CANCELLING, _R.CANCELLED}),
-        _R.CANCELLING: frozenset({_R.CANCELLED}),
+        # Failed: it was stopped because its time was up.
+        _R.CANCELLING: frozenset({_R.CANCELLED, _R.FAILED}),
     },
     Entity.TASK_RUN: {
         # Running at once: a container, or a run as a task. Failed: its condition or its map can't be worked out.
@@ -98,14 +99,16 @@ TRANSITIONS: dict[Entity, dict[AnyState, frozenset[AnyState]]] = {
             {_T.READY, _T.RUNNING, _T.WAITING, _T.FAILED, _T.UPSTREAM_FAILED, _T.SKIPPED, _T.CANCELLED}
         ),
         # Success: an equal task run has left its outputs in the cache.
-        _T.READY: frozenset({_T.QUEUED, _T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
-        _T.QUEUED: frozenset({_T.RUNNING, _T.READY, _T.FAILED, _T.CANCELLED}),
+        # Retry or skipped without having run: it has waited for longer than it may.
+        _T.READY: frozenset({_T.QUEUED, _T.RETRY_WAIT, _T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
+        _T.QUEUED: frozenset({_T.RUNNING, _T.READY, _T.RETRY_WAIT, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
         _T.RUNNING: frozenset(
             {_T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.RETRY_WAIT, _T.WAITING, _T.READY, _T.CANCELLING, _T.CANCELLED}
         ),
         _T.RETRY_WAIT: frozenset({_T.READY, _T.FAILED, _T.CANCELLED}),
         _T.WAITING: frozenset({_T.READY, _T.SUCCESS, _T.FAILED, _T.SKIPPED, _T.CANCELLED}),
-        _T.CANCELLING: frozenset({_T.CANCELLED}),
+        # Failed: it was stopped because its time was up.
+        _T.CANCELLING: frozenset({_T.CANCELLED, _T.FAILED}),
     },
     Entity.ATTEMPT: {
         _A.DISPATCHED: frozenset({_A.RUNNING, _A.EXPIRED}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -24,12 +25,16 @@ from orchestrator.wire.generation import GenerationWatch
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.redis import LEADER_TIMEOUT, Client, connect, require_supported
 from orchestrator.wire.seal import Seal
+from scheduler.artifact_collector import ArtifactCollector
 from scheduler.log_collector import LogCollector
 from scheduler.term import Term
 
 log = get_logger(__name__)
 
 LONGEST_STANDBY_WAIT = 0.5
+COLLECT_AFTER = (50_000, 20, 20)
+"""Objects made until Python looks for cycles. With its own 700 it walked twice through all of the leader's memory while
+a map of 10,000 expanded, which took 0.69 s of the processor; with these 0.53 s."""
 DEAF_SECONDS = 10.0
 """After so long without a word of the leader in Redis, which answers us, a standby takes over (and after a lease, if
 that is longer)."""
@@ -43,6 +48,8 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logs("DEBUG" if settings.debug else settings.log_level, process="scheduler")
+        gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
         Daemon(settings).run(stop)
     except ConfigurationError as error:
         print(error, file=sys.stderr)
@@ -70,6 +77,9 @@ class Daemon:
         self._lease_engine = create_store_engine(
             settings.database_url, pool_size=1, application="orchestrator-lease", limits=LEASE_LIMITS
         )
+        self._collector_engine = create_store_engine(
+            settings.database_url, pool_size=1, application="orchestrator-collector", limits=SCHEDULER_LIMITS
+        )
         self._redis = connect(settings.redis_url, timeout=LEADER_TIMEOUT, retries=0)
         self._lease = Lease(self._lease_engine, holder, settings.leader_lease_seconds)
 
@@ -87,6 +97,7 @@ class Daemon:
             self._redis.close()
             self._engine.dispose()
             self._lease_engine.dispose()
+            self._collector_engine.dispose()
 
     def _check_servers(self) -> None:
         """Refuse servers that are too old; those that are away are checked by their first use."""
@@ -126,6 +137,8 @@ class Daemon:
         collector_redis = connect(self._settings.redis_url, connections=2, timeout=LEADER_TIMEOUT, retries=0)
         collector = self._log_collector(collector_redis)
         collector.start()
+        garbage = self._artifact_collector()
+        garbage.start()
         try:
             term = Term(
                 self._settings,
@@ -134,7 +147,7 @@ class Daemon:
                 self._lease,
                 pulse=self._pulse,
                 stop=stop,
-                take_counts=collector.take_counts,
+                take_counts=lambda: [*collector.take_counts(), *garbage.take_counts()],
             )
             term.run()
         except LostLeadership as error:
@@ -142,11 +155,16 @@ class Daemon:
         finally:
             _unless_away(self._lease.step_down)
             collector.stop()
+            garbage.stop()
             collector_redis.close()
 
     def _log_collector(self, client: Client) -> LogCollector:
         keys, seal = Keys(self._settings.redis_task_queue), Seal(self._settings.worker_key)
         return LogCollector(client, keys, seal, open_artifacts(self._settings), self._lease.holder)
+
+    def _artifact_collector(self) -> ArtifactCollector:
+        store, days = open_artifacts(self._settings), self._settings.artifact_retention_days
+        return ArtifactCollector(self._collector_engine, self._lease.epoch, store, days)
 
 
 def _check_postgres(engine: Engine) -> None:

@@ -18,6 +18,7 @@ from orchestrator.events import Event, ReconcileDue
 from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.kernel.hearing import Hearing
 from orchestrator.logs import get_logger
+from orchestrator.paths import DataRoots
 from orchestrator.states import Entity
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.lease import Lease
@@ -83,7 +84,11 @@ class Term:
         )
         self._outbox = Outbox(ReplySender(client, keys, seal), HintPublisher(settings))
         self._leader = Leader(
-            engine, lease.epoch, connections=settings.connections, registry_url=settings.model_registry_url or None
+            engine,
+            lease.epoch,
+            connections=settings.connections,
+            registry_url=settings.model_registry_url or None,
+            roots=DataRoots.from_settings(settings),
         )
         self._kernel: Kernel | None = None
         self._heard_until = clock()

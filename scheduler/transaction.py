@@ -9,14 +9,15 @@ from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine, text
 
+from orchestrator.compile import Site
 from orchestrator.effects import Count, Effect, RowEffect, SendGrant, Transition, is_durable
-from orchestrator.errors import OrchestratorError, TooLarge, UnreadableMessage
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
 from orchestrator.kernel import Kernel, decide, would_publish
+from orchestrator.paths import DataRoots
 from orchestrator.records import AttemptRecord, Outcome
 from orchestrator.states import RUN_TERMINAL, AttemptState, Entity, RunState
 from orchestrator.store.engine import unanswered_is_unavailable
-from orchestrator.store.grants import GrantedTask, build_specs
+from orchestrator.store.grants import GrantedTask, build_specs, reason_of
 from orchestrator.store.lease import lock_epoch
 from orchestrator.store.loader import (
     MOST_TASKS,
@@ -28,11 +29,16 @@ from orchestrator.store.loader import (
 )
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
-from orchestrator.wire.messages import GrantSpec, grant_body
+from orchestrator.wire.messages import GrantSpec
+from scheduler.questions import Questions
 from scheduler.registered_models import settle_registrations
 
 _RELAXED = text("SET LOCAL synchronous_commit TO off")
 _ROW_EFFECTS = get_args(RowEffect)
+OF_ENDED_RUNS = frozenset({"rerun", "mark"})
+"""Kinds of commands that may start a run again."""
+MOST_TURNS = 100
+"""Far above what runs inside of each other can ask for one after the other (``store.children.MOST_DEPTH``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ class Leader:
     """Runs the rules inside transactions at one epoch.
 
     :param connections: the site's named connections, for grants.
+    :param roots: where the scripts of tasks are found, for the keys of the cache.
     """
 
     def __init__(
@@ -102,12 +109,14 @@ class Leader:
         *,
         connections: Mapping[str, Mapping[str, Any]],
         registry_url: str | None,
+        roots: DataRoots | None = None,
     ) -> None:
         self._engine = engine
         self._epoch = epoch
         self._connections = connections
         self._registry_url = registry_url
         self.plans = PlanCache()
+        self._questions = Questions(self.plans, Site(connections=frozenset(connections)), roots)
         self.taking: tuple[int, ...] = ()
         """The commands in the present transaction, or in the one that failed."""
 
@@ -120,20 +129,21 @@ class Leader:
         """
         done = Committed()
         self.taking = ()
-        if not (round_.events or round_.counts or round_.poll):
+        self._questions.begin(kernel)
+        if not (round_.events or round_.counts or round_.poll or self._questions.are_open):
             # Most rounds are only the passing of time; without effects they need no transaction.
             done.effects += decide(kernel, round_.tick, round_.now)
             if not done.effects:
                 return done
             with unanswered_is_unavailable(), self._engine.begin() as connection:
                 lock_epoch(connection, self._epoch)
-                self._write(connection, kernel, done)
+                self._finish(connection, kernel, round_, done)
             return done
         with unanswered_is_unavailable(), self._engine.begin() as connection:
             lock_epoch(connection, self._epoch)
             self._decide(connection, kernel, round_, done)
             done.effects += round_.counts
-            self._write(connection, kernel, done)
+            self._finish(connection, kernel, round_, done)
         return done
 
     def _decide(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
@@ -146,17 +156,24 @@ class Leader:
                 done.effects += decide(kernel, event, now)
                 done.commanded = True
             free = kernel.run_slots_free()
-            queued = load_queued_runs(connection, self.plans, now, limit=free, most_tasks=round_.most_tasks)
+            queued = load_queued_runs(
+                connection,
+                self.plans,
+                now,
+                limit=free,
+                most_tasks=round_.most_tasks,
+                held_back=kernel.held_back(),
+            )
             is_full = sum(len(run.tasks) for run in queued) >= round_.most_tasks
-            done.more_queued = is_full or free <= 0 or len(queued) >= free
+            done.more_queued = is_full or free <= 0 or sum(run.run.depth == 0 for run in queued) >= free
             done.more_at_once = is_full or done.commanded
             for run in queued:
                 done.effects += decide(kernel, run, now)
         done.effects += decide(kernel, round_.tick, now)
 
     def _commands(self, connection: Connection, kernel: Kernel, round_: Round) -> Iterable[Event]:
-        """Yield the open commands, each run they concern before them when the kernel does not hold it; one that starts
-        a run again has its rows with it."""
+        """Yield the open commands, each run they concern before them when the kernel does not hold it; one that may
+        start a run again has its rows with it."""
         now = round_.now
         commands: list[Command] = load_commands(
             connection, left_alone=kernel.unreadable, most_tasks=round_.most_tasks, put_off=round_.put_off
@@ -164,11 +181,11 @@ class Leader:
         self.taking = tuple(command.id for command in commands)
         unknown = [c.run_id for c in commands if c.run_id is not None and not kernel.knows_run(c.run_id)]
         held: list[RunSubmitted] = load_runs(connection, self.plans, now, unknown)
-        reruns = [c.run_id for c in commands if c.kind == "rerun" and c.run_id in unknown]
+        reruns = [c.run_id for c in commands if c.kind in OF_ENDED_RUNS and c.run_id in unknown]
         ended = load_ended_runs(connection, self.plans, now, filter(None, reruns))
         return [
             *held,
-            *(replace(c, ended=ended.get(c.run_id or "")) if c.kind == "rerun" else c for c in commands),
+            *(replace(c, ended=ended.get(c.run_id or "")) if c.kind in OF_ENDED_RUNS else c for c in commands),
         ]
 
     @staticmethod
@@ -189,12 +206,26 @@ class Leader:
             for event in events
         ]
 
-    def _write(self, connection: Connection, kernel: Kernel, done: Committed) -> None:
-        rows = [effect for effect in done.effects if isinstance(effect, _ROW_EFFECTS)]
+    def _finish(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
+        """Write what was decided and answer what the rules ask, in turns, until nothing is asked; then build grants.
+
+        A question may be about what was just decided, so that is written before it is answered.
+        """
+        effects = list(done.effects)
+        for _ in range(MOST_TURNS):
+            if rows := [effect for effect in effects if isinstance(effect, _ROW_EFFECTS)]:
+                write(connection, rows, self._epoch)
+            answers = self._questions.answer(connection, kernel, effects, round_.now)
+            if not answers:
+                break
+            effects = [effect for answer in answers for effect in decide(kernel, answer, round_.now)]
+            # What became ready by an answer is dispatched at once.
+            effects += decide(kernel, round_.tick, round_.now)
+            done.effects += effects
+        else:
+            raise RuntimeError(f"After {MOST_TURNS} turns there are still questions to answer.")
         if not is_durable(done.effects):
             connection.execute(_RELAXED)
-        if rows:
-            write(connection, rows, self._epoch)
         wanted = [effect.attempt for effect in done.effects if isinstance(effect, SendGrant)]
         # One that has ended or was cancelled in the same round gets none.
         granted = [attempt for attempt in wanted if kernel.is_granted(attempt)]
@@ -211,21 +242,13 @@ class Leader:
             _, tenant_id, _ = kernel.task_of(attempt)
             plan, generation = kernel.plan_of(attempt.run_id), kernel.tasks[attempt.task_run_id].generation
             items.append(GrantedTask(attempt, tenant_id, kernel.planned(attempt), plan, generation))
-        for attempt_id, spec in build_specs(connection, items, self._connections, self._registry_url).items():
-            error = spec if isinstance(spec, OrchestratorError) else _unsendable(spec)
-            if error is None and isinstance(spec, GrantSpec):
+        built = build_specs(connection, items, self._connections, self._registry_url, self.plans)
+        for attempt_id, spec in built.items():
+            if isinstance(spec, GrantSpec):
                 done.specs[attempt_id] = spec
                 continue
             attempt = next(item.attempt for item in items if item.attempt.id == attempt_id)
-            done.follow_up.append(_impossible(attempt, str(error)))
-
-
-def _unsendable(spec: GrantSpec) -> OrchestratorError | None:
-    try:
-        grant_body(spec)
-    except (TooLarge, UnreadableMessage) as error:
-        return error
-    return None
+            done.follow_up.append(_impossible(attempt, reason_of(spec), str(spec)))
 
 
 def _withheld(kernel: Kernel, effects: Iterable[Effect]) -> Iterator[OutcomeReceived]:
@@ -243,6 +266,6 @@ def _withheld(kernel: Kernel, effects: Iterable[Effect]) -> Iterator[OutcomeRece
             yield OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, outcome)
 
 
-def _impossible(attempt: AttemptRecord, message: str) -> OutcomeReceived:
-    outcome = Outcome(AttemptState.FAILED, reason="grant", message=message, retryable=False)
+def _impossible(attempt: AttemptRecord, reason: str, message: str) -> OutcomeReceived:
+    outcome = Outcome(AttemptState.FAILED, reason=reason, message=message, retryable=False)
     return OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, outcome)

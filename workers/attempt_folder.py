@@ -68,6 +68,17 @@ class AttemptFolder:
             return {}
         return document if isinstance(document, dict) else {}
 
+    def signs(self) -> tuple[object, ...]:
+        """Return what changes whenever the task reports progress or saves a checkpoint."""
+        return tuple(self._version(name) for name in ("progress", "checkpoint"))
+
+    def _version(self, name: str) -> tuple[int, int] | None:
+        try:
+            found = (self.path / f"{name}.json").stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
     def make_scratch(self) -> Path:
         """Make the folder for temporary files; return a path of it that serves as long as the calling process lives.
 

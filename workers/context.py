@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts import open_artifacts, s3_options
+from orchestrator.artifacts import RecordedArtifacts, open_artifacts, s3_options
 from orchestrator.config import Settings
 from orchestrator.operator import Connection, TaskContext
 from orchestrator.outbound import OutboundClient
@@ -20,9 +23,13 @@ from workers.attempt_folder import AttemptFolder
 PROGRESS_INTERVAL = 0.3
 
 
+class Terminated(BaseException):
+    """SIGTERM came to an operator that has a checkpoint folder, which is to be saved now."""
+
+
 @dataclass(slots=True)
 class RunnerContext(TaskContext):
-    """A task context whose progress reaches the worker through a file."""
+    """A task context whose progress and checkpoints are seen by the worker through files."""
 
     folder: AttemptFolder | None = None
     reported_at: float = 0.0
@@ -33,6 +40,26 @@ class RunnerContext(TaskContext):
         if self.folder is not None and (fraction >= 1 or now - self.reported_at >= PROGRESS_INTERVAL):
             self.reported_at = now
             self.folder.write("progress", {"fraction": min(max(float(fraction), 0.0), 1.0), "message": message[:500]})
+
+    def note_checkpoint(self) -> None:
+        """Leave a sign of life for the supervisor."""
+        if self.folder is not None:
+            with suppress(OSError):  # the disk is full, but the checkpoint is saved
+                self.folder.write("checkpoint", {"at": time.monotonic()})
+
+    def checkpoint_folder(self) -> Path:
+        """Return the folder; from now on SIGTERM ends the operator by an exception, so that it can be saved."""
+        folder = super(RunnerContext, self).checkpoint_folder()
+        # Whoever handles the signal itself has its own way to end.
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
+        return folder
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 def build_context(
@@ -45,8 +72,9 @@ def build_context(
     # The store reads AWS_* from the environment when it is opened, and never again.
     added = {name: value for name, value in store_variables.items() if name not in os.environ}
     os.environ.update(added)
+    records: list[Mapping[str, Any]] = []
     try:
-        artifacts = open_artifacts(settings)
+        artifacts = RecordedArtifacts(open_artifacts(settings), records, spec.tenant_id)
     finally:
         for name in added:
             del os.environ[name]
@@ -60,6 +88,7 @@ def build_context(
         fence=spec.token,
         workdir=Path(folder.work),
         artifacts=artifacts,
+        records=records,
         http=OutboundClient.from_settings(settings),
         roots=DataRoots.from_settings(settings),
         generation=spec.generation,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.operator import Operator, OperatorFailure, SkipTask, TaskContext
+from orchestrator.operator import NotYet, Operator, OperatorFailure, SkipTask, TaskContext
 from orchestrator.wire.messages import GrantSpec
 from workers.attempt_folder import AttemptFolder
 from workers.orders import Site
-from workers.verdict import MAX_OUTPUT_BYTES, NO_ROOM_FOR_RESULT, OUT_OF_MEMORY, failure
+from workers.outputs import artifact_records, check_keeps, read_outputs, read_records
+from workers.verdict import NO_ROOM_FOR_RESULT, OUT_OF_MEMORY, failure, not_yet
 
 FORGET_SECONDS = 10.0
 """How long a task that is done waits for the artifact store to delete its checkpoint."""
@@ -44,20 +45,22 @@ def preload() -> None:
     import their heavy libraries when they run; a site's own files and entry points are imported in the task's process
     only, since they may start threads, which nobody must fork from.
     """
-    from jsonschema import Draft202012Validator
-
+    from orchestrator.operator_checks import parameter_faults
     from orchestrator.registry import built_in_operators
     from workers import context as _  # noqa: F401 - for its own imports: artifacts, outbound, paths
 
     for operator in built_in_operators():
-        Draft202012Validator(dict(operator.parameters_schema)).is_valid({})
+        parameter_faults(operator, {}, "")
 
 
-def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -> int:
+def execute(
+    site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path, begin: Callable[[], None] = lambda: None
+) -> int:
     """Run the attempt and return the exit status: 0 when the operator finished or skipped, ``NO_ROOM_FOR_RESULT`` when
     the disk did not take what became of it, else 1.
 
     :param scratch: where its temporary files go.
+    :param begin: called when set-up is over and the operator is about to run.
     """
     task = os.getpid()
     os.environ.clear()
@@ -67,7 +70,7 @@ def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     with ExitStack() as afterwards:
-        result = _run(site, spec, folder, afterwards)
+        result = _Execution(site, spec, folder, afterwards, begin).run()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         if os.getpid() != task:  # the operator has forked and returned twice; it is for the first process to say how
@@ -80,7 +83,7 @@ def execute(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -
             print(f"The result could not be written to {folder.path}: {error}", file=sys.stderr)
             return NO_ROOM_FOR_RESULT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is done is done
-    return 0 if result["end"] in ("ok", "skip") else 1
+    return 1 if result["end"] == "failure" else 0
 
 
 def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch: Path) -> dict[str, str]:
@@ -101,46 +104,101 @@ def task_environment(site: Site, spec: GrantSpec, folder: AttemptFolder, scratch
     }
 
 
-def _run(site: Site, spec: GrantSpec, folder: AttemptFolder, afterwards: ExitStack) -> dict[str, Any]:
-    try:
-        return _run_operator(site, spec, folder, afterwards)
-    except SkipTask as skip:
-        return {"end": "skip", "reason": skip.reason, "message": skip.message}
-    except OperatorFailure as error:
-        print(f"{error.reason}: {error.message}", file=sys.stderr)
-        return failure(error.reason, error.message, retryable=error.retryable, retry_after=error.retry_after)
-    except MemoryError:
-        traceback.print_exc()
+@dataclass(slots=True)
+class _Execution:
+    """One operator's run, and what becomes of it."""
+
+    site: Site
+    spec: GrantSpec
+    folder: AttemptFolder
+    afterwards: ExitStack
+    begin: Callable[[], None]
+    context: TaskContext | None = None
+    process: int = field(default_factory=os.getpid)
+
+    def run(self) -> dict[str, Any]:
+        """Return the result document."""
+        try:
+            return self._run_operator()
+        except SkipTask as skip:
+            return {"end": "skip", "reason": skip.reason, "message": skip.message}
+        except NotYet as wait:
+            print(f"Not yet, to be looked at again in {wait.retry_in:g} s: {wait.message}")
+            return not_yet(wait.retry_in, wait.message)
+        except BaseException as error:  # noqa: BLE001 (whatever an operator raises is its outcome)
+            left = [] if self.context is None else artifact_records(self.context.records)
+            exception = f"{type(error).__module__}.{type(error).__qualname__}"
+            return {**_failure_of(error), "exception": exception, "records": left}
+
+    def _run_operator(self) -> dict[str, Any]:
+        from orchestrator.config import load_settings
+        from workers.context import build_context
+
+        spec = self.spec
+        settings = load_settings(self.site.settings)
+        operator = _find(spec.operator, settings.operators_path)
+        parameters = dict(spec.parameters)
+        _check_parameters(operator, parameters, spec.task)
+        context = self.context = build_context(settings, spec, self.folder, self.site.settings)
+        self.begin()
+        try:
+            outputs = operator().run(context, parameters)
+            check_keeps(operator.outputs_schema, dict(outputs), f"outputs of operator {spec.operator!r}")
+            if spec.outputs_schema is not None:
+                check_keeps(spec.outputs_schema, dict(outputs), f"outputs of task {spec.task!r}")
+            result = {"end": "ok", "outputs": read_outputs(outputs), "records": read_records(context.records)}
+        except SkipTask:
+            self.afterwards.callback(_forget_checkpoint, context)
+            raise
+        except BaseException:
+            if os.getpid() == self.process:  # not one that the operator has forked
+                _keep_checkpoint(context)
+            raise
+        self.afterwards.callback(_forget_checkpoint, context)
+        return result
+
+
+def _failure_of(error: BaseException) -> dict[str, Any]:
+    from workers.context import Terminated
+
+    match error:
+        case OperatorFailure():
+            print(f"{error.reason}: {error.message}", file=sys.stderr)
+            return failure(
+                error.reason,
+                error.message,
+                retryable=error.retryable,
+                retry_after=error.retry_after,
+                exit_code=error.exit_code,
+            )
+        case SystemExit():
+            return failure("exit", f"The operator ended its process with status {error.code!r}.", retryable=True)
+        case Terminated():
+            return failure("signal", "Its process was told to end by SIGTERM, not by us.", retryable=True)
+    traceback.print_exception(error)
+    if isinstance(error, MemoryError):
         return failure(OUT_OF_MEMORY, "Python could not get the memory it asked for.", retryable=True)
-    except SystemExit as error:
-        return failure("exit", f"The operator ended its process with status {error.code!r}.", retryable=True)
-    except BaseException as error:  # noqa: BLE001 (whatever an operator raises is its outcome)
-        traceback.print_exc()
-        return failure("exception", f"{type(error).__name__}: {error}", retryable=True)
+    return failure("exception", f"{type(error).__name__}: {error}", retryable=True)
 
 
-def _run_operator(site: Site, spec: GrantSpec, folder: AttemptFolder, afterwards: ExitStack) -> dict[str, Any]:
-    from orchestrator.config import load_settings
-    from workers.context import build_context
+def _check_parameters(operator: type[Operator], parameters: Mapping[str, Any], task: str) -> None:
+    """Check them again: what templates and inputs have put in was not known when the pipeline was saved.
 
-    settings = load_settings(site.settings)
-    operator = _find(spec.operator, settings.operators_path)
-    parameters = dict(spec.parameters)
-    _check(operator.parameters_schema, parameters, "bad_parameters", f"parameters of task {spec.task!r}")
-    context = build_context(settings, spec, folder, site.settings)
+    :raises OperatorFailure: ``bad_parameters``.
+    """
+    from orchestrator.operator_checks import parameter_faults
+
+    if faults := parameter_faults(operator, parameters, "", filled=True):
+        told = " ".join(f"{fault.pointer or '/'}: {fault.message}" for fault in faults[:5])
+        raise OperatorFailure("bad_parameters", f"The parameters of task {task!r} are refused at {told}")
+
+
+def _keep_checkpoint(context: TaskContext) -> None:
+    """Save the checkpoint folder for the next attempt; how this one ended does not hang on it."""
     try:
-        outputs = operator().run(context, parameters)
-    except SkipTask:
-        afterwards.callback(_forget_checkpoint, context)
-        raise
-    _check(operator.outputs_schema, dict(outputs), "bad_outputs", f"outputs of operator {spec.operator!r}")
-    result = {
-        "end": "ok",
-        "outputs": _as_json(outputs, "outputs"),
-        "records": _as_json(list(context.records), "records"),
-    }
-    afterwards.callback(_forget_checkpoint, context)
-    return result
+        context.checkpoint_keep()
+    except (OrchestratorError, OSError) as error:
+        print(f"The checkpoint could not be saved: {error}", file=sys.stderr)
 
 
 def _forget_checkpoint(context: TaskContext) -> None:
@@ -185,24 +243,3 @@ def _find(name: str, folders: Any) -> type[Operator]:
             retryable=True,
         )
     return operators[name]
-
-
-def _check(schema: Mapping[str, Any], value: Mapping[str, Any], reason: str, what: str) -> None:
-    from jsonschema import Draft202012Validator
-
-    for error in Draft202012Validator(dict(schema)).iter_errors(value):
-        pointer = "".join(f"/{part}" for part in error.absolute_path)
-        raise OperatorFailure(reason, f"The {what} break the schema at {pointer or '/'}: {error.message[:500]}")
-
-
-def _as_json(value: Any, what: str) -> Any:
-    try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise OperatorFailure("bad_outputs", f"The {what} are no JSON: {error}.") from error
-    if len(text.encode()) > MAX_OUTPUT_BYTES:
-        raise OperatorFailure(
-            "bad_outputs",
-            f"The {what} have {len(text)} bytes; at most {MAX_OUTPUT_BYTES} are kept. Put the rest in an artifact.",
-        )
-    return json.loads(text)

@@ -26,6 +26,8 @@ class LogPump:
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
         self._dropped = 0
+        self.moved = 0
+        """Bytes that have come from the task: what we note ourselves is none of its doing."""
 
     def pump(self, rounds: int = 16) -> bool:
         """Move what is there, at most ``rounds`` × 64 KiB; returns whether the pipe has ended."""
@@ -36,6 +38,7 @@ class LogPump:
                 return False
             if not piece:
                 return True
+            self.moved += len(piece)
             self._take(piece)
         return False
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.records import SETUP_SECONDS
 from orchestrator.wire.messages import GrantSpec, grant_body
 
 
@@ -37,6 +38,8 @@ class Site:
     """How long trees may live on without a worker that answers for them; then they are stopped."""
     orphan_grace: float = 20.0
     """The longest grace of such a stop: the leader counts from the worker's silence, and soon starts them elsewhere."""
+    setup_seconds: float = SETUP_SECONDS
+    """How long an attempt's process may take until its operator runs."""
 
     @property
     def attempts_folder(self) -> Path:
@@ -51,7 +54,8 @@ class Site:
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Site:
-        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+        # A worker of the release before starts us anew when we die, and the code on the disk may be newer than it is.
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__ if name in line})
 
 
 def start_order(attempt_id: str, grant: bytes, fresh_until: float | None) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def known_order() -> dict[str, Any]:
 
 def kept_grant(spec: GrantSpec) -> str:
     """Return what a keeper must know of a grant: no parameters, no secrets."""
-    bare = replace(spec, parameters={}, run_parameters={}, upstream_outputs={}, connections={})
+    bare = replace(spec, parameters={}, run_parameters={}, upstream_outputs={}, connections={}, outputs_schema=None)
     return grant_body(bare).decode()
 
 

@@ -242,4 +242,5 @@ def _read_progress(folder: AttemptFolder) -> Progress:
         message=str(said.get("message", "")),
         memory=int(used.get("memory", 0)),
         cpu_seconds=float(used.get("cpu_seconds", 0.0)),
+        phase=str(used.get("phase", "")),
     )

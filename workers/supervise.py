@@ -13,6 +13,8 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from orchestrator.errors import TooLarge, UnreadableMessage
@@ -21,6 +23,7 @@ from orchestrator.states import AttemptState
 from orchestrator.wire.messages import GrantSpec
 from workers import cgroups, lean, verdict
 from workers.attempt_folder import AttemptFolder
+from workers.limits import TimeLimits
 from workers.log_pump import LogPump
 from workers.memory_kills import MemoryKills
 from workers.orders import Lines, Site
@@ -55,6 +58,8 @@ class Supervisor:
         self._peak = 0
         self._next_look = 0.0
         self._next_pss = 0.0
+        self._told = 0, 0.0
+        self._signs: tuple[object, ...] = ()
         self._group = cgroups.Group((), None)
 
     def run(self) -> None:
@@ -71,7 +76,6 @@ class Supervisor:
         except OSError as error:  # no process, descriptor or disk block left: nothing of the task has run
             self._never_start(f"This host could not start it: {error}.")
             return
-        self._started = time.monotonic()
         while not self._is_over():
             for key, _ in self._selector.select(self._patience()):
                 key.data()
@@ -130,14 +134,19 @@ class Supervisor:
         reading, writing = os.pipe()
         self._pump = LogPump(reading, self._folder.log)
         self._selector.register(reading, selectors.EVENT_READ, self._move_output)
-        parent = os.getpid()
+        hearing, saying = os.pipe()
+        self._selector.register(hearing, selectors.EVENT_READ, lambda: self._take_beginning(hearing))
+        spec, now, parent = self._spec, time.monotonic(), os.getpid()
+        self._limits = TimeLimits(now, self._site.setup_seconds, spec.timeout, spec.progress_timeout)
         child = os.fork()
         if child == 0:
-            self._become_task(parent, writing)
+            self._become_task(parent, writing, saying)
         os.close(writing)
+        os.close(saying)
+        self._tell_usage(0, 0.0)
         return child
 
-    def _become_task(self, parent: int, output: int) -> NoReturn:
+    def _become_task(self, parent: int, output: int, saying: int) -> NoReturn:
         """Turn this fork into the task's first process, and run the operator in it."""
         code = 1
         try:
@@ -150,7 +159,7 @@ class Supervisor:
             for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(caught, signal.SIG_DFL)
             self._group.enter()
-            lean.close_all_but({0, 1, 2})
+            lean.close_all_but({0, 1, 2, saying})
             lean.forbid_new_privileges()
             lean.offer_to_the_oom_killer()
             os.umask(0o077)
@@ -158,7 +167,7 @@ class Supervisor:
             lean.leave_processes_to_others()
             from workers.execute import execute
 
-            code = execute(self._site, self._spec, self._folder, self._scratch)
+            code = execute(self._site, self._spec, self._folder, self._scratch, _beginning(saying))
         finally:
             os._exit(code)
 
@@ -168,8 +177,26 @@ class Supervisor:
         return 0.02 if self._status is not None or self._stop else TICK
 
     def _move_output(self) -> None:
+        before = self._pump.moved
         if self._pump.pump():
             self._selector.unregister(self._pump.source)
+        if self._pump.moved > before:
+            self._limits.hear(time.monotonic())
+
+    def _take_beginning(self, hearing: int) -> None:
+        """Count the task's time from now on; or its first process has died before that."""
+        self._selector.unregister(hearing)
+        if os.read(hearing, 1):
+            self._limits.begin(time.monotonic())
+            self._tell_usage(*self._told)
+        os.close(hearing)
+
+    def _tell_usage(self, memory: int, cpu_seconds: float) -> None:
+        """Leave for the worker what people are shown."""
+        self._told = memory, cpu_seconds
+        phase = "setup" if self._limits.begun is None else "running"
+        with suppress(OSError):  # the disk is full; the task's fate must not hang on what is only looked at
+            self._folder.write("usage", {"memory": memory, "cpu_seconds": round(cpu_seconds, 2), "phase": phase})
 
     def _obey(self) -> None:
         try:
@@ -232,8 +259,10 @@ class Supervisor:
     def _watch(self, now: float) -> None:
         spec = self._spec
         if not self._stop and self._status is None:
-            if spec.timeout is not None and now >= self._started + spec.timeout:
-                self.stop(verdict.TIMEOUT, spec.grace)
+            if self._signs_are_new():
+                self._limits.hear(now)
+            if passed := self._limits.passed(now):
+                self.stop(passed, spec.grace)
             elif self._fresh_until is not None and now >= self._fresh_until:
                 # The grace was kept free before the lease ends; after a freeze it may be over already.
                 self.stop(verdict.CUT_OFF, max(0.0, min(spec.grace, CUT_OFF_GRACE) - (now - self._fresh_until)))
@@ -241,6 +270,14 @@ class Supervisor:
                 self._look(now)
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_all()
+
+    def _signs_are_new(self) -> bool:
+        """Say whether the task has reported progress or saved a checkpoint since we last asked."""
+        if self._spec.progress_timeout is None:
+            return False
+        signs = self._folder.signs()
+        is_new, self._signs = signs != self._signs, signs
+        return is_new
 
     def _look(self, now: float) -> None:
         """Measure the tree, and stop it above its ceilings."""
@@ -252,7 +289,7 @@ class Supervisor:
             took = time.monotonic() - now
             self._next_pss = now + max(1.0, took * _PSS_COST_FACTOR)
             self._peak = max(self._peak, memory)
-            self._folder.write("usage", {"memory": memory, "cpu_seconds": round(self._cpu_seconds(tree), 2)})
+            self._tell_usage(memory, self._cpu_seconds(tree))
         self._kills.look(tree, self._child, now)
         self._next_look = now + TICK
         if ceiling and memory > ceiling:
@@ -322,11 +359,13 @@ class Supervisor:
     def _usage(self) -> Usage:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         gpu_memory = self._folder.read("gpu").get("memory", 0)
+        now = time.monotonic()
         return Usage(
             peak_memory=max(self._peak, used.ru_maxrss * 1024),
             cpu_seconds=round(used.ru_utime + used.ru_stime, 3),
-            wall_seconds=round(time.monotonic() - self._started, 3),
+            wall_seconds=round(now - self._limits.started, 3),
             gpu_memory=gpu_memory if isinstance(gpu_memory, int) else 0,
+            setup_seconds=round(self._limits.setup_seconds(now), 3),
         )
 
     def _spool_it(self, outcome: Outcome) -> None:
@@ -340,3 +379,13 @@ class Supervisor:
                 outcome = Outcome(AttemptState.FAILED, "bad_result", str(error), retryable=False, usage=outcome.usage)
             except OSError:
                 time.sleep(1.0)
+
+
+def _beginning(saying: int) -> Callable[[], None]:
+    """Return how the task's first process says, once, that set-up is over."""
+
+    def begin() -> None:
+        os.write(saying, b"1")
+        os.close(saying)
+
+    return begin

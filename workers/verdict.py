@@ -17,6 +17,8 @@ from orchestrator.wire.strict_json import Fields, decode
 
 MAX_RESULT_BYTES = 768 * 1024
 MAX_OUTPUT_BYTES = 256 * 1024
+MAX_RECORDS_BYTES = 384 * 1024
+"""Of a script that leaves the most files it may, each with a record."""
 MAX_MESSAGE = 2000
 NO_ROOM_FOR_RESULT = 74
 """Exit status of a task whose result the disk did not take; no disk is needed to say so."""
@@ -25,13 +27,28 @@ CANCELLED, FENCED, PREEMPTED, TIMEOUT, OUT_OF_MEMORY, TOO_MANY_PROCESSES, WORKER
     "cancelled", "fenced", "preempted", "timeout", "oom", "too_many_processes", "worker_lost", "fork_server_lost",
     "cut_off",
 )  # fmt: skip
+NO_PROGRESS, SETUP_TIMEOUT = "no_progress", "setup_timeout"
 """Why a tree was stopped before its end."""
+NOT_YET = "not_yet"
+"""What the attempt waits for is not there; it ended well, and is to be looked at again."""
 
 _STOPPED: Mapping[str, Outcome] = {
     CANCELLED: Outcome(AttemptState.CANCELLED, CANCELLED, "Cancelled; nothing of it lives on.", retryable=False),
     FENCED: Outcome(AttemptState.CANCELLED, FENCED, "Given to another attempt; stopped here.", retryable=False),
     PREEMPTED: Outcome(AttemptState.PREEMPTED, PREEMPTED, "Its worker leaves or was drained.", infrastructure=True),
     TIMEOUT: Outcome(AttemptState.TIMED_OUT, TIMEOUT, "It ran longer than its timeout and was stopped."),
+    NO_PROGRESS: Outcome(
+        AttemptState.TIMED_OUT,
+        NO_PROGRESS,
+        "It wrote no log line, reported no progress and saved no checkpoint for longer than its "
+        "progress_timeout_seconds, and was stopped.",
+    ),
+    SETUP_TIMEOUT: Outcome(
+        AttemptState.LOST,
+        SETUP_TIMEOUT,
+        "Its process did not come to run the operator: starting, importing or checking hung; it was stopped.",
+        infrastructure=True,
+    ),
     OUT_OF_MEMORY: Outcome(
         AttemptState.FAILED, OUT_OF_MEMORY, "It needed more memory than it asked for; raise memory_gb."
     ),
@@ -101,7 +118,10 @@ class Ending:
 def judge(ending: Ending) -> Outcome:
     """Return the outcome of an attempt nothing of which lives any more."""
     exit_code = os.waitstatus_to_exitcode(ending.status)
-    outcome = replace(_judge(ending, exit_code), exit_code=exit_code, usage=ending.usage)
+    outcome = _judge(ending, exit_code)
+    if outcome.exit_code is None:
+        outcome = replace(outcome, exit_code=exit_code)
+    outcome = replace(outcome, usage=ending.usage)
     return replace(outcome, local_to=ending.local_to) if outcome.state is AttemptState.SUCCEEDED else outcome
 
 
@@ -117,10 +137,10 @@ def never_started(message: str, reason: str = "fork_failed") -> Outcome:
 
 def _judge(ending: Ending, exit_code: int) -> Outcome:
     outcome = _by_itself(ending, exit_code)
-    has_succeeded = outcome.state is AttemptState.SUCCEEDED
-    if ending.stop and not (has_succeeded and _came_in_time(ending)):
+    has_finished = outcome.state is AttemptState.SUCCEEDED or outcome.again
+    if ending.stop and not (has_finished and _came_in_time(ending)):
         return _STOPPED[ending.stop]
-    if ending.out_of_memory is OutOfMemory.CERTAIN and not has_succeeded:
+    if ending.out_of_memory is OutOfMemory.CERTAIN and not has_finished:
         return _STOPPED[OUT_OF_MEMORY]
     if _was_out_of_memory(outcome, ending.out_of_memory):
         message = f"{_A_PART_WAS_KILLED} It ended so: {outcome.message}"
@@ -144,7 +164,7 @@ def _was_out_of_memory(outcome: Outcome, seen: OutOfMemory) -> bool:
 
 def _by_itself(ending: Ending, exit_code: int) -> Outcome:
     told = _told(ending.result)
-    if told is not None and (exit_code >= 0 or told.state is AttemptState.SUCCEEDED):
+    if told is not None and (exit_code >= 0 or told.state is AttemptState.SUCCEEDED or told.again):
         return told
     if exit_code < 0:
         return Outcome(
@@ -189,6 +209,14 @@ def _from_result(result: Fields) -> Outcome:
                 result.text("message", "")[:MAX_MESSAGE],
                 skipped=True,
             )
+        case "not_yet":
+            return Outcome(
+                AttemptState.FAILED,
+                NOT_YET,
+                result.text("message", "")[:MAX_MESSAGE],
+                retry_after=result.number("retry_after"),
+                again=True,
+            )
         case "failure":
             return Outcome(
                 AttemptState.FAILED,
@@ -196,17 +224,36 @@ def _from_result(result: Fields) -> Outcome:
                 result.text("message", "")[:MAX_MESSAGE],
                 retryable=result.flag("retryable"),
                 retry_after=result.number_or_none("retry_after"),
+                exit_code=result.integer_or_none("exit_code"),
+                exception=result.text("exception", "")[:200],
+                records=result.mappings("records"),
             )
         case other:
             raise UnreadableMessage(f"The result file says {other[:40]!r}, which is no ending we know.")
 
 
-def failure(reason: str, message: str, *, retryable: bool, retry_after: float | None = None) -> dict[str, Any]:
-    """Return a result document that says that the operator failed."""
+def failure(
+    reason: str,
+    message: str,
+    *,
+    retryable: bool,
+    retry_after: float | None = None,
+    exit_code: int | None = None,
+) -> dict[str, Any]:
+    """Return a result document that says that the operator failed.
+
+    :param exit_code: of the program that the operator ran, where that says more than the status of our process.
+    """
     return {
         "end": "failure",
         "reason": reason,
         "message": message[:MAX_MESSAGE],
         "retryable": retryable,
         "retry_after": retry_after,
+        "exit_code": exit_code,
     }
+
+
+def not_yet(retry_after: float, message: str) -> dict[str, Any]:
+    """Return a result document that says that the operator is to look again later."""
+    return {"end": "not_yet", "retry_after": retry_after, "message": message[:MAX_MESSAGE]}

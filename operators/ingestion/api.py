@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from operators.ingestion.credentials import connection_headers
 from operators.ingestion.pagination import Page, next_page, start_page, value_at
 from operators.ingestion.plan import Plan
 from operators.tables.json_blocks import as_blocks
@@ -102,16 +101,7 @@ def _records_of(body: Any, plan: Plan) -> list[Any]:
 
 def _headers(plan: Plan) -> dict[str, str]:
     """Return the connection's headers and credentials, and those of the task, which may hold no secret."""
-    headers: dict[str, str] = {}
-    if plan.connection is not None:
-        options = plan.connection.options
-        headers.update({str(k): str(v) for k, v in (options.get("headers") or {}).items()})
-        parts = urlsplit(plan.connection.url)
-        if options.get("token"):
-            headers["Authorization"] = f"Bearer {options['token']}"
-        elif parts.username:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+    headers = connection_headers(plan.connection) if plan.connection is not None else {}
     return {**headers, **plan.parameters.get("headers", {})}
 
 

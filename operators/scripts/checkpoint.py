@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.checkpoints import SAVE_MARK
 from orchestrator.errors import StoreUnavailable
 from orchestrator.operator import OperatorFailure, TaskContext
 
@@ -19,35 +18,31 @@ def open_folder(context: TaskContext) -> Path:
 
     :raises OperatorFailure: ``store_unavailable``: to begin anew because of that would waste what was saved.
     """
-    folder = context.workdir / "checkpoint"
-    folder.mkdir(exist_ok=True)
     try:
-        saved = context.checkpoint_load()
+        return context.checkpoint_folder()
     except StoreUnavailable as error:
         raise OperatorFailure("store_unavailable", str(error), retryable=True) from error
-    if saved is not None:
-        try:
-            with tarfile.open(saved) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.TarError, OSError) as error:
-            context.log(f"The checkpoint can't be read ({error}); starting without it.")
-            shutil.rmtree(folder)
-            folder.mkdir()
-    return folder
 
 
-def keep(context: TaskContext, folder: Path) -> None:
+def keep(context: TaskContext) -> None:
     """Save what is in the folder for the next attempt; how the script ended does not hang on it."""
-    if not any(folder.iterdir()):
-        return
-    packed = context.workdir / "checkpoint.tar"
     try:
-        with tarfile.open(packed, "w") as archive:
-            for entry in sorted(folder.iterdir()):
-                archive.add(entry, entry.name)
-        context.checkpoint_save(packed)
+        context.checkpoint_keep()
     except (StoreUnavailable, OSError) as error:
         context.log(f"The checkpoint could not be saved: {error}.")
+
+
+def save_if_asked(context: TaskContext, folder: Path) -> None:
+    """Save the folder while the script runs, when it asks for it; the file by which it asks is gone afterwards."""
+    mark = folder / SAVE_MARK
+    if not mark.exists():
+        return
+    try:
+        context.checkpoint_save()
+    except (StoreUnavailable, OSError) as error:  # the mark stays, so that it is tried again
+        context.log(f"The checkpoint could not be saved: {error}.")
+        return
+    mark.unlink(missing_ok=True)
 
 
 @contextmanager

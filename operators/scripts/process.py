@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.operator import Json, OperatorFailure, TaskContext
@@ -30,6 +30,8 @@ _PASSED = frozenset(
 
 _LONGEST_VALUE = 32 * 1024
 """Longer values are only in the input file: Linux refuses a process whose one variable exceeds 128 KiB."""
+
+_TEND_SECONDS = 0.5
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -118,16 +120,29 @@ def _parameters(values: Mapping[str, Json]) -> dict[str, str]:
     return found
 
 
-def run_process(arguments: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
+def run_process(
+    arguments: Sequence[str], env: Mapping[str, str], folder: Path, tend: Callable[[], None] = lambda: None
+) -> int:
     """Run to the end and return the exit status; output goes to the attempt's log, where ours goes.
 
     The process stays in the session of the attempt: the runner stops both, and knows when none of them lives.
+
+    :param tend: called twice a second meanwhile.
     """
     try:
-        done = subprocess.run(arguments, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL, check=False)
+        process = subprocess.Popen(arguments, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise OperatorFailure("no_interpreter", f"{arguments[0]} can't be started: {error.strerror}.") from error
-    return done.returncode
+    with process:
+        try:
+            while True:
+                try:
+                    return process.wait(_TEND_SECONDS)
+                except subprocess.TimeoutExpired:
+                    tend()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def memory_kills() -> int:

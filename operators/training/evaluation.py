@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from operators.training.framework import Array, FittedModel, Framework, Job, Progress
 from operators.training.table import Table
+from operators.training.unfinished import Unfinished
 
 if TYPE_CHECKING:
     import polars as pl
@@ -51,21 +52,37 @@ def split_rows(table: Table, test_size: float, stratify: bool, seed: int) -> Spl
 
 
 def cross_validate(
-    framework: Framework, job: Job, table: Table, rows: Array, folds: int, metrics: Sequence[str], progress: Progress
+    framework: Framework,
+    job: Job,
+    table: Table,
+    rows: Array,
+    folds: int,
+    metrics: Sequence[str],
+    progress: Progress,
+    unfinished: Unfinished,
 ) -> Mapping[str, Mapping[str, float]]:
-    """Return mean and standard deviation of each metric over the folds of ``rows``."""
+    """Return mean and standard deviation of each metric over the folds of ``rows``; those that an earlier attempt has
+    measured are not measured again."""
     import numpy as np
     from sklearn.model_selection import KFold, StratifiedKFold
 
     target = table.target[rows] if table.target is not None else None
     stratified = job.model_type == "classification" and _least_frequent(target) >= folds
     splitter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=job.seed)
-    scores: dict[str, list[float]] = {}
+    done = unfinished.folds()
+    if done:
+        unfinished.log(f"Going on after {len(done)} of {folds} folds.")
     for number, (train, test) in enumerate(splitter.split(rows, target if stratified else None), start=1):
-        model = fit_rows(framework, job, table, rows[train], _silent)
-        for name, value in measure(model, job.model_type, table, rows[test], metrics).items():
-            scores.setdefault(name, []).append(value)
+        if number > len(done):
+            model = fit_rows(framework, job, table, rows[train], _silent)
+            done.append(measure(model, job.model_type, table, rows[test], metrics))
+            if unfinished.is_due():
+                unfinished.keep_folds(done)
         progress(number / folds, f"fold {number} of {folds}")
+    scores: dict[str, list[float]] = {}
+    for measured in done:
+        for name, value in measured.items():
+            scores.setdefault(name, []).append(value)
     return {name: {"mean": float(np.mean(values)), "std": float(np.std(values))} for name, values in scores.items()}
 
 
@@ -73,10 +90,17 @@ def _silent(_fraction: float, _message: str) -> None:
     """Drop the progress inside a fold; the folds are reported."""
 
 
-def fit_rows(framework: Framework, job: Job, table: Table, rows: Array, progress: Progress) -> FittedModel:
+def fit_rows(
+    framework: Framework,
+    job: Job,
+    table: Table,
+    rows: Array,
+    progress: Progress,
+    unfinished: Unfinished | None = None,
+) -> FittedModel:
     """Fit on these rows of the table."""
     target = table.target[rows] if table.target is not None else None
-    return framework.fit(job, table.features[rows], target, progress)
+    return framework.fit(job, table.features[rows], target, progress, unfinished)
 
 
 def measure(model: FittedModel, model_type: str, table: Table, rows: Array, metrics: Sequence[str]) -> dict[str, float]:

@@ -16,6 +16,8 @@ from orchestrator.operator import Json
 if TYPE_CHECKING:
     import polars as pl
 
+    from operators.training.unfinished import Unfinished
+
 
 Array = Any
 """A numpy array. ``Any``, because numpy is imported only while training."""
@@ -74,9 +76,18 @@ class Framework(ABC):
         """Return ``(pointer inside hyperparameters, sentence)`` for what the algorithm would refuse."""
 
     @abstractmethod
-    def fit(self, job: Job, features: pl.DataFrame, target: Array | None, progress: Progress) -> FittedModel:
+    def fit(
+        self,
+        job: Job,
+        features: pl.DataFrame,
+        target: Array | None,
+        progress: Progress,
+        unfinished: Unfinished | None = None,
+    ) -> FittedModel:
         """Fit and return the model; the same job on the same rows gives the same model.
 
+        :param unfinished: where a fit that grows in steps keeps what it has, and finds what an earlier attempt kept;
+            the model is the same as without.
         :param features: number columns are ``Float64`` (missing: null), the others ``String``.
         :param target: ``None`` for clustering.
         :raises ValueError: the framework refuses these rows or this combination of hyperparameters.

@@ -13,6 +13,7 @@ FRAMEWORKS = load_frameworks()
 DEFAULT_FRAMEWORK = "scikit_learn"
 MODEL_TYPES = ("classification", "regression", "clustering")
 DEFAULT_TEST_SIZE = 0.2
+DEFAULT_CHECKPOINT_SECONDS = 60.0
 
 _ALGORITHMS = sorted({name for one in FRAMEWORKS.values() for names in one.algorithms.values() for name in names})
 _NAME_AND_TYPE: Mapping[str, Json] = {
@@ -74,6 +75,11 @@ PARAMETERS: Mapping[str, Json] = {
             "type": "array", "minItems": 1, "uniqueItems": True,
             "items": {"enum": [name for names in METRICS.values() for name in names]},
             "description": "What to measure. Default: all that fit the model type.",
+        },
+        "checkpoint_seconds": {
+            "type": "number", "minimum": 0, "default": DEFAULT_CHECKPOINT_SECONDS,
+            "description": "How often what is done so far (trees of a forest, folds) is kept: another attempt of the "
+            "task goes on from there, to the same model. 0: after each step.",
         },
         "min_accuracy": {
             "type": "number", "maximum": 1,

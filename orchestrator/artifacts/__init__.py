@@ -10,7 +10,17 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.artifacts.local import LocalArtifacts
 from orchestrator.artifacts.objects import ObjectArtifacts
-from orchestrator.artifacts.port import SCHEME, Artifact, ArtifactStore, is_artifact, key_of, uri_of
+from orchestrator.artifacts.port import (
+    SCHEME,
+    Artifact,
+    ArtifactStore,
+    Stored,
+    is_artifact,
+    key_of,
+    task_segment,
+    uri_of,
+)
+from orchestrator.artifacts.recorded import RecordedArtifacts
 from orchestrator.config import Settings
 from orchestrator.errors import ConfigurationError
 
@@ -20,10 +30,13 @@ __all__ = [
     "ArtifactStore",
     "LocalArtifacts",
     "ObjectArtifacts",
+    "RecordedArtifacts",
+    "Stored",
     "is_artifact",
     "key_of",
     "open_artifacts",
     "s3_options",
+    "task_segment",
     "uri_of",
 ]
 

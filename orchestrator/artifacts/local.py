@@ -7,12 +7,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from orchestrator.artifacts.port import Artifact, check_key, check_prefix, key_of, uri_of
+from orchestrator.artifacts.port import Artifact, Stored, check_key, check_prefix, is_artifact, key_of, uri_of
 from orchestrator.errors import ForbiddenPath, NotFound, StoreUnavailable, TooLarge
 
 _CHUNK = 1 << 20
@@ -92,6 +93,16 @@ class LocalArtifacts:
         """Say whether a file is there."""
         return self._inside(key_of(uri)).is_file()
 
+    def stat(self, uri: str) -> Stored:
+        """Ask the file system."""
+        try:
+            found = self._inside(key_of(uri)).stat()
+        except OSError as error:
+            raise _translated(error, uri) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise NotFound(f"{uri} is not in the artifact store ({self._scope}).")
+        return Stored(found.st_size, found.st_mtime)
+
     def holds(self, bucket: str, key: str) -> bool:
         """A folder is no bucket."""
         return False
@@ -103,6 +114,9 @@ class LocalArtifacts:
 
     def delete(self, prefix: str) -> None:
         """Unlink the file or the folder; a folder that gains a file meanwhile is tried again."""
+        if is_artifact(prefix):
+            self._unlink(prefix)
+            return
         folder = check_prefix(prefix)
         path = self._inside(folder) if folder else self._root
         for last in (False, False, True):
@@ -117,6 +131,16 @@ class LocalArtifacts:
             except OSError as error:
                 if last or error.errno != errno.ENOTEMPTY:
                     raise _translated(error, f"deleting artifacts under {prefix}") from error
+
+    def _unlink(self, uri: str) -> None:
+        try:
+            self._inside(key_of(uri)).unlink()
+        except OSError as error:
+            # A folder is no object; unlinking one is refused with one of two words.
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+                raise _translated(error, f"deleting {uri}") from error
+            if isinstance(error, PermissionError) and self.exists(uri):
+                raise _translated(error, f"deleting {uri}") from error
 
     def _inside(self, key: str) -> Path:
         """Return the file of a key; a link inside the folder that leads out of it is refused."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts.port import Artifact, check_key, check_prefix, key_of, uri_of
+from orchestrator.artifacts.port import Artifact, Stored, check_key, check_prefix, is_artifact, key_of, uri_of
 from orchestrator.errors import NotFound, StoreUnavailable, TooLarge
 
 if TYPE_CHECKING:
@@ -117,6 +117,14 @@ class ObjectArtifacts:
             return False
         return True
 
+    def stat(self, uri: str) -> Stored:
+        """Ask for the object's head."""
+        import obstore
+
+        with self._errors(uri):
+            found = obstore.head(self._store, key_of(uri))
+        return Stored(int(found["size"]), found["last_modified"].timestamp())
+
     def holds(self, bucket: str, key: str) -> bool:
         """Compare with our own bucket and prefix; names of buckets count without regard to case."""
         own, _, prefix = self._place.removeprefix("s3://").partition("/")
@@ -135,6 +143,10 @@ class ObjectArtifacts:
         """Delete page by page."""
         import obstore
 
+        if is_artifact(prefix):
+            with self._errors(f"deleting {prefix}"), suppress(FileNotFoundError):
+                obstore.delete(self._store, [key_of(prefix)])
+            return
         folder = check_prefix(prefix)
         with self._errors(f"deleting artifacts under {prefix or '/'}"):
             for page in obstore.list(self._store, folder or None, chunk_size=500):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from orchestrator.errors import ForbiddenPath
 
 SCHEME = "artifact://"
 
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=@+:-]{0,199}")
+_LONGEST_SEGMENT = 200
+_SEGMENT = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.=@+:-]{{0,{_LONGEST_SEGMENT - 1}}}")
 _MAX_KEY = 900
 """S3 allows 1,024 bytes; the rest is left to the prefix of the site."""
 
@@ -26,6 +28,15 @@ class Artifact:
     bytes: int
     fingerprint: str
     """``sha256:<hex>`` of the content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the store knows of an object without reading it."""
+
+    bytes: int
+    modified: float
+    """When it was written last, in seconds since the epoch, on the store's clock."""
 
 
 class ArtifactStore(Protocol):
@@ -73,6 +84,10 @@ class ArtifactStore(Protocol):
         """Say whether the object is there."""
         ...
 
+    def stat(self, uri: str) -> Stored:
+        """Return size and age of an object."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys inside the folder ``prefix``, sorted; all keys when it is empty.
 
@@ -85,7 +100,10 @@ class ArtifactStore(Protocol):
         ...
 
     def delete(self, prefix: str) -> None:
-        """Delete the object ``prefix`` and every object inside the folder of that name; none there is no error."""
+        """Delete the object ``prefix`` and every object inside the folder of that name; none there is no error.
+
+        :param prefix: a key; or a URI, which names one object: nothing else is deleted then.
+        """
         ...
 
 
@@ -132,3 +150,15 @@ def key_of(uri: str) -> str:
     if not is_artifact(uri):
         raise ForbiddenPath(f"{uri[:200]!r} is no artifact: its URI starts with {SCHEME}.")
     return check_key(uri.removeprefix(SCHEME))
+
+
+def task_segment(task: str) -> str:
+    """Return a task run's name as a segment of a key: ``folds[2].train`` becomes ``folds@2.train``.
+
+    No task's own name holds an ``@``. What is too long for a segment ends in its digest.
+    """
+    segment = task.replace("[", "@").replace("]", "")
+    if len(segment) <= _LONGEST_SEGMENT:
+        return segment
+    digest = hashlib.sha256(segment.encode()).hexdigest()[:16]
+    return f"{segment[: _LONGEST_SEGMENT - 17]}@{digest}"

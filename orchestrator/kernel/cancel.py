@@ -5,17 +5,14 @@ from __future__ import annotations
 from orchestrator.effects import CloseCommand
 from orchestrator.events import Command
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.choosing import tasks_named
 from orchestrator.kernel.drain import drain, undrain
-from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.marks import mark
+from orchestrator.kernel.nodes import FORCED, RUN_PAUSED, RunNode
 from orchestrator.kernel.rerun import rerun
-from orchestrator.kernel.unclaimed import expire
-from orchestrator.states import TASK_TERMINAL, AttemptState, RunState, TaskState
-
-OPEN_WITHOUT_ATTEMPT = frozenset({TaskState.PENDING, TaskState.READY, TaskState.RETRY_WAIT, TaskState.WAITING})
-WAITS_FOR_ITS_HOST = (
-    "Its worker is lost and the task may live on: it ends when another worker of its host has stopped it or found it "
-    "dead, or when it is given up."
-)
+from orchestrator.kernel.stopping import Stop, stop_inside, stop_run, stop_task
+from orchestrator.kernel.waits import approve, reject, report_event
+from orchestrator.states import TASK_TERMINAL, RunState, TaskState
 
 
 def apply_command(changes: Changes, command: Command) -> None:
@@ -25,6 +22,10 @@ def apply_command(changes: Changes, command: Command) -> None:
         "pause": _pause,
         "resume": _resume,
         "rerun": rerun,
+        "mark": mark,
+        "approve": approve,
+        "reject": reject,
+        "event": report_event,
         "drain": drain,
         "undrain": undrain,
     }
@@ -34,54 +35,46 @@ def apply_command(changes: Changes, command: Command) -> None:
 
 
 def _cancel(changes: Changes, command: Command) -> str:
+    """Stop a run, or one task of it. Asked again it changes nothing, save that the grace may become shorter."""
     run = changes.kernel.runs.get(command.run_id or "")
     if run is None:
         return f"Nothing to cancel: run {command.run_id} has ended, or there is none."
+    stop = stop_of(command)
     if command.task is None:
-        return _cancel_run(changes, run, command)
-    node = run.task_named(command.task)
-    if node is None:
+        return _cancel_run(changes, run, stop)
+    nodes = tasks_named(run, command.task)
+    if not nodes:
         return f"Refused: run {run.id} has no task {command.task!r}."
-    if node.state in TASK_TERMINAL:
-        return f"Nothing to cancel: task {command.task} of run {run.id} is {node.state} already."
-    cancel_task(changes, node, command, "cancelled")
-    return f"Task {command.task} of run {run.id} is {node.state}."
-
-
-def _cancel_run(changes: Changes, run: RunNode, command: Command) -> str:
-    if run.state is RunState.QUEUED:
-        for node in run.tasks:
-            cancel_task(changes, node, command, "run_cancelled")
-        changes.run(run, RunState.CANCELLED, "cancel", reason="cancelled", actor=command.actor)
-        return f"Run {run.id} is cancelled; it had not started."
-    if not run.is_cancelling:
-        changes.run(run, RunState.CANCELLING, "cancel", reason="cancelled", actor=command.actor)
-    for node in run.tasks:
+    if all(node.state in TASK_TERMINAL and not (node.inside and node.inside.open) for node in nodes):
+        return f"Nothing to cancel: task {command.task} of run {run.id} is {nodes[0].state} already."
+    for node in nodes:
         if node.state not in TASK_TERMINAL:
-            cancel_task(changes, node, command, "run_cancelled")
-    if run.open == 0:
-        changes.kernel.finishing[run.id] = run
+            stop_task(changes, node, stop, spare=not stop.is_forced)
+        else:
+            # A map may be decided while some of its indices still run.
+            stop_inside(changes, node, stop, spare=not stop.is_forced)
+    return f"Task {command.task} of run {run.id} is {nodes[0].state}."
+
+
+def stop_of(command: Command) -> Stop:
+    """Read how a person wants it stopped: ``mode`` ``graceful`` or ``force``, ``grace_seconds`` and ``reason``."""
+    said = command.payload.get("reason")
+    message = f"{command.actor}: {said}" if isinstance(said, str) and said.strip() else ""
+    if command.payload.get("mode") == "force":
+        return Stop(FORCED, message, actor=command.actor, grace=0.0)
+    grace = command.payload.get("grace_seconds")
+    is_given = isinstance(grace, (int, float)) and not isinstance(grace, bool) and grace >= 0
+    return Stop(
+        "cancelled", message, actor=command.actor, grace=float(grace) if is_given and grace is not None else None
+    )
+
+
+def _cancel_run(changes: Changes, run: RunNode, stop: Stop) -> str:
+    had_started = run.state is not RunState.QUEUED
+    stop_run(changes, run, stop)
+    if not had_started:
+        return f"Run {run.id} is cancelled; it had not started."
     return f"Run {run.id} is being cancelled; {run.open} of its tasks still have to stop."
-
-
-def cancel_task(changes: Changes, node: TaskNode, command: Command, reason: str) -> None:
-    """Cancel a task run that is not over: at once if nothing of it can run, else as soon as its tree is dead."""
-    kernel, actor = changes.kernel, command.actor
-    attempt = kernel.attempts.get(node.attempt_id or "")
-    if node.state in OPEN_WITHOUT_ATTEMPT:
-        changes.task(node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True)
-    elif attempt is not None and attempt.state is AttemptState.DISPATCHED:
-        if expire(changes, attempt, "cancel", reason, actor):
-            changes.task(node, TaskState.CANCELLED, "cancel", reason=reason, actor=actor, durable=True, attempt_id=None)
-    elif attempt is not None:
-        if node.state is TaskState.RUNNING:
-            waits = "" if attempt.orphaned_at is None else WAITS_FOR_ITS_HOST
-            changes.task(node, TaskState.CANCELLING, "cancel", reason=reason, message=waits, actor=actor, durable=True)
-        grace = command.payload.get("grace")
-        if isinstance(grace, (int, float)) and grace >= 0:
-            kernel.cancel_grace[attempt.id] = float(grace)
-        if not attempt.cancel:
-            changes.note_attempt(attempt, {"cancel": True}, cancel=True)
 
 
 def _pause(changes: Changes, command: Command) -> str:
@@ -91,7 +84,8 @@ def _pause(changes: Changes, command: Command) -> str:
     changes.run(run, RunState.PAUSED, "pause", reason="paused", actor=command.actor)
     for node in run.tasks:
         if node.state is TaskState.READY:
-            changes.explain(node, "run_paused", f"Run {run.id} is paused; resume it.")
+            changes.explain(node, RUN_PAUSED, f"Run {run.id} is paused; resume it.")
+            changes.step_aside(node)
             if node.ask is not None:
                 # Else the room held for it would be held as long as the pause lasts.
                 changes.kernel.ledger.drop_hold(node.ask)
@@ -106,5 +100,7 @@ def _resume(changes: Changes, command: Command) -> str:
     changes.run(run, RunState.RUNNING, "resume", actor=command.actor)
     for node in run.tasks:
         if node.state is TaskState.READY:
-            changes.kernel.line_up(node, changes.now)
+            changes.wait_anew(node)
+        elif node.state is TaskState.PENDING and node.reason == RUN_PAUSED:
+            changes.kernel.unsettled.append(node)
     return f"Run {run.id} goes on."

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.effects import (
-    Annotate,
-    Count,
-    Effect,
-    Release,
-    Reserve,
-    Transition,
-)
-from orchestrator.kernel.index import Kernel
-from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.effects import Annotate, Transition
+from orchestrator.kernel.ledgered import Ledgered
+from orchestrator.kernel.nodes import RESUMED, RUN_PAUSED, RunNode, TaskNode
 from orchestrator.kernel.scopes import note_host, recount
-from orchestrator.records import AttemptRecord, Reservation, WorkerRecord
+from orchestrator.kernel.services import note_end
+from orchestrator.kernel.timers import set_timers
+from orchestrator.records import AttemptRecord, WorkerRecord
 from orchestrator.states import (
+    ATTEMPT_TERMINAL,
+    MARKS,
     RUN_TERMINAL,
     TASK_TERMINAL,
     AnyState,
@@ -32,23 +29,15 @@ from orchestrator.states import (
 )
 
 NONE: Mapping[str, Any] = {}
+NOT_YET = ("attempt_id", "retry_at", "local_to", "deadline_at", "child_run_id", "wait_token", "outputs")
+AS_IT_BEGAN: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", **dict.fromkeys(NOT_YET)}
+"""Of a task run that has not begun; the number of its attempts goes on."""
 
 
-class Changes:
+class Changes(Ledgered):
     """What one event changes: the effects so far, and the index kept in step with them."""
 
-    __slots__ = ("effects", "kernel", "now")
-
-    def __init__(self, kernel: Kernel, now: float) -> None:
-        self.kernel = kernel
-        self.now = now
-        self.effects: list[Effect] = []
-
-    def emit(self, effect: Effect) -> None:
-        self.effects.append(effect)
-
-    def count(self, what: str, detail: str = "") -> None:
-        self.effects.append(Count(what, detail))
+    __slots__ = ()
 
     def run(
         self,
@@ -59,14 +48,19 @@ class Changes:
         reason: str = "",
         message: str = "",
         actor: str = "scheduler",
+        columns: Mapping[str, Any] = NONE,
     ) -> bool:
-        """Change the run's state; one that is over leaves the index."""
-        if self._is_refused(Entity.RUN, run.id, run.state, after):
+        """Change the run's state; one that is over leaves the index. ``columns`` are the row's."""
+        before = run.state
+        if self._is_refused(Entity.RUN, run.id, before, after):
             return False
-        self.emit(Transition(Entity.RUN, run.id, run.state, after, cause, reason, message, actor, run.id, durable=True))
+        why = (cause, reason, message, actor, run.id)
+        self.emit(Transition(Entity.RUN, run.id, before, after, *why, changes=columns, durable=True))
         run.state, run.reason = after, reason
         if after in RUN_TERMINAL:
             self.kernel.close_run(run)
+            if run.parent_task_run_id is not None:
+                self.kernel.returned.append(run)
         return True
 
     def task(
@@ -80,108 +74,150 @@ class Changes:
         actor: str = "scheduler",
         durable: bool = False,
         retry_in: float | None = None,
+        row: Mapping[str, Any] = NONE,
         **columns: Any,
     ) -> bool:
         """Change the task run's state with further columns (``attempts``, ``failures``, ``losses``, ``attempt_id``,
-        ``local_to``), count it at its downstreams when it ends, and queue it up when it is ready."""
+        ``local_to``), count it at its downstreams when it ends, and queue it up when it is ready. ``row`` are columns
+        that the index does not keep."""
         before = node.state
         if self._is_refused(Entity.TASK_RUN, node.id, before, after):
             return False
         if after is TaskState.READY and node.run.state is RunState.PAUSED:
-            reason = "run_paused"
+            reason = RUN_PAUSED
         for name, value in columns.items():
             setattr(node, name, value)
+        node.retry_at = None
         if retry_in is not None:
             columns["retry_at"] = ("in", retry_in)
-        self.emit(
-            Transition(
-                Entity.TASK_RUN,
-                node.id,
-                before,
-                after,
-                cause,
-                reason,
-                message,
-                actor,
-                node.run.id,
-                node.name,
-                None,
-                columns,
-                durable,
-            )
-        )
+        columns |= {**self._note_times(node, after), **row}
+        why = (cause, reason, message, actor, node.run.id, node.name)
+        self.emit(Transition(Entity.TASK_RUN, node.id, before, after, *why, changes=columns, durable=durable))
         node.state, node.reason = after, reason
+        self._place(node, before, retry_in)
+        set_timers(self.kernel.timers, node, self.now)
+        return True
+
+    def _place(self, node: TaskNode, before: TaskState, retry_in: float | None) -> None:
+        """Put a task run where its new state wants it: into a line, under a timer, or away."""
+        after = node.state
         if before is TaskState.READY and node.ask is not None:
             if self.kernel.ledger.drop_hold(node.ask):
                 self.kernel.waiting_lines.unblock()
             node.ask = None
-        if after is TaskState.READY:
+        if after is TaskState.READY and node.dispatches:
             self.kernel.line_up(node, self.now)
-        elif after is TaskState.RETRY_WAIT:
+        elif after is TaskState.READY:
+            self.step_aside(node)
+        elif after is TaskState.RETRY_WAIT or retry_in is not None:
             self.kernel.set_retry(node, self.now + (retry_in or 0.0))
         elif after in TASK_TERMINAL:
             self._count_at_downstreams(node)
-        return True
+            self.step_aside(node)
+            self.kernel.unread_children.pop(node.child_run_id or "", None)
 
-    def reopen(self, run: RunNode, nodes: Sequence[TaskNode], actor: str) -> bool:
-        """Start a run again that is over: it waits for its place, these of its tasks for their upstreams, each as its
-        next generation. The states of the others are counted as they stand."""
+    def _note_times(self, node: TaskNode, after: TaskState) -> dict[str, Any]:
+        """Note since when it waits to be claimed and, when it is first ready, until when it has time; returns what of
+        it the row is told besides the time of the change."""
+        planned, columns = node.planned, dict[str, Any]()
+        if node.state is TaskState.PENDING and after not in TASK_TERMINAL and planned.deadline is not None:
+            node.deadline_at = self.now + planned.deadline
+            columns["deadline_at"] = ("in", planned.deadline)
+        if after is TaskState.READY:
+            if node.state is not TaskState.QUEUED or node.ready_since is None:
+                node.ready_since = self.now
+            elif planned.max_queued is not None:
+                # It was dispatched and nobody has claimed it: it has waited all along.
+                columns["ready_at"] = ("in", node.ready_since - self.now)
+        return columns
+
+    def wait_anew(self, node: TaskNode) -> None:
+        """Let a ready task whose run goes on wait for its place again; the time of the pause does not count."""
+        self.kernel.line_up(node, self.now)
+        node.ready_since = self.now
+        if node.planned.max_queued is not None:
+            self.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"ready_at": ("in", 0.0)}))
+            set_timers(self.kernel.timers, node, self.now)
+
+    def step_aside(self, node: TaskNode) -> None:
+        """A task has ended, or does not go on for now: those that waited for it, because it works on the same, ask for
+        its outputs if it has succeeded, else one of them takes its place."""
+        if node.planned.cache is None:
+            return
+        for follower in self.kernel.flights.leave(node):
+            if follower.state is TaskState.READY and node.state is TaskState.SUCCESS:
+                self.kernel.flights.ask(follower)
+            elif follower.state is TaskState.READY:
+                self.kernel.line_up(follower, self.now)
+
+    def reopen(
+        self,
+        run: RunNode,
+        nodes: Sequence[TaskNode],
+        actor: str,
+        *,
+        cause: str = "rerun",
+        resumed: Collection[TaskNode] = (),
+        message: str = "",
+    ) -> bool:
+        """Start a run again that is over: it waits for its place, these of its task runs for their upstreams, each as
+        its next generation. The states of the others are counted as they stand.
+
+        :param resumed: containers among them that go on with what is inside of them; the others expand anew.
+        """
         may = all(is_reopening(Entity.TASK_RUN, node.state, TaskState.PENDING) for node in nodes)
-        if not (may and nodes and is_reopening(Entity.RUN, run.state, RunState.QUEUED)):
-            self.count("refused_transition", f"{Entity.RUN} {run.id}: {run.state} → {RunState.QUEUED} by a rerun")
+        if not (may and is_reopening(Entity.RUN, run.state, RunState.QUEUED)):
+            self.count("refused_transition", f"{Entity.RUN} {run.id}: {run.state} → {RunState.QUEUED} by a {cause}")
             return False
-        for node in nodes:
-            self._reopen_task(node, actor)
+        self.look_anew(nodes, actor, resumed, cause)
         run.generation += 1
-        message = f"{len(nodes)} of its {len(run.tasks)} tasks are run again, as generation {run.generation}."
+        message = message or f"{len(nodes)} of its {len(run.tasks)} tasks are run again"
         columns = {"generation": run.generation, "started_at": None, "ended_at": None}
-        before, run.state, run.reason = run.state, RunState.QUEUED, "rerun"
-        self.emit(
-            Transition(
-                Entity.RUN,
-                run.id,
-                before,
-                run.state,
-                "rerun",
-                run.reason,
-                message,
-                actor,
-                run.id,
-                changes=columns,
-                durable=True,
-            )
-        )
+        before, run.state, run.reason = run.state, RunState.QUEUED, cause
+        why = (cause, run.reason, f"{message}, as generation {run.generation}.", actor, run.id)
+        self.emit(Transition(Entity.RUN, run.id, before, run.state, *why, changes=columns, durable=True))
         recount(run)
         return True
 
-    def _reopen_task(self, node: TaskNode, actor: str) -> None:
-        """Bring a task run back to where it began, save for the number of its attempts."""
-        columns: dict[str, Any] = {
-            "generation": node.generation + 1,
-            "failures": 0,
-            "losses": 0,
-            "attempt_id": None,
-            "retry_at": None,
-            "local_to": None,
-        }
+    def look_anew(
+        self, nodes: Iterable[TaskNode], actor: str, resumed: Collection[TaskNode] = (), cause: str = "mark"
+    ) -> None:
+        """Let these task runs wait for their upstreams again. Counters are left as they are."""
+        for node in nodes:
+            self.renew(node, TaskState.PENDING, cause, actor=actor, reason=RESUMED if node in resumed else "")
+
+    def renew(
+        self,
+        node: TaskNode,
+        after: TaskState,
+        cause: str,
+        *,
+        actor: str = "scheduler",
+        reason: str = "",
+        message: str = "",
+        row: Mapping[str, Any] = NONE,
+    ) -> bool:
+        """Bring a task run back to where it began, save for the number of its attempts; or to what a person marks it
+        as. One that was over is its next generation then. Its neighbours' counters are left as they are."""
+        before = node.state
+        is_over = before in TASK_TERMINAL
+        if not (is_reopening(Entity.TASK_RUN, before, after) or (cause == "mark" and after in MARKS)):
+            return not self._is_refused(Entity.TASK_RUN, node.id, before, after)
+        columns: dict[str, Any] = {"generation": node.generation + is_over, **AS_IT_BEGAN}
         for name, value in columns.items():
             setattr(node, name, value)
-        columns |= {"outputs": None, **dict.fromkeys(("ready_at", "queued_at", "started_at", "ended_at"))}
-        before, node.state, node.reason = node.state, TaskState.PENDING, ""
-        self.emit(
-            Transition(
-                Entity.TASK_RUN,
-                node.id,
-                before,
-                node.state,
-                "rerun",
-                actor=actor,
-                run_id=node.run.id,
-                task=node.name,
-                changes=columns,
-                durable=True,
-            )
-        )
+        columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))
+        columns["ended_at"] = None if after is TaskState.PENDING else ("in", 0.0)
+        node.state, node.reason = after, reason
+        if before is TaskState.READY:
+            self.kernel.waiting_lines.drop(node)
+        why = (cause, reason, message, actor, node.run.id, node.name)
+        changes = {**columns, **row}
+        self.emit(Transition(Entity.TASK_RUN, node.id, before, after, *why, changes=changes, durable=True))
+        if after in TASK_TERMINAL:
+            self.step_aside(node)
+        set_timers(self.kernel.timers, node, self.now)
+        return True
 
     def attempt(
         self,
@@ -200,25 +236,12 @@ class Changes:
         if self._is_refused(Entity.ATTEMPT, attempt.id, attempt.state, after):
             return None
         node = self.kernel.tasks[attempt.task_run_id]
-        self.emit(
-            Transition(
-                Entity.ATTEMPT,
-                attempt.id,
-                attempt.state,
-                after,
-                cause,
-                reason,
-                message,
-                actor,
-                node.run.id,
-                node.name,
-                attempt.token,
-                columns,
-                durable,
-            )
-        )
+        why = (cause, reason, message, actor, node.run.id, node.name, attempt.token, columns, durable)
+        self.emit(Transition(Entity.ATTEMPT, attempt.id, attempt.state, after, *why))
         changed = replace(attempt, state=after, **fields)
         self.kernel.keep_attempt(changed, reason)
+        if after in ATTEMPT_TERMINAL and node.planned.connections:
+            note_end(self, node, changed, reason)
         return changed
 
     def note_attempt(self, attempt: AttemptRecord, columns: Mapping[str, Any], **fields: Any) -> AttemptRecord:
@@ -227,12 +250,6 @@ class Changes:
         changed = replace(attempt, **fields)
         self.kernel.keep_attempt(changed)
         return changed
-
-    def explain(self, node: TaskNode, reason: str, message: str) -> None:
-        """Say what a task waits for, if that is not said already."""
-        if node.reason != reason:
-            node.reason = reason
-            self.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"reason": reason, "message": message}))
 
     def worker(
         self, worker: WorkerRecord, after: WorkerState, cause: str, *, reason: str = "", actor: str = "scheduler"
@@ -250,40 +267,18 @@ class Changes:
         self.kernel.waiting_lines.unblock()
         return changed
 
-    def reserve(self, reservation: Reservation) -> None:
-        """Charge the attempt to a worker and its host; the audit is told of every move."""
-        kernel = self.kernel
-        before = kernel.ledger.reservations.get(reservation.attempt_id)
-        kernel.ledger.take(reservation)
-        attempt = kernel.attempts.get(reservation.attempt_id)
-        if before is None or attempt is None or _place_of(before) == _place_of(reservation):
-            self.emit(Reserve(reservation))
-        else:
-            self.emit(Reserve(reservation, attempt, kernel.tasks[attempt.task_run_id].name))
-
-    def release(self, attempt_id: str) -> None:
-        """Give back what the attempt holds, if anything; others may be waiting for it."""
-        self.kernel.buried_at.pop(attempt_id, None)
-        held = self.kernel.ledger.release(attempt_id)
-        if held is not None:
-            self.emit(Release(attempt_id, held if held.zombie else None))
-            self.kernel.waiting_lines.unblock()
-
-    def bury(self, attempt: AttemptRecord) -> None:
-        """Keep what the attempt holds charged to its host until the host confirms that its tree is dead: the tree of
-        the incarnation that ran it, whoever has adopted it."""
-        zombie = self.kernel.ledger.bury(attempt.id)
-        if zombie is not None:
-            if zombie.worker_id != attempt.worker_id:
-                zombie = replace(zombie, worker_id=attempt.worker_id)
-                self.kernel.ledger.take(zombie)
-            self.emit(Reserve(zombie))
-            self.kernel.waiting_lines.unblock()
-
     def _count_at_downstreams(self, node: TaskNode) -> None:
         scope, run, kernel = node.scope, node.run, self.kernel
         scope.open -= 1
         run.open -= 1
+        around = scope
+        while around.owner is not None and around.owner.inside is not None:
+            around.owner.inside.open -= 1
+            if around.owner.inside.open == 0:
+                kernel.advancing[around.owner.id] = around.owner
+            around = around.owner.scope
+        if scope.open == 0 and scope.owner is not None:
+            kernel.ended_scopes.append(scope)
         for position in scope.shape.downstream[node.position]:
             child = scope.tasks[position]
             child.count(node.state)
@@ -297,7 +292,3 @@ class Changes:
             return False
         self.count("refused_transition", f"{entity} {entity_id}: {before} → {after}")
         return True
-
-
-def _place_of(reservation: Reservation) -> tuple[str, str, tuple[str, ...]]:
-    return (reservation.host_id, reservation.worker_id, reservation.devices)

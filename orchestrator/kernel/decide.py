@@ -7,6 +7,8 @@ from typing import Any
 
 from orchestrator.effects import Effect
 from orchestrator.events import (
+    CacheAnswered,
+    ChildRefused,
     ClaimReceived,
     Command,
     Event,
@@ -19,8 +21,10 @@ from orchestrator.events import (
     Tick,
     WorkerLeft,
 )
+from orchestrator.kernel.cache import answered, attend
 from orchestrator.kernel.cancel import apply_command
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.children import refused
 from orchestrator.kernel.claims import claim
 from orchestrator.kernel.dispatch import dispatch, redispatch
 from orchestrator.kernel.heartbeats import see
@@ -31,6 +35,7 @@ from orchestrator.kernel.outcomes import ingest
 from orchestrator.kernel.reconcile import reconcile
 from orchestrator.kernel.settle import settle
 from orchestrator.kernel.submit import submit
+from orchestrator.kernel.time_limits import fire_limits
 
 
 def decide(kernel: Kernel, event: Event, now: float) -> list[Effect]:
@@ -42,12 +47,23 @@ def decide(kernel: Kernel, event: Event, now: float) -> list[Effect]:
     _STEPS[type(event)](changes, event)
     settle(changes)
     if isinstance(event, Tick):
-        dispatch(changes)
+        _dispatch(changes)
+    attend(changes)
     return changes.effects
+
+
+def _dispatch(changes: Changes) -> None:
+    """Send out what can be; what a gate has ended on the way is settled, and what follows is sent out too."""
+    settled = -1
+    while settled < len(changes.effects):
+        dispatch(changes)
+        settled = len(changes.effects)
+        settle(changes)
 
 
 def _tick(changes: Changes, event: Tick) -> None:
     fire_timers(changes, event.unread_for)
+    fire_limits(changes, event.unread_for, event.claims_waiting)
     watch_leases(changes)
     redispatch(changes, event.claims_waiting)
 
@@ -59,6 +75,8 @@ _STEPS: dict[type[Event], Callable[[Changes, Any], None]] = {
     HeartbeatSeen: lambda changes, event: see(changes, event.heartbeat),
     WorkerLeft: lambda changes, event: leave(changes, event.worker_id),
     Command: apply_command,
+    ChildRefused: refused,
+    CacheAnswered: answered,
     Tick: _tick,
     RedisAway: redis_away,
     RedisBack: redis_back,

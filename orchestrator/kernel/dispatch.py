@@ -8,13 +8,17 @@ from dataclasses import replace
 
 from orchestrator.effects import CreateAttempt, SendHint
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.gatekeeping import is_ended_by_its_gate, shut
 from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.services import note_sent
 from orchestrator.kernel.waiting import Line, Rank
 from orchestrator.placement import Ask, Choice, Wait, choose, could_ever_fit, suits
 from orchestrator.records import AttemptRecord, Reservation, WorkerRecord
 from orchestrator.states import TaskState, WorkerState
 
+SHORT_LINE = 100
+"""Tasks in a line that are all told when it waits now for capacity and now for a limit of its own."""
 NO_REDIS = Wait("waiting_for_redis", "Redis does not answer, so no worker can be told of it.")
 
 
@@ -36,56 +40,78 @@ def dispatch(changes: Changes) -> None:
         # Again when a task was placed for which room was held: what was kept from others is theirs now.
         waiting.stirred = False
         _place_heads(changes)
-    for line in waiting.lines.values():
+    for line in waiting.awake:
         _explain_line(changes, line)
 
 
 def _place_heads(changes: Changes) -> None:
-    """Place the best-ranked tasks until every line is empty or blocked."""
+    """Place the best-ranked tasks until every line is empty, blocked or at rest."""
+    waiting = changes.kernel.waiting_lines
     heads = _open_heads(changes)
     while heads:
-        _, line = heapq.heappop(heads)
+        rank, line = heapq.heappop(heads)
+        if waiting.may_rest(line):
+            _explain_line(changes, line)
+            waiting.rest(line, rank)
+            continue
         head = line.head()
         if head is not None and _place(changes, head[1], line):
             following = line.head()
             if following is not None:
                 heapq.heappush(heads, (following[0], line))
+        if (woken := waiting.woken(line.ask)) is not None:
+            heapq.heappush(heads, woken)
 
 
 def _open_heads(changes: Changes) -> list[tuple[Rank, Line]]:
     """Return the heads of all lines that may move, as a heap; lines nobody stands in are closed."""
-    lines = changes.kernel.waiting_lines.lines
+    waiting = changes.kernel.waiting_lines
     heads: list[tuple[Rank, Line]] = []
-    for ask, line in list(lines.items()):
+    for line in list(waiting.awake):
         head = line.head()
         if head is None:
-            del lines[ask]
-            changes.kernel.ledger.drop_hold(ask)
-        elif line.blocked is None:
+            waiting.close(line)
+        elif line.blocked_in != waiting.round:
             heads.append((head[0], line))
+    heads += filter(None, map(waiting.woken, list(waiting.resting)))
+    while waiting.left:
+        ask = waiting.left.pop()
+        if ask not in waiting.asks:
+            _drop_hold(changes, ask)
     heapq.heapify(heads)
     return heads
 
 
 def _tell_redis_is_away(changes: Changes) -> None:
-    for line in changes.kernel.waiting_lines.lines.values():
-        line.blocked = line.told = NO_REDIS
+    for line in changes.kernel.waiting_lines.awake:
+        line.told = NO_REDIS
         _explain_line(changes, line)
-        line.blocked = None
 
 
 def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
-    """Dispatch the task if a worker can take it now, else block its line."""
-    answer = _chosen(changes, node, line.ask)
+    """Dispatch the task if its gate is open and a worker can take it now, else block its line."""
+    if is_ended_by_its_gate(changes, node, line.gate):
+        return True
+    waiting = changes.kernel.waiting_lines
+    answer = shut(changes, line.gate) or waiting.full.get(line.ask) or _chosen(changes, node, line.ask)
     if isinstance(answer, Choice):
         send_out(changes, node, answer)
         return True
     told = line.told
-    if told is not None and told.reason != answer.reason and not (told.for_capacity and answer.for_capacity):
+    if told is not None and told.reason != answer.reason and _is_told_to_all(line, told, answer):
         line.unexplained = list(line.members())
-    line.blocked = line.told = answer
+    if answer.for_capacity:
+        waiting.full[line.ask] = answer
+    line.told, line.blocked_in = answer, waiting.round
     changes.explain(node, answer.reason, answer.message)
     return False
+
+
+def _is_told_to_all(line: Line, told: Wait, answer: Wait) -> bool:
+    """Say whether all of the line are to be told this change of mind, or only its head: see :func:`_explain_line`."""
+    if told.for_capacity and answer.for_capacity:
+        return False
+    return len(line.entries) <= SHORT_LINE or not (told.is_passing and answer.is_passing)
 
 
 def _chosen(changes: Changes, node: TaskNode, ask: Ask) -> Choice | Wait:
@@ -127,7 +153,7 @@ def _explain_line(changes: Changes, line: Line) -> None:
     """
     if line.told is not None:
         for node in line.unexplained:
-            if node.state is TaskState.READY and node.run.dispatches and node.ask == line.ask:
+            if node.state is TaskState.READY and node.dispatches and node.ask == line.ask:
                 changes.explain(node, line.told.reason, line.told.message)
     line.unexplained = []
 
@@ -135,8 +161,9 @@ def _explain_line(changes: Changes, line: Line) -> None:
 def _hold_for_the_aged(changes: Changes) -> None:
     """Hold room for the lines whose head has waited long for capacity, before others of higher rank take what is
     freed."""
-    kernel = changes.kernel
-    for line in kernel.waiting_lines.lines.values():
+    kernel, waiting = changes.kernel, changes.kernel.waiting_lines
+    best = (resting[0][1] for resting in waiting.resting.values())
+    for line in (*waiting.awake, *best):
         if line.told is None or not line.told.for_capacity or line.ask in kernel.ledger.held:
             continue
         head = line.head()
@@ -149,7 +176,13 @@ def _drop_useless_holds(changes: Changes) -> None:
     ledger = changes.kernel.ledger
     for ask, host_id in list(ledger.held.items()):
         if host_id not in _hosts_for(changes, ask):
-            ledger.drop_hold(ask)
+            _drop_hold(changes, ask)
+
+
+def _drop_hold(changes: Changes, ask: Ask) -> None:
+    """Hold no room for the ask any more; others may take it."""
+    if changes.kernel.ledger.drop_hold(ask):
+        changes.kernel.waiting_lines.unblock()
 
 
 def _hosts_for(changes: Changes, ask: Ask) -> set[str]:
@@ -181,15 +214,15 @@ def _hold_room(changes: Changes, ask: Ask) -> None:
 
 def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
     """Create the attempt with its reservation and send its hint."""
-    kernel, planned = changes.kernel, node.planned
+    kernel, ask = changes.kernel, node.ask or changes.kernel.ask_of(node)
     new_id = kernel.settings.new_id
     attempt = AttemptRecord(
         id=new_id(),
         run_id=node.run.id,
         task_run_id=node.id,
         number=node.attempts + 1,
-        queue=planned.queue,
-        resources=planned.resources,
+        queue=ask.queue,
+        resources=ask.resources,
         host_id=choice.host_id,
         worker_id=choice.worker_id,
         token=new_id(),
@@ -202,7 +235,8 @@ def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
     node.avoid = ""
     changes.emit(CreateAttempt(attempt, node.run.tenant_id, node.name))
     kernel.keep_attempt(attempt)
-    changes.reserve(Reservation(attempt.id, choice.host_id, choice.worker_id, planned.resources, choice.devices))
+    note_sent(changes, node, attempt)
+    changes.reserve(Reservation(attempt.id, choice.host_id, choice.worker_id, ask.resources, choice.devices))
     if not node.run.home and kernel.workers[choice.worker_id].store_scope != "shared":
         node.run.home = choice.host_id
     changes.emit(SendHint(attempt.id, attempt.seq, hint_queue(attempt)))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.kernel.index import Kernel
-from orchestrator.states import WORKER_ENDED, TaskState
+from orchestrator.kernel.nodes import RUN_DEADLINE
+from orchestrator.kernel.timers import MAX_QUEUED, TASK_DEADLINE
+from orchestrator.states import WORKER_ENDED
 
 DOUBT = 2.0
 """Seconds of trust that each second costs in which we could not hear."""
@@ -34,6 +36,8 @@ class Hearing:
     """Of running attempts."""
     retries: Mapping[str, float] = field(default_factory=dict)
     """Of task runs that wait for one."""
+    limits: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """In time, of runs, tasks and dispatches, by kind and id."""
     drains: Mapping[str, float] = field(default_factory=dict)
     """When each worker that drains by command is to preempt what it still runs."""
     buried_at: Mapping[str, float] = field(default_factory=dict)
@@ -49,6 +53,7 @@ class Hearing:
             {worker.id: worker.seen_at for worker in kernel.workers.values()},
             {id_: attempt.deadline for id_, attempt in kernel.attempts.items() if attempt.deadline is not None},
             {id_: node.retry_at for id_, node in kernel.tasks.items() if node.retry_at is not None},
+            kernel.timers.all(),
             drains={
                 worker.id: worker.drain_until for worker in kernel.workers.values() if worker.drain_until is not None
             },
@@ -72,9 +77,23 @@ class Hearing:
         kernel.buried_at = {id_: at for id_, at in self.buried_at.items() if id_ in kernel.ledger.zombies}
         for task_run_id, retry_at in self.retries.items():
             node = kernel.tasks.get(task_run_id)
-            if node is not None and node.state is TaskState.RETRY_WAIT:
+            if node is not None and node.retry_at is not None:
                 kernel.set_retry(node, retry_at)
         self._hand_deadlines_to(kernel, now)
+        self._hand_limits_to(kernel)
+
+    def _hand_limits_to(self, kernel: Kernel) -> None:
+        known = kernel.timers.all()
+        for (kind, id_), at in self.limits.items():
+            if (kind, id_) not in known:
+                continue
+            kernel.timers.set(kind, id_, at)
+            if kind == RUN_DEADLINE:
+                kernel.runs[id_].deadline_at = at
+            elif kind == TASK_DEADLINE:
+                kernel.tasks[id_].deadline_at = at
+            elif kind == MAX_QUEUED and (longest := kernel.tasks[id_].planned.max_queued) is not None:
+                kernel.tasks[id_].ready_since = at - longest
 
     def _hand_deadlines_to(self, kernel: Kernel, now: float) -> None:
         """A new leader counts the whole limit anew: it can't know whether the database's clock has jumped, workers keep

@@ -5,12 +5,18 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
-from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.desired import desired_of
+from orchestrator.kernel.flights import Flights
+from orchestrator.kernel.gates import Passed, gate_of
+from orchestrator.kernel.held_runs import HeldBack, HeldRuns
+from orchestrator.kernel.nodes import RUN_DEADLINE, RunNode, Scope, TaskNode
 from orchestrator.kernel.relapses import Relapses
-from orchestrator.kernel.scopes import populate, recount
+from orchestrator.kernel.scopes import has_timer, populate, recount
 from orchestrator.kernel.settings import Desired, KernelSettings, Snapshot
 from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.timers import Timers, set_timers
 from orchestrator.kernel.waiting import Waiting
 from orchestrator.placement import Ask, Ledger
 from orchestrator.records import (
@@ -25,6 +31,7 @@ from orchestrator.records import (
 )
 from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState, WorkerState
 
+ACTIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 TIMERS_KEPT = 1_000
 """Entries of a heap of timers that may be outdated before it is made anew."""
 ENDED_KEPT = 20_000
@@ -46,6 +53,29 @@ class Kernel:
         self.ended: dict[str, EndedAttempt] = {}
         self.closed: dict[str, int] = {}
         """Runs that are over, with the generation that is."""
+        self.unreadable: dict[str, str] = {}
+        """Runs under way whose plan can't be read here, and why; another scheduler has to see to them."""
+        self.left_alone: frozenset[str] = frozenset()
+        """Their live attempts: nothing is said or done about them."""
+        self.refused_claims: dict[tuple[str, str, str], str] = {}
+        """Claims (attempt, worker, nonce) of attempts that were still to be had, and why they were refused."""
+        self.ledger = Ledger()
+        self.waiting_lines = Waiting()
+        self.passed = Passed()
+        self.flights = Flights()
+        self.held_runs = HeldRuns()
+        self.timers = Timers()
+        self.unread_children: dict[str, TaskNode] = {}
+        """Runs that are to be stopped and were not read yet, with the tasks that they are."""
+        self.shapes: dict[int, tuple[Shape, int]] = {}
+        """By identity of the plan: its shape, and the number of runs that use it."""
+        self.retries: list[tuple[float, str]] = []
+        self.deadlines: list[tuple[float, str]] = []
+        self._begin_with_workers()
+        self._begin_to_settle()
+        self._begin_to_hear(now)
+
+    def _begin_with_workers(self) -> None:
         self.workers: dict[str, WorkerRecord] = {}
         self.listeners: dict[str, dict[str, None]] = {}
         """Queue → ids of the workers that listen to it."""
@@ -56,27 +86,20 @@ class Kernel:
         self.orphans: dict[str, None] = {}
         """Running attempts that nobody answers for until another worker of their host adopts them, the oldest first."""
         self.relapses = Relapses()
-        self.unreadable: dict[str, str] = {}
-        """Runs under way whose plan can't be read here, and why; another scheduler has to see to them."""
-        self.left_alone: frozenset[str] = frozenset()
-        """Their live attempts: nothing is said or done about them."""
-        self.refused_claims: dict[tuple[str, str, str], str] = {}
-        """Claims (attempt, worker, nonce) of attempts that were still to be had, and why they were refused."""
-        self.ledger = Ledger()
-        self.waiting_lines = Waiting()
-        self.shapes: dict[int, tuple[Shape, int]] = {}
-        """By identity of the plan: its shape, and the number of runs that use it."""
-        self.retries: list[tuple[float, str]] = []
-        self.deadlines: list[tuple[float, str]] = []
-        self.cancel_grace: dict[str, float] = {}
-        """Graces that a cancel asked for, where they differ from the task's own."""
         self.leaving: dict[str, int] = {}
         """Workers that have preempted something, and how many more of their heartbeats may be older than that."""
+
+    def _begin_to_settle(self) -> None:
         self.unsettled: list[TaskNode] = []
         """Tasks one of whose upstreams has ended; looked at before ``decide`` returns."""
+        self.ended_scopes: list[Scope] = []
+        """Indices and rounds whose last task has ended; counted before ``decide`` returns."""
+        self.advancing: dict[str, TaskNode] = {}
+        """Containers in which something has ended; looked at before ``decide`` returns."""
+        self.returned: list[RunNode] = []
+        """Runs that are tasks of others and are over; those tasks end before ``decide`` returns."""
         self.finishing: dict[str, RunNode] = {}
         """Runs that may be over; looked at before ``decide`` returns."""
-        self._begin_to_hear(now)
 
     def _begin_to_hear(self, now: float) -> None:
         self.trusted_from = now
@@ -108,6 +131,7 @@ class Kernel:
             self.keep_attempt(attempt)
         self.orphans = dict.fromkeys(sorted(self.orphans, key=lambda id_: self.attempts[id_].orphaned_at or 0.0))
         self.unreadable, self.left_alone = dict(snapshot.unreadable), snapshot.left_alone
+        self.passed.stale_circuits = snapshot.circuits
 
     def adopt_run(self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float) -> RunNode:
         """Index one run and its task runs, with all counters worked out from their states."""
@@ -121,8 +145,25 @@ class Kernel:
                 self.line_up(node, now)
             elif node.state is TaskState.RETRY_WAIT:
                 self.set_retry(node, now if node.retry_at is None else node.retry_at)
+            elif node.retry_at is not None and has_timer(node):
+                self.set_retry(node, node.retry_at)
+            else:
+                node.retry_at = None
+            if node.state is TaskState.CANCELLING and node.child_run_id is not None:
+                self.unread_children[node.child_run_id] = node
+            if (follower := self.flights.found_flying(node)) is not None:
+                self.waiting_lines.drop(follower)
+            set_timers(self.timers, node, now)
         self.runs[run.id] = run
+        if run.state in ACTIVE:
+            self.start_run(run)
         return run
+
+    def start_run(self, run: RunNode) -> None:
+        """Let a run that is under way have its slots and its deadline."""
+        self.passed.take_run(run)
+        if run.deadline_at is not None:
+            self.timers.set(RUN_DEADLINE, run.id, run.deadline_at)
 
     def close_run(self, run: RunNode) -> None:
         """Forget a run that is over but for its id; its rows remain."""
@@ -134,8 +175,12 @@ class Kernel:
     def drop_run(self, run: RunNode) -> None:
         """Forget a run; its rows remain."""
         self.runs.pop(run.id, None)
+        self.held_runs.forget(run.id)
+        self.timers.drop(RUN_DEADLINE, run.id)
         for node in run.tasks:
             self.tasks.pop(node.id, None)
+            self.timers.forget(node.id)
+        self.passed.runs.free(run.id)
         key = id(run.shape.plan)
         shape, users = self.shapes.get(key, (run.shape, 1))
         if users > 1:
@@ -178,6 +223,8 @@ class Kernel:
         if (task := self.tasks.get(attempt.task_run_id)) is not None:
             self.relapses.note(attempt, task.losses)
         self.attempts[attempt.id] = attempt
+        if before is None and (node := self.tasks.get(attempt.task_run_id)) is not None:
+            self.passed.take_attempt(node, attempt)
         if attempt.state is AttemptState.DISPATCHED:
             if before is None or before.hinted_at != attempt.hinted_at:
                 self.unclaimed.pop(attempt.id, None)
@@ -201,8 +248,9 @@ class Kernel:
         self.attempts.pop(attempt.id, None)
         self.relapses.drop(attempt.id)
         self.unclaimed.pop(attempt.id, None)
-        self.cancel_grace.pop(attempt.id, None)
         self._drop_grant(attempt)
+        if self.passed.attempts.free(attempt.id):
+            self.waiting_lines.unblock()
         self.ended[attempt.id] = EndedAttempt(
             attempt.id, attempt.state, attempt.token, attempt.worker_id, reason, attempt.keeper_id
         )
@@ -218,22 +266,30 @@ class Kernel:
                 del self.grants[attempt.owner_id]
 
     def line_up(self, node: TaskNode, now: float) -> None:
-        """Put a ready task into the line of its ask."""
+        """Put a ready task into the line of its ask and gate, unless it waits for what the cache says first.
+
+        One whose run is paused stands nowhere: others that work on the same would wait for it as long as the pause.
+        """
         node.ready_at = now
-        self.waiting_lines.add(node, self.ask_of(node))
+        if node.dispatches and not self.flights.holds(node):
+            self.waiting_lines.add(node, self.ask_of(node), gate_of(node))
 
     def ask_of(self, node: TaskNode) -> Ask:
-        """Return what the task asks of placement: its own words, and the hosts that alone hold its inputs."""
-        planned = node.planned
+        """Return what the task asks of placement: its own words, what its tries have taught, and the hosts that alone
+        hold its inputs."""
+        planned, queue, resources = node.planned, node.planned.queue, node.planned.resources
         hosts = dict.fromkeys(host for source in node.sources() for host in source.hosts())
-        return Ask(planned.queue, planned.resources, planned.labels, tuple(hosts))
+        if node.memory is not None and node.memory != resources.memory:
+            resources = replace(resources, memory=node.memory)
+            if queue == "cpu" and node.memory > self.settings.highmem_above:
+                queue = "highmem"
+        return Ask(node.queue or queue, resources, planned.labels, tuple(hosts))
 
     def set_retry(self, node: TaskNode, at: float) -> None:
         node.retry_at = at
         heapq.heappush(self.retries, (at, node.id))
         if len(self.retries) > 2 * len(self.tasks) + TIMERS_KEPT:
-            waiting = (task for task in self.tasks.values() if task.state is TaskState.RETRY_WAIT)
-            self.retries = [(task.retry_at, task.id) for task in waiting if task.retry_at is not None]
+            self.retries = [(task.retry_at, task.id) for task in self.tasks.values() if task.retry_at is not None]
             heapq.heapify(self.retries)
 
     def _shape_of(self, plan: Plan) -> Shape:
@@ -246,9 +302,18 @@ class Kernel:
     # Questions the scheduler asks; they change nothing.
 
     def run_slots_free(self) -> int:
-        """Return how many more runs may start under ``MAX_CONCURRENT_RUNS``; paused runs keep their place."""
-        active = len(self.unreadable) + sum(run.state is not RunState.QUEUED for run in self.runs.values())
+        """Return how many more runs may start under ``MAX_CONCURRENT_RUNS``; paused runs keep their place, and runs
+        that are tasks of others take none."""
+        counted = (run for run in self.runs.values() if run.parent_task_run_id is None)
+        active = len(self.unreadable) + sum(run.state is not RunState.QUEUED for run in counted)
         return max(0, self.settings.max_runs - active)
+
+    def held_back(self) -> HeldBack:
+        """Return the queued runs that can't start now and need not be read, and those that are to be read because they
+        are to be stopped."""
+        stopping = (run.id for run in self.runs.values() if run.is_cancelling)
+        wanted = tuple(run_id for run_id in self.unread_children if run_id not in self.runs)
+        return replace(self.held_runs.left_out(self.passed.runs, stopping), wanted=wanted)
 
     def knows_run(self, run_id: str) -> bool:
         return run_id in self.runs
@@ -285,43 +350,7 @@ class Kernel:
 
     def desired(self, worker_id: str) -> Desired:
         """Say what this worker is to bring about, by its latest heartbeat and the present state."""
-        worker = self.workers.get(worker_id)
-        cancel = []
-        for attempt_id in self.grants.get(worker_id, ()):
-            attempt = self.attempts[attempt_id]
-            if attempt.cancel:
-                grace = self.cancel_grace.get(attempt_id)
-                cancel.append((attempt_id, self.planned(attempt).grace if grace is None else grace))
-        fence = tuple(
-            attempt_id
-            for attempt_id, token in self.shown.get(worker_id, {}).items()
-            if attempt_id not in self.left_alone and not self._may_run(worker_id, attempt_id, token)
-        )
-        if worker is None:
-            return Desired(tuple(cancel), fence)
-        confirm = tuple(
-            (zombie.attempt_id, zombie.worker_id)
-            for zombie in self.ledger.zombies_on(worker.host_id)
-            if zombie.worker_id != worker_id
-        )
-        orphans = map(self.attempts.__getitem__, self.orphans)
-        confirm += tuple(
-            (orphan.id, orphan.worker_id)
-            for orphan in orphans
-            if orphan.host_id == worker.host_id and orphan.owner_id != worker_id
-        )
-        return Desired(tuple(cancel), fence, confirm, worker.draining, worker.drain_until)
-
-    def _may_run(self, worker_id: str, attempt_id: str, token: str) -> bool:
-        """Say whether the worker may have the attempt's tree: it answers for it; or the tree can be adopted and the
-        worker is of its host, for then it is one and the same tree, whoever of two heartbeats was read first."""
-        attempt = self.attempts.get(attempt_id)
-        if attempt is None or attempt.state is not AttemptState.RUNNING or attempt.token != token:
-            return False
-        if attempt.owner_id == worker_id and attempt.orphaned_at is None:
-            return True
-        worker = self.workers.get(worker_id)
-        return worker is not None and worker.host_id == attempt.host_id and self.planned(attempt).is_adoptable
+        return desired_of(self, worker_id)
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until time alone makes something happen: 0.0 for at once, ``None`` for nothing."""
@@ -330,6 +359,8 @@ class Kernel:
             return 0.0
         if self.retries:
             due.append(self.retries[0][0])
+        if (limit := self.timers.next_at()) is not None:
+            due.append(limit)
         if self.deadlines and not self.redis_away:
             due.append(max(self.deadlines[0][0], self.trusted_from + self.settings.lease))
         if self.unclaimed:

@@ -13,8 +13,9 @@ from orchestrator.kernel.hearing import trusted_again
 from orchestrator.kernel.incarnations import end_worker
 from orchestrator.kernel.outcomes import lose
 from orchestrator.kernel.unclaimed import take_back
+from orchestrator.kernel.waking import wake
 from orchestrator.records import WorkerRecord
-from orchestrator.states import WORKER_ENDED, AttemptState, TaskState, WorkerState
+from orchestrator.states import WORKER_ENDED, AttemptState, WorkerState
 
 SHARE_AT_ONCE = 0.5
 """Above this share of the live workers, mass expiry is held (I11)."""
@@ -109,9 +110,9 @@ def fire_timers(changes: Changes, unread_for: float = 0.0) -> None:
     while kernel.retries and kernel.retries[0][0] <= now:
         due, task_run_id = heapq.heappop(kernel.retries)
         node = kernel.tasks.get(task_run_id)
-        if node is not None and node.state is TaskState.RETRY_WAIT and node.retry_at == due:
+        if node is not None and node.retry_at == due:
             node.retry_at = None
-            changes.task(node, TaskState.READY, "timer")
+            wake(changes, node)
     if not kernel.redis_away:
         _give_up_overdue(changes, now - unread_for)
         expire_orphans(changes, now - unread_for)

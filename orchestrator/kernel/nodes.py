@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.kernel.inside import Inside
 from orchestrator.kernel.shape import Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
+from orchestrator.rules import RULES
 from orchestrator.states import RunState, TaskState
+
+if TYPE_CHECKING:
+    from orchestrator.kernel.gates import Gate
+
+RESUMED = "resumed"
+"""Reason of a container that waits to go on with what it has expanded into before, as a new generation."""
+
+
+SETTLED = frozenset({*RULES, "condition", "condition_error"})
+"""Reasons of task runs that were settled by their upstreams without having run."""
+RUN_PAUSED = "run_paused"
+"""Reason of what could start, if its run were not paused."""
+FORCED = "force_cancelled"
+"""Reason of a run whose cancel kills at once and lets no teardown run."""
+DEADLINE, RUN_DEADLINE = "deadline", "run_deadline"
+"""Reasons of tasks and runs that are stopped because their time is up: they end failed, not cancelled."""
 
 
 class RunNode:
@@ -20,23 +38,26 @@ class RunNode:
         "generation",
         "home",
         "id",
+        "learned",
         "open",
         "order",
         "parameters",
         "parent_task_run_id",
+        "pipeline",
         "pipeline_id",
         "priority",
         "reason",
         "root",
         "state",
         "tasks",
+        "taught",
         "tenant_id",
     )
 
     def __init__(self, record: RunRecord, shape: Shape) -> None:
         self.id = record.id
         self.tenant_id = record.tenant_id
-        self.pipeline_id = record.pipeline_id
+        self.pipeline_id, self.pipeline = record.pipeline_id, record.pipeline
         self.state, self.reason = record.state, record.reason
         self.generation = record.generation
         self.priority = record.priority
@@ -45,6 +66,10 @@ class RunNode:
         self.parent_task_run_id = record.parent_task_run_id
         self.depth = record.depth
         self.deadline_at = record.deadline_at
+        self.learned = dict(record.learned)
+        """Bytes that tasks with a learned request ask for, by their planned names."""
+        self.taught: dict[str, int] = {}
+        """What of it this run itself has taught, as far as this leader has seen."""
         self.root = Scope(self, shape)
         """Its own tasks; those of its containers stand in scopes of their own."""
         self.tasks: list[TaskNode] = []
@@ -63,21 +88,23 @@ class RunNode:
         return self.state is RunState.CANCELLING
 
     @property
+    def is_forced(self) -> bool:
+        return self.reason == FORCED
+
+    @staticmethod
+    def stopped_as(reason: str) -> RunState:
+        """Return how a run ends that was stopped for this reason."""
+        return RunState.FAILED if reason == RUN_DEADLINE else RunState.CANCELLED
+
+    @property
     def dispatches(self) -> bool:
         return self.state is RunState.RUNNING
-
-    def task_named(self, name: str) -> TaskNode | None:
-        """Return the task run of this name (``train``, ``train[3]``, ``folds[2].train``), if there is one."""
-        position = self.shape.position.get(name)
-        if position is not None:
-            return self.root.tasks[position]
-        return next((node for node in self.tasks if node.name == name), None)
 
 
 class Scope:
     """One graph at work: the tasks of a run, or those of one index or round of a container."""
 
-    __slots__ = ("index", "is_started", "item", "key", "open", "owner", "run", "shape", "tasks")
+    __slots__ = ("index", "is_started", "item", "key", "open", "owner", "result", "run", "shape", "tasks")
 
     def __init__(
         self, run: RunNode, shape: Shape, owner: TaskNode | None = None, index: int = 0, key: str = "", item: Any = None
@@ -95,6 +122,8 @@ class Scope:
         """Of these, those that are not terminal."""
         self.is_started = owner is None
         """Whether its rules are looked at; else it waits for a place under ``max_parallel``."""
+        self.result: TaskState | None = None
+        """How the index or round has ended: success, failed or skipped."""
 
     @property
     def prefix(self) -> str:
@@ -110,11 +139,13 @@ class Scope:
 
     def is_superseded(self) -> bool:
         """Say whether its container was expanded anew without it: it counts no more."""
-        return self.owner is not None and (
-            self.owner.inside is None
-            or self.index >= len(self.owner.inside.scopes)
-            or self.owner.inside.scopes[self.index] is not self
-        )
+        inside = None if self.owner is None else self.owner.inside
+        return inside is not None and (self.index >= len(inside.scopes) or inside.scopes[self.index] is not self)
+
+    def end(self) -> TaskState:
+        """Note how it ended, all of whose tasks are over."""
+        self.result = self.shape.index_result([node.state for node in self.tasks])
+        return self.result
 
     def outward(self) -> Iterator[Scope]:
         """Yield this scope and those around it, up to the run's own."""
@@ -122,18 +153,6 @@ class Scope:
         while scope is not None:
             yield scope
             scope = scope.owner.scope if scope.owner is not None else None
-
-
-class Inside:
-    """What a container has expanded into."""
-
-    __slots__ = ("hosts", "scopes")
-
-    def __init__(self) -> None:
-        self.scopes: list[Scope] = []
-        """By index, or round after round."""
-        self.hosts: dict[str, None] = {}
-        """Hosts that alone hold outputs of its task runs."""
 
 
 class TaskNode:
@@ -150,6 +169,7 @@ class TaskNode:
         "deadline_at",
         "failed",
         "failures",
+        "gate",
         "generation",
         "id",
         "inside",
@@ -161,6 +181,7 @@ class TaskNode:
         "position",
         "queue",
         "ready_at",
+        "ready_since",
         "reason",
         "retry_at",
         "scope",
@@ -201,7 +222,12 @@ class TaskNode:
         """What it asks of placement, while it is ready."""
         self.ticket = 0
         """Its valid entry in the waiting line; an older one is passed over."""
+        self.gate: Gate | None = None
+        """What stands before it besides room, worked out when it is first ready."""
         self.ready_at = 0.0
+        """When it was lined up."""
+        self.ready_since = record.ready_at
+        """Since when it has waited for its next attempt to be claimed."""
         self.avoid = ""
         """The worker that has just lost it for reasons that are not the task's; passed over once, if another fits."""
         self.clear_counts()
@@ -213,6 +239,67 @@ class TaskNode:
     @property
     def planned(self) -> PlannedTask:
         return self.scope.shape.plan.tasks[self.position]
+
+    @property
+    def body(self) -> Shape | None:
+        """Of a container, the shape of what it runs."""
+        return self.scope.shape.bodies[self.position]
+
+    @property
+    def is_teardown(self) -> bool:
+        """Whether it is one, or inside of one: then it runs though its run is being cancelled."""
+        return any(node.scope.shape.teardown[node.position] for node in self._around())
+
+    @property
+    def tears_down(self) -> bool:
+        """Whether there may be something to tear down for it: none in an index that never started."""
+        return any(node.scope.is_started for node in self._around() if node.scope.shape.teardown[node.position])
+
+    def _around(self) -> Iterator[TaskNode]:
+        """Yield it and the containers around it."""
+        node: TaskNode | None = self
+        while node is not None:
+            yield node
+            node = node.scope.owner
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether it may be sent out when it is ready."""
+        run = self.run
+        return run.dispatches or (run.is_cancelling and not run.is_forced and self.is_teardown)
+
+    @property
+    def is_being_cancelled(self) -> bool:
+        """Whether its run, or a container around it, is: then a cancelled upstream settles nothing."""
+        return self.run.is_cancelling or any(
+            scope.owner is not None and scope.owner.state in (TaskState.CANCELLING, TaskState.CANCELLED)
+            for scope in self.scope.outward()
+        )
+
+    @property
+    def has_started(self) -> bool:
+        """Whether anything of it has been at work: what it has set up is to be torn down. Its attempts are those of
+        earlier generations too, so that it counts for nothing that it has some where its upstreams have settled it."""
+        return self.reason not in SETTLED and bool(
+            self.attempts or self.child_run_id or self.inside is not None or (self.state is TaskState.SUCCESS)
+        )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the kernel keeps its outputs: an expression reads them, or the task that its run is hands them on."""
+        if self.position in self.scope.shape.kept:
+            return True
+        if self.run.parent_task_run_id is None:
+            return False
+        node = self
+        while node.scope.owner is not None:
+            node = node.scope.owner
+        return node.position in node.scope.shape.leaves
+
+    @staticmethod
+    def stopped_as(reason: str) -> TaskState:
+        """Return how a task run ends that was stopped for this reason."""
+        return TaskState.FAILED if reason == DEADLINE else TaskState.CANCELLED
 
     @property
     def rule(self) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.effects import SaveOutcome, SendAnswer
 from orchestrator.events import OutcomeReceived
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import grant
 from orchestrator.kernel.drain import note_preemption
 from orchestrator.kernel.index import Kernel
+from orchestrator.kernel.memory import learn, learn_from_success
 from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.waits import look_again
 from orchestrator.records import AttemptRecord, EndedAttempt, Outcome
-from orchestrator.retry import NextTry, after_failure, after_loss
+from orchestrator.retry import NextTry, after_failure
+from orchestrator.retry_rules import Asked
 from orchestrator.states import AttemptState, TaskState
 
 REPORTED = frozenset(
@@ -142,26 +147,23 @@ def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     if outcome.state is AttemptState.PREEMPTED:
         note_preemption(changes, attempt)
     if is_cancelled:
-        changes.task(node, TaskState.CANCELLED, "outcome", reason=node.reason, durable=True, attempt_id=None)
+        after = node.stopped_as(node.reason)
+        changes.task(node, after, "outcome", reason=node.reason, durable=True, attempt_id=None)
     elif succeeded:
+        learn_from_success(changes, node, attempt, outcome.usage.peak_memory)
         _succeed(changes, node, outcome)
+    elif outcome.again:
+        look_again(changes, node, outcome)
     else:
-        then = after_failure(
-            node.planned.retry,
-            node.failures,
-            node.losses,
-            outcome,
-            attempt.id,
-            kernel.settings.max_losses,
-            spared=node.spared,
-        )
-        follow(changes, node, "outcome", then, attempt)
+        follow(changes, node, "outcome", next_try(changes, node, outcome, attempt), attempt, outcome.usage.peak_memory)
 
 
 def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     after = TaskState.SKIPPED if outcome.skipped else TaskState.SUCCESS
     if outcome.local_to and not node.run.home:
         node.run.home = outcome.local_to
+    if after is TaskState.SUCCESS and node.is_kept:
+        node.outputs = outcome.outputs
     changes.task(
         node,
         after,
@@ -174,16 +176,50 @@ def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     )
 
 
-def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry, attempt: AttemptRecord) -> None:
-    """Bring the task run to what follows a try that did not succeed: ready, waiting for a retry, or failed."""
-    if then.failures == node.failures:
+def next_try(changes: Changes, node: TaskNode, outcome: Outcome, attempt: AttemptRecord | None) -> NextTry:
+    """Decide by the task's policy what follows a try that did not succeed; without an attempt it was never sent out."""
+    kernel, planned = changes.kernel, node.planned
+    resources = kernel.ask_of(node).resources if attempt is None else attempt.resources
+    largest = max(kernel.ledger.hosts.values(), key=lambda host: (host.capacity.memory, host.id), default=None)
+    return after_failure(
+        planned.retry,
+        node.failures,
+        node.losses,
+        outcome,
+        f"{node.id}/{node.failures}" if attempt is None else attempt.id,
+        kernel.settings.max_losses,
+        spared=node.spared,
+        asked=Asked(
+            resources.memory,
+            planned.memory_auto,
+            0 if largest is None else largest.capacity.memory,
+            "" if largest is None else largest.id,
+        ),
+    )
+
+
+def follow(
+    changes: Changes, node: TaskNode, cause: str, then: NextTry, attempt: AttemptRecord | None, peak: int = 0
+) -> None:
+    """Bring the task run to what follows a try that did not succeed: ready, waiting for a retry, failed or skipped.
+
+    :param peak: bytes that it was seen to use.
+    """
+    if attempt is not None and then.failures == node.failures:
         node.avoid = attempt.owner_id
     if not then.charged:
         node.spared += 1
-        changes.count("uncharged", f"attempt {attempt.id}: {then.reason}")
+        changes.count("uncharged", f"attempt {attempt.id if attempt else node.id}: {then.reason}")
+    wants: dict[str, Any] = {}
+    if then.memory is not None:
+        wants["memory"] = then.memory
+        learn(changes, node, then.memory, peak)
+    if then.queue:
+        wants["queue"] = then.queue
     if not then.again:
-        after, retry_in = TaskState.FAILED, None
-    elif then.delay > 0:
+        after, retry_in = (TaskState.SKIPPED if then.skip else TaskState.FAILED), None
+    elif then.delay > 0 or node.state is TaskState.READY:
+        # One that was never sent out is ready already: it is counted anew as soon as the next round begins.
         after, retry_in = TaskState.RETRY_WAIT, then.delay
     else:
         after, retry_in = TaskState.READY, None
@@ -198,6 +234,7 @@ def follow(changes: Changes, node: TaskNode, cause: str, then: NextTry, attempt:
         attempt_id=None,
         failures=then.failures,
         losses=then.losses,
+        **wants,
     )
 
 
@@ -215,8 +252,8 @@ def lose(
     else:
         changes.bury(attempt)
     if node.state is TaskState.CANCELLING:
-        changes.task(node, TaskState.CANCELLED, cause, reason=node.reason, durable=True, attempt_id=None)
+        after = node.stopped_as(node.reason)
+        changes.task(node, after, cause, reason=node.reason, durable=True, attempt_id=None)
     else:
-        max_losses = changes.kernel.settings.max_losses
-        then = after_loss(node.failures, node.losses, max_losses, reason, message, spared=node.spared)
-        follow(changes, node, cause, then, attempt)
+        outcome = Outcome(AttemptState.LOST, reason, message, infrastructure=True)
+        follow(changes, node, cause, next_try(changes, node, outcome, attempt), attempt)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.events import Command
 from orchestrator.kernel.adoption import give_up
-from orchestrator.kernel.cancel import OPEN_WITHOUT_ATTEMPT, cancel_task
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.nodes import RunNode, TaskNode
-from orchestrator.kernel.scopes import scopes_of
+from orchestrator.kernel.scopes import recount
+from orchestrator.kernel.services import close_stale
+from orchestrator.kernel.stopping import OPEN_WITHOUT_ATTEMPT, Stop, stop_of_child, stop_run, stop_task
 from orchestrator.kernel.unclaimed import plan_anew
 from orchestrator.states import TASK_TERMINAL, WORKER_ENDED, AttemptState, RunState, TaskState
 
-CANCEL = Command(id=0, kind="cancel", actor="scheduler")
 WITH_ATTEMPT = frozenset(TaskState) - TASK_TERMINAL - OPEN_WITHOUT_ATTEMPT
 
 
@@ -30,48 +29,79 @@ def reconcile(changes: Changes) -> None:
             changes.release(attempt_id)
     for run_id, why in kernel.unreadable.items():
         changes.count("unreadable_plan", f"run {run_id}: {why}")
+    close_stale(changes)
     _give_up_ownerless(changes)
     _forget_hosts(changes)
     kernel.waiting_lines.unblock()
 
 
 def _reconcile_run(changes: Changes, run: RunNode) -> None:
-    open_tasks = sum(node.state not in TASK_TERMINAL for node in run.tasks)
-    if open_tasks != run.open:
-        _repaired(changes, f"open tasks of run {run.id}: {run.open}, should be {open_tasks}")
-        run.open = open_tasks
-    for scope in scopes_of(run):
-        scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
-    for node in run.tasks:
-        before = node.counts()
-        node.clear_counts()
-        for up in node.scope.shape.upstream[node.position]:
-            node.count(node.scope.tasks[up].state)
-        if node.counts() != before:
-            _repaired(changes, f"counts of task {node.name} of run {run.id}: {before}, should be {node.counts()}")
+    _reconcile_counts(changes, run)
+    for node in list(run.tasks):
         if node.state is TaskState.PENDING:
             changes.kernel.unsettled.append(node)
-        if run.is_cancelling and node.state not in TASK_TERMINAL and node.state is not TaskState.CANCELLING:
+        if _escaped_its_cancel(node):
             _repaired(changes, f"task {node.name} of run {run.id} escaped its cancel")
-            cancel_task(changes, node, CANCEL, "run_cancelled")
+            stop_task(changes, node, Stop("run_cancelled"))
         _reconcile_owner(changes, node)
     if run.open == 0:
         changes.kernel.finishing[run.id] = run
 
 
+def _reconcile_counts(changes: Changes, run: RunNode) -> None:
+    """Recount the run from the states of its tasks."""
+    open_before, home = run.open, run.home
+    before = [(node.counts(), node.inside.counts() if node.inside is not None else ()) for node in run.tasks]
+    recount(run)
+    run.home = home
+    if run.open != open_before:
+        _repaired(changes, f"open tasks of run {run.id}: {open_before}, should be {run.open}")
+    for node, (counts, inside) in zip(run.tasks, before, strict=True):
+        if node.counts() != counts:
+            _repaired(changes, f"counts of task {node.name} of run {run.id}: {counts}, should be {node.counts()}")
+        if node.inside is not None and node.inside.counts() != inside:
+            now = node.inside.counts()
+            _repaired(changes, f"counts inside of task {node.name} of run {run.id}: {inside}, should be {now}")
+
+
+def _escaped_its_cancel(node: TaskNode) -> bool:
+    if not node.run.is_cancelling or node.state in TASK_TERMINAL or node.state is TaskState.CANCELLING:
+        return False
+    return node.run.is_forced or not node.tears_down
+
+
 def _reconcile_owner(changes: Changes, node: TaskNode) -> None:
     """See that a ready task stands in a line, a waiting one has its timer and an admitted one a live attempt."""
     kernel = changes.kernel
-    if node.state is TaskState.READY and node.ask is None:
+    if node.inside is not None and node.state is not TaskState.PENDING:
+        kernel.advancing[node.id] = node
+    elif node.planned.child is not None:
+        _reconcile_child(changes, node)
+    elif node.dispatches and node.state is TaskState.READY and node.ask is None and not kernel.flights.waits(node):
         _repaired(changes, f"task {node.name} of run {node.run.id} stood in no line")
         kernel.line_up(node, changes.now)
-    elif node.state is TaskState.RETRY_WAIT and node.retry_at is None:
+    elif node.retry_at is None and (node.state is TaskState.RETRY_WAIT or _is_to_be_looked_at(node)):
         _repaired(changes, f"task {node.name} of run {node.run.id} had no timer")
         kernel.set_retry(node, changes.now)
-    elif node.state in WITH_ATTEMPT and node.attempt_id not in kernel.attempts:
+    elif node.state in WITH_ATTEMPT and node.attempt_id not in kernel.attempts and node.planned.has_attempts:
         _repaired(changes, f"task {node.name} of run {node.run.id} is {node.state} without a live attempt")
-        after = TaskState.CANCELLED if node.state is TaskState.CANCELLING else TaskState.READY
+        after = node.stopped_as(node.reason) if node.state is TaskState.CANCELLING else TaskState.READY
         changes.task(node, after, "reconcile", reason="no_attempt", attempt_id=None)
+
+
+def _is_to_be_looked_at(node: TaskNode) -> bool:
+    """Say whether it waits for what was not there yet; approvals and events may wait for ever."""
+    return node.state is TaskState.WAITING and node.planned.has_attempts
+
+
+def _reconcile_child(changes: Changes, node: TaskNode) -> None:
+    """See that the run is stopped whose task is."""
+    child = changes.kernel.runs.get(node.child_run_id or "")
+    if node.state is TaskState.CANCELLING and child is None and node.child_run_id is not None:
+        changes.kernel.unread_children[node.child_run_id] = node
+    if node.state is TaskState.CANCELLING and child is not None and not child.is_cancelling:
+        _repaired(changes, f"run {child.id} escaped the cancel of task {node.name} of run {node.run.id}")
+        stop_run(changes, child, stop_of_child(node))
 
 
 def _give_up_ownerless(changes: Changes) -> None:

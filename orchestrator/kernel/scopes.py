@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from orchestrator.kernel.nodes import Inside, RunNode, Scope, TaskNode
+from orchestrator.kernel.inside import Inside
+from orchestrator.kernel.nodes import RunNode, Scope, TaskNode
 from orchestrator.records import TaskRunRecord
 from orchestrator.states import TASK_TERMINAL, TaskState
 
 MAX_PARALLEL = "max_parallel"
-"""Reason of the task runs of an index that waits for its turn."""
+"""Reason of the first task runs of an index that waits for its turn."""
+SUPERSEDED = "superseded"
+"""Reason of task runs that their container was expanded anew without: they stay as they ended, and count no more."""
 
 
 def populate(run: RunNode, rows: Sequence[TaskRunRecord]) -> None:
@@ -25,53 +28,98 @@ def populate(run: RunNode, rows: Sequence[TaskRunRecord]) -> None:
     open_nodes = list(run.root.tasks)
     while open_nodes:
         node = open_nodes.pop()
-        indices = inside.get(node.id)
-        body = node.scope.shape.bodies[node.position]
-        if indices is None or body is None:
-            continue
-        node.inside = Inside()
-        for index in sorted(indices):
-            first = indices[index][0]
-            scope = Scope(run, body, node, index, first.map_key, first.item)
-            named = {row.name: row for row in indices[index]}
-            fill(scope, [named[scope.name_of(position)] for position in range(len(body.plan.tasks))])
-            node.inside.scopes.append(scope)
-            open_nodes.extend(scope.tasks)
+        if node.id in inside and node.body is not None:
+            node.inside = Inside()
+            for index in sorted(inside[node.id]):
+                scope = _scope_of(node, index, inside[node.id][index])
+                if scope.tasks[0].reason == SUPERSEDED:
+                    node.inside.former[index] = scope
+                else:
+                    node.inside.scopes.append(scope)
+                open_nodes.extend(scope.tasks)
+
+
+def _scope_of(container: TaskNode, index: int, rows: Sequence[TaskRunRecord]) -> Scope:
+    assert container.body is not None
+    scope = Scope(container.run, container.body, container, index, rows[0].map_key, rows[0].item)
+    named = {row.name: row for row in rows}
+    fill(scope, [named[scope.name_of(position)] for position in range(len(scope.shape.plan.tasks))])
+    return scope
 
 
 def fill(scope: Scope, rows: Sequence[TaskRunRecord]) -> None:
-    """Make the scope's nodes from their rows, by position. Where one is no longer pending the scope was started."""
+    """Make the scope's nodes from their rows, by position."""
     for position, row in enumerate(rows):
-        scope.tasks.append(TaskNode(row, scope, position))
-        if row.state is not TaskState.PENDING:
-            scope.is_started = True
+        node = TaskNode(row, scope, position)
+        if not node.is_kept:
+            node.outputs = None
+        scope.tasks.append(node)
     scope.run.tasks.extend(scope.tasks)
+
+
+def has_timer(node: TaskNode) -> bool:
+    """Say whether a timer in the row of the task run is one that it waits for."""
+    if node.state is TaskState.RUNNING:
+        return node.body is not None
+    return node.state in (TaskState.RETRY_WAIT, TaskState.WAITING)
 
 
 def recount(run: RunNode) -> None:
     """Work out all counters of the run from the states of its task runs."""
     run.open = sum(node.state not in TASK_TERMINAL for node in run.tasks)
     run.home = next((node.local_to for node in run.tasks if node.local_to), "")
-    for scope in scopes_of(run):
-        scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
     for node in run.tasks:
-        node.clear_counts()
-        for up in node.scope.shape.upstream[node.position]:
-            node.count(node.scope.tasks[up].state)
+        count_upstreams(node)
         if node.inside is not None:
+            node.inside.clear_counts()
             node.inside.hosts.clear()
+    for scope in scopes_of(run):
+        _count_scope(scope)
     for node in run.tasks:
         note_host(node)
 
 
-def scopes_of(run: RunNode) -> dict[Scope, None]:
-    """Return all scopes of the run, its own first."""
-    return dict.fromkeys((run.root, *(node.scope for node in run.tasks)))
+def count_upstreams(node: TaskNode) -> None:
+    node.clear_counts()
+    for up in node.scope.shape.upstream[node.position]:
+        node.count(node.scope.tasks[up].state)
+
+
+def _count_scope(scope: Scope) -> None:
+    """Work out what is open in the scope, whether it has started, and what it comes to for the containers around it.
+
+    One that waits for its turn says so at the tasks that come first in it: they are no longer pending as soon as it
+    starts.
+    """
+    scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
+    if scope.owner is None or scope.owner.inside is None:
+        return
+    is_waiting = any(node.state is TaskState.PENDING and node.reason == MAX_PARALLEL for node in scope.tasks)
+    scope.is_started = scope.owner.state is not TaskState.PENDING and not is_waiting
+    scope.result = None
+    if scope.is_superseded():
+        return
+    for around in scope.outward():
+        if around.owner is not None and around.owner.inside is not None:
+            around.owner.inside.open += scope.open
+    if not scope.open:
+        scope.owner.inside.count(scope.end())
+    elif scope.is_started:
+        scope.owner.inside.live += 1
+
+
+def scopes_of(run: RunNode) -> Iterator[Scope]:
+    """Yield all scopes of the run, its own first, superseded ones too."""
+    yield run.root
+    for node in run.tasks:
+        if node.inside is not None:
+            yield from node.inside.scopes
+            yield from node.inside.former.values()
 
 
 def note_host(node: TaskNode) -> None:
     """Tell the containers around it where alone its outputs lie."""
-    if node.local_to is None:
+    if node.local_to is None or node.scope.is_superseded():
         return
     for scope in node.scope.outward():
         if scope.owner is not None and scope.owner.inside is not None:

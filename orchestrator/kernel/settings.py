@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.records import (
     GRANT_LIFETIME,
+    SETUP_SECONDS,
     AttemptRecord,
     HostRecord,
     Plan,
@@ -40,9 +41,12 @@ class KernelSettings:
     """Whether mass expiry is held for one lease (I11)."""
     grant_life: float = GRANT_LIFETIME
     deadline_slack: float = DEADLINE_SLACK
-    """On top of timeout and grace, before the scheduler itself gives an attempt up."""
+    """On top of timeout and grace, before the scheduler itself gives an attempt up: the longest set-up is part of it,
+    for the timeout counts from the operator's start."""
     adopt_seconds: float = 600.0
     """How long an orphaned attempt waits for another worker of its host to show it."""
+    highmem_above: int = 32 * 2**30
+    """Bytes; a task of queue ``cpu`` that comes to ask for more goes to ``highmem``."""
     hold_after: float = 30.0
     """A task that has waited so long for capacity gets room held for it."""
 
@@ -59,8 +63,10 @@ class KernelSettings:
             redispatch=settings.redispatch_seconds,
             max_runs=settings.max_concurrent_runs,
             max_losses=settings.max_infrastructure_losses,
+            deadline_slack=SETUP_SECONDS + DEADLINE_SLACK,
             breaker=settings.enable_circuit_breaker,
             adopt_seconds=settings.adopt_seconds,
+            highmem_above=round(settings.highmem_threshold_gb * 2**30),
         )
 
 
@@ -84,6 +90,8 @@ class Snapshot:
     reservations: tuple[Reservation, ...] = ()
     """All there are, zombies too."""
     hosts: tuple[HostRecord, ...] = ()
+    circuits: tuple[str, ...] = ()
+    """Services whose circuit an earlier leader has left open in the rows."""
     workers: tuple[WorkerRecord, ...] = ()
     """Those not ended, and those that ended lately or still hold something: their last heartbeat may still be read, and
     must not bring them back."""

@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.children import give_back
+from orchestrator.kernel.containers import count_ended
+from orchestrator.kernel.mapping import advance_map
 from orchestrator.kernel.nodes import RunNode, TaskNode
-from orchestrator.rules import Verdict, run_result, verdict
+from orchestrator.kernel.repeating import advance_repeat
+from orchestrator.kernel.starting import start
+from orchestrator.rules import Verdict, verdict
 from orchestrator.states import RunState, TaskState
 
 
 def settle(changes: Changes) -> None:
-    """Apply the trigger rules to every task one of whose upstreams has ended, then close the runs that are over."""
+    """Apply the trigger rules to every task one of whose upstreams has ended, look at the containers in which something
+    has ended, then close the runs that are over."""
     kernel = changes.kernel
-    while kernel.unsettled:
-        node = kernel.unsettled.pop()
-        if node.state is TaskState.PENDING and node.run.state is not RunState.QUEUED:
-            apply_rule(changes, node)
-    while kernel.finishing:
-        finish(changes, kernel.finishing.popitem()[1])
+    while True:
+        while kernel.unsettled:
+            node = kernel.unsettled.pop()
+            if node.state is TaskState.PENDING and node.scope.is_started and node.run.state is not RunState.QUEUED:
+                apply_rule(changes, node)
+        if kernel.ended_scopes:
+            scopes, kernel.ended_scopes = kernel.ended_scopes, []
+            count_ended(changes, scopes)
+        elif kernel.advancing:
+            containers, kernel.advancing = kernel.advancing, {}
+            for container in containers.values():
+                advance(changes, container)
+        elif kernel.returned:
+            give_back(changes, kernel.returned.pop())
+        elif kernel.finishing:
+            finish(changes, kernel.finishing.popitem()[1])
+        else:
+            return
+
+
+def advance(changes: Changes, node: TaskNode) -> None:
+    """Look at a container in which something has ended."""
+    if node.inside is None or node.run.id not in changes.kernel.runs:
+        return
+    if node.state is TaskState.CANCELLING:
+        if not node.inside.open:
+            changes.task(node, node.stopped_as(node.reason), "tasks_ended", reason=node.reason, durable=True)
+    elif node.planned.map is not None and node.state is not TaskState.PENDING:
+        advance_map(changes, node)
+    elif node.planned.repeat is not None:
+        advance_repeat(changes, node)
 
 
 def apply_rule(changes: Changes, node: TaskNode) -> None:
-    """Make a pending task ready, or settle it without running, if its rule says so."""
-    run = node.run
-    said = verdict(
-        node.rule,
-        *node.counts(),
-        node.upstream_count,
-        cancelling=run.is_cancelling,
-    )
-    if said is Verdict.WAIT or (run.is_cancelling and said is Verdict.RUN):
+    """Start a pending task, or settle it without running, if its rule says so."""
+    rule, is_teardown = node.rule, node.is_teardown
+    cancelling = not is_teardown and node.is_being_cancelled
+    said = verdict(rule, *node.counts(), node.upstream_count, cancelling=cancelling)
+    if said is Verdict.WAIT or (cancelling and said is Verdict.RUN):
         return
-    rule = node.rule
     if said is Verdict.RUN:
-        changes.task(node, TaskState.READY, "upstream")
+        start(changes, node)
     elif said is Verdict.UPSTREAM_FAILED:
         changes.task(node, TaskState.UPSTREAM_FAILED, "upstream", reason=rule, message=_why(node))
     else:
@@ -51,18 +77,17 @@ def finish(changes: Changes, run: RunNode) -> None:
     if run.open or run.id not in changes.kernel.runs:
         return
     if run.state is RunState.QUEUED or run.is_cancelling:
-        changes.run(run, RunState.CANCELLED, "tasks_ended", reason=run.reason)
+        changes.run(run, run.stopped_as(run.reason), "tasks_ended", reason=run.reason)
         return
     if run.state is RunState.PAUSED:
         changes.run(run, RunState.RUNNING, "tasks_ended")
-    shape = run.shape
-    result = run_result([node.state for node in run.root.tasks], shape.downstream, shape.rules, shape.critical)
+    result = run.shape.result([node.state for node in run.root.tasks])
     changes.run(run, result, "tasks_ended", reason="" if result is RunState.SUCCESS else _first_failure(run))
 
 
 def _first_failure(run: RunNode) -> str:
     """Name the reason of the earliest task that failed, for people and metrics."""
-    for node in run.tasks:
-        if node.state is TaskState.FAILED:
+    for node in (*run.root.tasks, *run.tasks):
+        if node.state is TaskState.FAILED and node.body is None:
             return node.reason or "failed"
-    return "failed"
+    return next((node.reason for node in run.root.tasks if node.state is TaskState.FAILED and node.reason), "failed")

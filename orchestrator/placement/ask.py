@@ -41,5 +41,11 @@ class Wait:
         """Whether it ends by itself when other tasks end."""
         return self.reason in CAPACITY_REASONS
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether it comes and goes as the tasks of its line do."""
+        return self.reason in CAPACITY_REASONS or self.reason in GATE_REASONS
 
+
+GATE_REASONS = frozenset({"concurrency", "rate_limit"})
 CAPACITY_REASONS = frozenset({"waiting_for_slot", "waiting_for_cpu", "waiting_for_memory", "waiting_for_gpu"})

@@ -97,7 +97,8 @@ def _number(name: str, amount: int, *, unit: bool = False) -> str:
     if name == "cpu":
         return f"{amount / 1000:g}" + (" cpu" if unit else "")
     if name == "memory":
-        return f"{amount / _GIB:.4g} GiB" + (" memory" if unit else "")
+        size = amount / _GIB
+        return (f"{size:.0f} GiB" if size >= 1000 else f"{size:.4g} GiB") + (" memory" if unit else "")
     return str(amount)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.effects import CreateAttempt, Transition
-from orchestrator.records import AttemptRecord, Heartbeat, Reservation
+from orchestrator.records import AttemptRecord, Heartbeat, Reservation, TaskRunRecord
 from orchestrator.states import Entity, WorkerState
 
 AuditRow = dict[str, Any]
@@ -34,6 +34,12 @@ def transition(effect: Transition) -> AuditRow:
     if effect.detail:
         row["detail"] = dict(effect.detail)
     return row
+
+
+def created(record: TaskRunRecord) -> AuditRow:
+    """Tell that a container was expanded into this task run."""
+    row = _plain(Entity.TASK_RUN, record.id, None, record.state, "expanded", "scheduler")
+    return {**row, "run_id": record.run_id, "task": record.name, "reason": record.reason, "message": record.message}
 
 
 def dispatched(effect: CreateAttempt) -> AuditRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from orchestrator.states import Entity
 
@@ -53,6 +54,8 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "child_run_id": "uuid",
         "wait_token": "text",
         "cache_key": "text",
+        "map_key": "text",
+        "item": "json",
         "cached_from": "uuid",
         "cache_detail": "json",
         "deadline_at": "time",
@@ -70,6 +73,7 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "worker_id": "text",
         "devices": "texts",
         "cancel": "bool",
+        "cancel_grace": "float",
         "keeper_id": "text",
         "orphaned_at": "time",
         "exit_code": "int",
@@ -110,6 +114,26 @@ NEW_ATTEMPT: Mapping[str, str] = {
     "gpu_memory": "bigint",
 }
 
+NEW_TASK: Mapping[str, str] = {
+    **COLUMNS[Entity.TASK_RUN],
+    "id": "uuid",
+    "tenant_id": "uuid",
+    "run_id": "uuid",
+    "name": "text",
+    "position": "int",
+    "operator": "text",
+    "state": "text",
+    "parent_id": "uuid",
+    "map_index": "int",
+}
+
+NEW_TASK_DEFAULTS: Mapping[str, Any] = {
+    **dict.fromkeys(("reason", "message", "map_key", "queue", "cache_key"), ""),
+    **dict.fromkeys(("attempts", "failures", "losses"), 0),
+    "generation": 1,
+}
+"""What a new task run has in a column that others of the batch say something else of."""
+
 DELAYS = frozenset(name for kinds in COLUMNS.values() for name, kind in kinds.items() if kind == "time")
 
 
@@ -138,11 +162,21 @@ def update_statement(entity: Entity, always: frozenset[str], sometimes: frozense
 @lru_cache(maxsize=64)
 def insert_attempts_statement(names: frozenset[str]) -> str:
     """Return the INSERT of many attempts from one JSON parameter, an array of documents."""
+    return _insert_statement("attempts", NEW_ATTEMPT, names)
+
+
+@lru_cache(maxsize=64)
+def insert_tasks_statement(names: frozenset[str]) -> str:
+    """Return the INSERT of many task runs, likewise; a row whose id or name is there already is passed over."""
+    return f"{_insert_statement('task_runs', NEW_TASK, names)} ON CONFLICT DO NOTHING"
+
+
+def _insert_statement(table: str, kinds: Mapping[str, str], names: frozenset[str]) -> str:
     ordered = sorted(names)
-    values = ", ".join(_expression(name, NEW_ATTEMPT[name], "c") for name in ordered)
+    values = ", ".join(_expression(name, kinds[name], "c") for name in ordered)
     names_only = ", ".join(ordered)
     return (
-        f"INSERT INTO attempts ({names_only}) SELECT {values} "  # noqa: S608 — only names from the tables above
+        f"INSERT INTO {table} ({names_only}) SELECT {values} "  # noqa: S608 — only names from the tables above
         "FROM jsonb_array_elements(%s::jsonb) AS a(c)"
     )
 

@@ -18,9 +18,9 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator.errors import Conflict, NotFound, StaleVersion
 from orchestrator.states import RUN_TERMINAL
 from orchestrator.store.pages import Order, Page, Row, Window, read_page
+from orchestrator.store.tables import events, runs
 from orchestrator.store.tables import pipeline_versions as v
 from orchestrator.store.tables import pipelines as p
-from orchestrator.store.tables import runs
 
 PIPELINE_ORDERS = {"created_at": (p.c.seq,), "name": (p.c.name, p.c.seq), "updated_at": (p.c.updated_at, p.c.seq)}
 VERSION_ORDERS = {"version": (v.c.version,)}
@@ -137,6 +137,39 @@ def save_pipeline(
     except IntegrityError as error:
         raise Conflict(f"Another pipeline is named {definition.name!r}; choose another name.") from error
     return get_pipeline(connection, tenant_id, pipeline_id=pipeline_id)
+
+
+def pause_pipeline(
+    connection: Connection, tenant_id: str, pipeline_id: str, actor: str, *, pause: bool, reason: str = ""
+) -> Row:
+    """Let no new run of the pipeline start, or let them start again; runs under way go on, queued ones wait.
+
+    :param reason: why, in the words of who does it; kept in the audit.
+
+    :raises NotFound: no such pipeline.
+    """
+    changed = connection.execute(
+        update(p)
+        .where(p.c.tenant_id == tenant_id, p.c.id == pipeline_id, p.c.deleted_at.is_(None), p.c.paused.is_not(pause))
+        .values(paused=pause)
+        .returning(p.c.id)
+    ).first()
+    found = get_pipeline(connection, tenant_id, pipeline_id=pipeline_id)
+    if changed is not None:
+        connection.execute(
+            insert(events).values(
+                tenant_id=tenant_id,
+                entity="pipeline",
+                entity_id=pipeline_id,
+                before="active" if pause else "paused",
+                after="paused" if pause else "active",
+                message=reason,
+                cause="request",
+                actor=actor,
+                epoch=0,
+            )
+        )
+    return found
 
 
 def delete_pipeline(connection: Connection, tenant_id: str, pipeline_id: str) -> None:
@@ -280,6 +313,7 @@ def _pipelines(tenant_id: str) -> Select[Any]:
             p.c.description,
             p.c.owner,
             p.c.version,
+            p.c.paused,
             v.c.content_hash,
             v.c.created_by,
             p.c.created_at,

@@ -6,6 +6,7 @@ expected state and the last values matter to the row; the audit keeps every step
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +16,33 @@ from orchestrator.effects import (
     CloseCommand,
     Count,
     CreateAttempt,
+    CreateTasks,
+    LearnMemory,
     Release,
     Reserve,
     RowEffect,
+    SaveCircuit,
     SaveOutcome,
     SaveWorker,
     Transition,
 )
 from orchestrator.errors import StaleMemory
-from orchestrator.records import AttemptRecord, Heartbeat, Reservation
-from orchestrator.states import ATTEMPT_TERMINAL, RUN_TERMINAL, TASK_TERMINAL, AttemptState, Entity, WorkerState
+from orchestrator.records import AttemptRecord, Heartbeat, Reservation, TaskRunRecord
+from orchestrator.states import (
+    ATTEMPT_TERMINAL,
+    RUN_TERMINAL,
+    TASK_TERMINAL,
+    AttemptState,
+    Entity,
+    TaskState,
+    WorkerState,
+)
 from orchestrator.store import audit
 from orchestrator.store.audit import MESSAGE_LIMIT, AuditRow
+from orchestrator.store.leavings import artifact_row
 
 NOW = ("in", 0.0)
+_LONGEST_NAME = 500
 
 _STAMPS: Mapping[tuple[Entity, str], str] = {
     (Entity.TASK_RUN, "ready"): "ready_at",
@@ -61,11 +75,17 @@ class NetChanges:
 
     updates: dict[Entity, dict[str, RowChange]] = field(default_factory=lambda: {entity: {} for entity in Entity})
     new_attempts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    new_tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     reserved: dict[str, Reservation] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)
     joined: set[str] = field(default_factory=set)
     models: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    published: set[str] = field(default_factory=set)
+    """Task runs whose outputs this batch publishes."""
+    learned: dict[tuple[str, str], LearnMemory] = field(default_factory=dict)
+    circuits: dict[str, SaveCircuit] = field(default_factory=dict)
     closed_commands: dict[int, str] = field(default_factory=dict)
     counts: dict[str, tuple[int, str]] = field(default_factory=dict)
     events: list[AuditRow] = field(default_factory=list)
@@ -120,10 +140,11 @@ def _move(
     token: str | None,
     columns: Mapping[str, Any],
 ) -> None:
-    created = net.new_attempts.get(id) if entity is Entity.ATTEMPT else None
+    made = {Entity.ATTEMPT: net.new_attempts, Entity.TASK_RUN: net.new_tasks}.get(entity, {})
+    created = made.get(id)
     if created is not None:
-        if before not in (None, created["state"]) or token not in (None, created["token"]):
-            raise StaleMemory(f"The new attempt {id} is {created['state']}, not {before}: the batch is inconsistent.")
+        if before not in (None, created["state"]) or token not in (None, created.get("token")):
+            raise StaleMemory(f"The new {entity} {id} is {created['state']}, not {before}: the batch is inconsistent.")
         created.update(columns)
         created["state"] = after or created["state"]
         return
@@ -187,6 +208,39 @@ def _create_attempt(net: NetChanges, effect: CreateAttempt) -> None:
     net.events.append(net.told[attempt.id])
 
 
+def _create_tasks(net: NetChanges, effect: CreateTasks) -> None:
+    places: Counter[tuple[str | None, int | None]] = Counter()
+    for record, operator in zip(effect.tasks, effect.operators, strict=True):
+        scope = (record.parent_id, record.map_index)
+        net.new_tasks[record.id] = _task_row(record, effect.tenant_id, operator, places[scope])
+        places[scope] += 1
+        net.events.append(audit.created(record))
+
+
+def _task_row(record: TaskRunRecord, tenant_id: str, operator: str, position: int) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": record.id,
+        "tenant_id": tenant_id,
+        "run_id": record.run_id,
+        "name": record.name,
+        "position": position,
+        "operator": operator,
+        "state": record.state,
+        "reason": record.reason,
+        "message": record.message[:MESSAGE_LIMIT],
+        "parent_id": record.parent_id,
+        "map_index": record.map_index,
+        "map_key": record.map_key,
+        "item": record.item,
+        "memory": record.memory,
+        "queue": record.queue,
+        "wait_token": record.wait_token,
+    }
+    if record.state is TaskState.READY:
+        row["ready_at"] = NOW
+    return row
+
+
 def _attempt_row(attempt: AttemptRecord, tenant_id: str) -> dict[str, Any]:
     return {
         "id": attempt.id,
@@ -221,16 +275,30 @@ def _outcome(net: NetChanges, effect: SaveOutcome) -> None:
         "cpu_seconds": usage.cpu_seconds,
         "wall_seconds": usage.wall_seconds,
         "gpu_memory_used": _within(usage.gpu_memory, 63),
+        "exception": outcome.exception[:_LONGEST_NAME],
+        "setup_seconds": usage.setup_seconds or None,
     }
     _move(net, Entity.ATTEMPT, effect.attempt_id, None, None, None, measured)
     if outcome.infrastructure and (ended := net.told.get(effect.attempt_id)) is not None:
         audit.tell(ended, infrastructure=True)
+    for record in outcome.records:
+        if record.get("kind") == "artifact" and (row := artifact_row(effect.attempt_id, record)) is not None:
+            net.artifacts.append(row)
     if not effect.publish:
         return
+    net.published.add(effect.task_run_id)
     _move(net, Entity.TASK_RUN, effect.task_run_id, None, None, None, {"outputs": dict(outcome.outputs)})
     for record in outcome.records:
         if record.get("kind") == "model":
             net.models.append({**record, "task_run_id": effect.task_run_id})
+
+
+def _save_circuit(net: NetChanges, effect: SaveCircuit) -> None:
+    net.circuits[effect.service] = effect
+
+
+def _learn_memory(net: NetChanges, effect: LearnMemory) -> None:
+    net.learned[effect.pipeline_id, effect.task] = effect
 
 
 def _within(number: int | None, bits: int) -> int | None:
@@ -242,6 +310,9 @@ _APPLY: Mapping[type[Any], Callable[[NetChanges, Any], None]] = {
     Transition: _transition,
     Annotate: _annotate,
     CreateAttempt: _create_attempt,
+    CreateTasks: _create_tasks,
+    SaveCircuit: _save_circuit,
+    LearnMemory: _learn_memory,
     Reserve: _reserve,
     Release: _release,
     SaveOutcome: _outcome,

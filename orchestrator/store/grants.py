@@ -5,28 +5,31 @@ In the transaction that grants, so that the outputs of an outcome in the same ba
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
-from orchestrator.errors import ConfigurationError, TooLarge
+from orchestrator.artifacts.port import is_artifact
+from orchestrator.documents import all_texts
+from orchestrator.errors import (
+    ArtifactMissing,
+    ConfigurationError,
+    OrchestratorError,
+    TemplateError,
+    TooLarge,
+    UnreadableMessage,
+)
 from orchestrator.records import AttemptRecord, Plan, PlannedTask
-from orchestrator.store.grant_sizes import OutputSizes
-from orchestrator.store.text_safety import storable_json
-from orchestrator.wire.messages import GrantSpec
+from orchestrator.store.artifact_queries import artifact_fates
+from orchestrator.store.places import Asked
+from orchestrator.store.plans import PlanCache
+from orchestrator.store.sight import Sight, look_around
+from orchestrator.wire.messages import GrantSpec, grant_body
 
-_OUTPUTS = """
-SELECT k.run_id::text, k.name, k.outputs
-FROM jsonb_to_recordset(%s::jsonb) AS v(run_id uuid, name text)
-JOIN task_runs k ON k.run_id = v.run_id AND k.name = v.name
-WHERE k.state = 'success' AND k.outputs IS NOT NULL
-"""
-_RUNS = """
-SELECT r.id::text, r.parameters, p.name FROM runs r JOIN pipelines p ON p.id = r.pipeline_id
-WHERE r.id = ANY(%s::uuid[])
-"""
+_REASONS: Mapping[type[OrchestratorError], str] = {TemplateError: "template", ArtifactMissing: "artifact_missing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,14 @@ class GrantedTask:
     tenant_id: str
     task: PlannedTask
     plan: Plan
+    """Of its run."""
     generation: int
     """Of the task run."""
+
+
+def reason_of(error: OrchestratorError) -> str:
+    """Return the reason of an attempt that no grant can be made for."""
+    return _REASONS.get(type(error), "grant")
 
 
 def build_specs(
@@ -46,78 +55,59 @@ def build_specs(
     granted: Sequence[GrantedTask],
     connections: Mapping[str, Mapping[str, Any]],
     registry_url: str | None,
-) -> dict[str, GrantSpec | ConfigurationError | TooLarge]:
+    plans: PlanCache | None = None,
+) -> dict[str, GrantSpec | OrchestratorError]:
     """Return the specification of each attempt, by its id; where one can't be built, the error that says why.
 
     :param connections: the site's named connections; a task gets those it names.
+    :param plans: where the plans of runs that are tasks are looked up.
     """
     if not granted:
         return {}
-    ancestors = {item.attempt.id: _ancestors(item.plan, item.task) for item in granted}
-    sizes = OutputSizes(connection)
-    specs: dict[str, GrantSpec | ConfigurationError | TooLarge] = {}
-    for item in granted:
-        if (refusal := sizes.refusal(item.attempt.run_id, item.task.name, ancestors[item.attempt.id])) is not None:
-            specs[item.attempt.id] = refusal
-    granted = [item for item in granted if item.attempt.id not in specs]
-    wanted = {(item.attempt.run_id, name) for item in granted for name in ancestors[item.attempt.id]}
-    outputs = _read_outputs(connection, wanted)
-    runs = _read_runs(connection, {item.attempt.run_id for item in granted})
-    for item in granted:
-        run_id = item.attempt.run_id
-        upstream = {name: outputs[run_id, name] for name in ancestors[item.attempt.id] if (run_id, name) in outputs}
-        try:
-            secrets = _connections(item.task, connections)
-        except ConfigurationError as error:
-            specs[item.attempt.id] = error
-            continue
-        specs[item.attempt.id] = _spec(item, upstream, runs[run_id], secrets, registry_url)
-    return specs
+    asked = [Asked(item.attempt.task_run_id, item.plan) for item in granted]
+    sights = look_around(connection, PlanCache() if plans is None else plans, asked)
+    specs = {
+        item.attempt.id: _built(item, sights[item.attempt.task_run_id], connections, registry_url) for item in granted
+    }
+    return _without_removed(connection, specs)
 
 
-def resolve_parameters(
-    task: PlannedTask, upstream: Mapping[str, Mapping[str, Any]], run_parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the task's parameters with its inputs filled in: own value, then linked output, then run parameter.
-
-    An input whose source left nothing (it was skipped, say) falls through to the run's parameter of that name.
-    """
-    resolved = dict(task.parameters)
-    for link in task.links:
-        if link.parameter in resolved:
-            continue
-        made = upstream.get(link.source, {}).get(link.kind)
-        uri = made.get("uri") if isinstance(made, Mapping) else None
-        if uri is not None:
-            resolved[link.parameter] = uri
-        elif link.parameter in run_parameters:
-            resolved[link.parameter] = run_parameters[link.parameter]
-    for wanted in task.run_inputs:
-        if wanted.parameter not in resolved and wanted.parameter in run_parameters:
-            resolved[wanted.parameter] = run_parameters[wanted.parameter]
-    return resolved
+def _built(
+    item: GrantedTask,
+    sight: Sight | OrchestratorError,
+    connections: Mapping[str, Mapping[str, Any]],
+    registry_url: str | None,
+) -> GrantSpec | OrchestratorError:
+    if isinstance(sight, OrchestratorError):
+        return sight
+    try:
+        spec = _spec(item, sight, _connections(item.task, connections), registry_url)
+    except (TemplateError, TooLarge, ConfigurationError) as error:
+        return error
+    try:
+        grant_body(spec)
+    except TooLarge as error:
+        return TooLarge(f"{error} {_largest(spec)}")
+    except UnreadableMessage as error:
+        return error
+    return spec
 
 
 def _spec(
-    item: GrantedTask,
-    upstream: Mapping[str, Mapping[str, Any]],
-    run: tuple[Mapping[str, Any], str],
-    connections: Mapping[str, Mapping[str, Any]],
-    registry_url: str | None,
+    item: GrantedTask, sight: Sight, connections: Mapping[str, Mapping[str, Any]], registry_url: str | None
 ) -> GrantSpec:
     attempt, task = item.attempt, item.task
-    run_parameters, pipeline = run
     return GrantSpec(
         attempt_id=attempt.id,
         token=attempt.token,
         run_id=attempt.run_id,
         tenant_id=item.tenant_id,
-        task=task.name,
+        task=sight.place.own.name,
         number=attempt.number,
         operator=task.operator,
-        parameters=resolve_parameters(task, upstream, run_parameters),
-        run_parameters=run_parameters,
-        upstream_outputs=upstream,
+        parameters=sight.parameters_of_task(),
+        run_parameters=sight.parameters,
+        upstream_outputs=sight.upstream,
         connections=connections,
         resources=attempt.resources,
         devices=attempt.devices,
@@ -128,7 +118,9 @@ def _spec(
         on_worker_loss=task.on_worker_loss,
         generation=item.generation,
         registry_url=registry_url,
-        pipeline=pipeline,
+        pipeline=sight.pipeline,
+        progress_timeout=task.progress_timeout,
+        outputs_schema=task.outputs_schema,
     )
 
 
@@ -141,28 +133,31 @@ def _connections(task: PlannedTask, connections: Mapping[str, Mapping[str, Any]]
     return {name: connections[name] for name in task.connections}
 
 
-def _ancestors(plan: Plan, task: PlannedTask) -> list[str]:
-    """Return the names of all tasks upstream of this one, in the plan's order."""
-    upstream = {planned.name: planned.upstream for planned in plan.tasks}
-    found: set[str] = set()
-    open_names = list(task.upstream)
-    while open_names:
-        name = open_names.pop()
-        if name not in found:
-            found.add(name)
-            open_names.extend(upstream[name])
-    return [planned.name for planned in plan.tasks if planned.name in found]
+def _largest(spec: GrantSpec) -> str:
+    """Say which part of a grant that is too large takes the most."""
+    parts = {f"the parameter {name!r}": value for name, value in spec.parameters.items()}
+    parts |= {f"the outputs of task {name!r}": value for name, value in spec.upstream_outputs.items()}
+    sizes = {name: len(json.dumps(value)) for name, value in parts.items()}
+    name, size = max(sizes.items(), key=lambda part: part[1], default=("nothing", 0))
+    return f"The largest part is {name} with {size} bytes; save it with context.artifacts and pass its URI."
 
 
-def _read_outputs(connection: Connection, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    if not wanted:
-        return {}
-    document = storable_json([{"run_id": run_id, "name": name} for run_id, name in sorted(wanted)])
-    rows = connection.exec_driver_sql(_OUTPUTS, (document,)).all()
-    return {(row[0], row[1]): row[2] for row in rows}
-
-
-def _read_runs(connection: Connection, run_ids: set[str]) -> dict[str, tuple[Mapping[str, Any], str]]:
-    """Return each run's parameters and the name of its pipeline."""
-    rows = connection.exec_driver_sql(_RUNS, (sorted(run_ids),)).all()
-    return {row[0]: (row[1], row[2]) for row in rows}
+def _without_removed(
+    connection: Connection, specs: Mapping[str, GrantSpec | OrchestratorError]
+) -> dict[str, GrantSpec | OrchestratorError]:
+    """Return the specifications, with an error for those whose parameters name an artifact that was removed."""
+    named = {
+        (spec.tenant_id, uri)
+        for spec in specs.values()
+        if isinstance(spec, GrantSpec)
+        for uri in all_texts(spec.parameters)
+        if is_artifact(uri)
+    }
+    fates = artifact_fates(connection, named)
+    found = dict(specs)
+    for attempt_id, spec in specs.items():
+        if fates and isinstance(spec, GrantSpec):
+            uris = filter(is_artifact, all_texts(spec.parameters))
+            if fate := next(filter(None, (fates.get((spec.tenant_id, uri)) for uri in uris)), None):
+                found[attempt_id] = ArtifactMissing(fate)
+    return found

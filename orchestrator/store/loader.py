@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, RowMapping, text
 
 from orchestrator.events import Command, EndedRun, RunSubmitted
 from orchestrator.kernel import Snapshot
+from orchestrator.kernel.held_runs import HeldBack
 from orchestrator.logs import get_logger
-from orchestrator.records import (
-    AttemptRecord,
-    Capacity,
-    EndedAttempt,
-    GpuDevice,
-    HostRecord,
-    Plan,
-    PlannedTask,
-    Reservation,
-    Resources,
-    RunRecord,
-    TaskRunRecord,
-    WorkerRecord,
-)
-from orchestrator.states import AttemptState, RunState, TaskState, WorkerState
+from orchestrator.records import EndedAttempt, Plan, PlannedTask, TaskRunRecord
+from orchestrator.states import AttemptState
+from orchestrator.store.beside_rows import KeptOutputs, learned_of, with_learned
 from orchestrator.store.plans import PlanCache
+from orchestrator.store.row_records import (
+    attempt_record,
+    host_record,
+    reservation_record,
+    run_record,
+    task_run_record,
+    worker_record,
+)
 
 log = get_logger(__name__)
 
@@ -35,17 +32,38 @@ MOST_TASKS = 2000
 again took 8.4 s (2 cores, idle), one statement of it 2.2 s: above it lies the limit for a statement, and a leader who
 fails there would fail each time anew."""
 
-_RUN_COLUMNS = "id, tenant_id, version_id, state, reason, generation, priority, seq"
+NOTHING_HELD = HeldBack()
+MOST_CHILDREN = 200
+"""Queued runs that are tasks of others, taken at once: they need no place, but are seldom left for this."""
+
+# No more than the whole deadline is left of a run's, though the clock may have gone back an hour since (I14).
+_RUN_COLUMNS = (
+    "id, tenant_id, version_id, state, reason, generation, priority, seq, pipeline_id, parameters, "
+    "parent_task_run_id, depth, (SELECT name FROM pipelines p WHERE p.id = pipeline_id) AS pipeline, "
+    "CAST(EXTRACT(EPOCH FROM LEAST(deadline_at - clock_timestamp(), deadline_at - started_at)) AS float8) "
+    "AS deadline_left"
+)
 
 _ACTIVE_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE state IN ('running', 'paused', 'cancelling') ORDER BY seq"  # noqa: S608
 )
 # What is taken together makes one transaction. The first is taken however large it is.
+_MAY_START = (
+    "state = 'queued' AND (id = ANY(CAST(:wanted AS uuid[])) "
+    "OR pipeline_id NOT IN (SELECT id FROM pipelines WHERE paused) "
+    "AND (id = ANY(CAST(:not_held AS uuid[])) OR (id <> ALL(CAST(:held AS uuid[])) "
+    "AND pipeline_id <> ALL(CAST(:held_pipelines AS uuid[])))))"
+)
+# Runs that are tasks of others need no place; all but those of paused pipelines, and those that are to be stopped, are
+# taken.
 _QUEUED_RUNS = text(
-    f"SELECT {_RUN_COLUMNS} FROM (SELECT next.*, sum(size) OVER (ORDER BY priority DESC, seq) - size AS before "  # noqa: S608
-    "FROM (SELECT *, (SELECT count(*) FROM task_runs t WHERE t.run_id = runs.id) AS size FROM runs "
-    "WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT :limit) next) sized "
-    "WHERE before < :most_tasks ORDER BY priority DESC, seq"
+    f"SELECT {_RUN_COLUMNS} FROM (SELECT next.*, sum(size) OVER (ORDER BY (depth = 0), priority DESC, seq) - size "  # noqa: S608
+    "AS before FROM (SELECT one.*, (SELECT count(*) FROM task_runs t WHERE t.run_id = one.id) AS size FROM ("
+    f"(SELECT * FROM runs WHERE {_MAY_START} AND parent_run_id IS NOT NULL "
+    "ORDER BY priority DESC, seq LIMIT :children) "
+    "UNION ALL "
+    f"(SELECT * FROM runs WHERE {_MAY_START} AND parent_run_id IS NULL ORDER BY priority DESC, seq LIMIT :limit)"
+    ") one) next) sized WHERE before < :most_tasks ORDER BY (depth = 0), priority DESC, seq"
 )
 _OPEN_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
@@ -56,16 +74,24 @@ _ENDED_RUNS = text(
     "AND state IN ('success', 'failed', 'cancelled') ORDER BY seq"
 )
 # `since` columns are how long ago, `left` columns how long until, in seconds on the database's own clock.
+# A retry's delay began when its last try ended, in the same transaction. No more than that whole delay is left of it,
+# though the clock may have gone back an hour since (I14).
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
-    "CAST(EXTRACT(EPOCH FROM LEAST(retry_at - clock_timestamp(), retry_at - "
-    "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts))) "
-    "AS float8) AS retry_left "
-    "FROM task_runs WHERE run_id = ANY(CAST(:ids AS uuid[])) ORDER BY run_id, position"
+    "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, "
+    "CAST(EXTRACT(EPOCH FROM CASE WHEN state = 'retry_wait' THEN LEAST(retry_at - clock_timestamp(), retry_at - "
+    "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts)) "
+    "WHEN state NOT IN ('success', 'failed', 'upstream_failed', 'skipped', 'cancelled') "
+    "THEN retry_at - clock_timestamp() END) AS float8) AS retry_left, "
+    "CAST(EXTRACT(EPOCH FROM deadline_at - clock_timestamp()) AS float8) AS deadline_left, "
+    "CASE WHEN state IN ('ready', 'queued') THEN CAST(EXTRACT(EPOCH FROM clock_timestamp() - ready_at) AS float8) END "
+    "AS ready_since "
+    "FROM task_runs WHERE run_id = ANY(CAST(:ids AS uuid[])) "
+    "ORDER BY run_id, parent_id NULLS FIRST, map_index, position"
 )
 _LIVE_ATTEMPTS = text(
     "SELECT id, run_id, task_run_id, number, state, token, nonce, queue, direct, seq, host_id, worker_id, cpu, memory, "
-    "gpus, gpu_memory, devices, cancel, keeper_id, "
+    "gpus, gpu_memory, devices, cancel, cancel_grace, keeper_id, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - orphaned_at) AS float8) AS orphaned_since, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - hinted_at) AS float8) AS hinted_since, "
     "CAST(EXTRACT(EPOCH FROM clock_timestamp() - granted_at) AS float8) AS granted_since, "
@@ -75,6 +101,7 @@ _LIVE_ATTEMPTS = text(
 _RESERVATIONS = text(
     "SELECT attempt_id, host_id, worker_id, cpu, memory, gpus, gpu_memory, devices, zombie FROM reservations"
 )
+_CIRCUITS = text("SELECT service FROM circuits WHERE state <> 'closed' ORDER BY service")
 _HOSTS = text(
     "SELECT id, boot_id, cpu, memory, gpus FROM hosts h WHERE id IN (SELECT host_id FROM reservations) OR EXISTS "
     "(SELECT FROM workers w WHERE w.host_id = h.id AND (w.state NOT IN ('lost', 'drained') "
@@ -118,31 +145,54 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
     runs = [row for row in rows if row["id"] not in unreadable]
     ids = [row["id"] for row in runs]
     attempts = connection.execute(_LIVE_ATTEMPTS).mappings().all()
+    plans_of = {row["id"]: found.readable[row["version_id"]] for row in runs}
+    learned = learned_of(connection, ((row["pipeline_id"], plans_of[row["id"]]) for row in runs))
+    kept = KeptOutputs(connection, plans_of, {row["id"] for row in runs if row["parent_task_run_id"] is not None})
     return Snapshot(
-        runs=tuple(_run(row) for row in runs),
-        plans={row["id"]: found.readable[row["version_id"]] for row in runs},
-        task_runs=tuple(_task_run(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()),
-        attempts=tuple(_attempt(row, now) for row in attempts if row["run_id"] not in unreadable),
+        runs=tuple(run_record(row, now, learned.get(row["pipeline_id"], {})) for row in runs),
+        plans=plans_of,
+        task_runs=tuple(
+            kept.added_to(task_run_record(row, now)) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()
+        ),
+        attempts=tuple(attempt_record(row, now) for row in attempts if row["run_id"] not in unreadable),
         unreadable=unreadable,
         left_alone=frozenset(row["id"] for row in attempts if row["run_id"] in unreadable),
-        reservations=tuple(_reservation(row) for row in connection.execute(_RESERVATIONS).mappings()),
-        hosts=tuple(_host(row) for row in connection.execute(_HOSTS).mappings()),
-        workers=tuple(_worker(row, now) for row in connection.execute(_WORKERS).mappings()),
+        reservations=tuple(reservation_record(row) for row in connection.execute(_RESERVATIONS).mappings()),
+        circuits=tuple(row.service for row in connection.execute(_CIRCUITS)),
+        hosts=tuple(host_record(row) for row in connection.execute(_HOSTS).mappings()),
+        workers=tuple(worker_record(row, now) for row in connection.execute(_WORKERS).mappings()),
     )
 
 
 def load_queued_runs(
-    connection: Connection, plans: PlanCache, now: float, *, limit: int, most_tasks: int = MOST_TASKS
+    connection: Connection,
+    plans: PlanCache,
+    now: float,
+    *,
+    limit: int,
+    most_tasks: int = MOST_TASKS,
+    held_back: HeldBack = NOTHING_HELD,
 ) -> list[RunSubmitted]:
     """Read the runs that are next in line: by priority, then in the order of their creation.
 
-    As many as come to ``most_tasks`` tasks, and the first in any case.
+    Before them those that are tasks of other runs, for they need no place. None of a paused pipeline, save for those
+    that are to be stopped with the task they are. As many as come to ``most_tasks`` tasks, and the first in any case.
 
     One whose plan can't be read comes with the names of its tasks and a sentence (``RunSubmitted.unreadable``).
+
+    :param limit: how many places there are.
+    :param held_back: runs that may not start yet for a reason that the rules know.
     """
-    if limit <= 0:
-        return []
-    rows = connection.execute(_QUEUED_RUNS, {"limit": limit, "most_tasks": most_tasks}).mappings().all()
+    values = {
+        "limit": max(0, limit),
+        "children": MOST_CHILDREN,
+        "most_tasks": most_tasks,
+        "held": list(held_back.runs),
+        "held_pipelines": list(held_back.pipelines),
+        "not_held": list(held_back.but),
+        "wanted": list(held_back.wanted),
+    }
+    rows = connection.execute(_QUEUED_RUNS, values).mappings().all()
     return _submitted(connection, plans, rows, now, hold=False)
 
 
@@ -228,125 +278,28 @@ def _submitted(
     if not rows:
         return []
     found = plans.get(connection, {row["version_id"] for row in rows})
+    readable = {row["id"]: found.readable[row["version_id"]] for row in rows if row["version_id"] in found.readable}
+    learned = learned_of(
+        connection, ((row["pipeline_id"], readable[row["id"]]) for row in rows if row["id"] in readable)
+    )
+    kept = KeptOutputs(connection, readable, {row["id"] for row in rows if row["parent_task_run_id"] is not None})
     tasks: dict[str, list[TaskRunRecord]] = {row["id"]: [] for row in rows}
     for row in connection.execute(_TASK_RUNS, {"ids": list(tasks)}).mappings():
-        tasks[row["run_id"]].append(_task_run(row, now))
+        tasks[row["run_id"]].append(kept.added_to(task_run_record(row, now)))
     submitted = []
     for row in rows:
         records, why = tuple(tasks[row["id"]]), found.unreadable.get(row["version_id"], "")
-        plan = _names_only(records) if why else found.readable[row["version_id"]]
-        submitted.append(RunSubmitted(_run(row), records, plan, hold=hold, unreadable=why))
+        if why:
+            # Each stands by itself then: nobody knows what belongs to what.
+            records = tuple(replace(record, parent_id=None, map_index=None) for record in records)
+        plan = _names_only(records) if why else readable[row["id"]]
+        taught = learned.get(row["pipeline_id"], {})
+        if taught:
+            records = with_learned(records, plan, taught)
+        submitted.append(RunSubmitted(run_record(row, now, taught), records, plan, hold=hold, unreadable=why))
     return submitted
 
 
 def _names_only(tasks: Iterable[TaskRunRecord]) -> Plan:
     """Return what stands in for a plan that can't be read: enough to end each of the run's tasks."""
     return Plan(tuple(PlannedTask(task.name, "") for task in tasks))
-
-
-def _run(row: RowMapping) -> RunRecord:
-    return RunRecord(
-        id=row["id"],
-        tenant_id=row["tenant_id"],
-        state=RunState(row["state"]),
-        reason=row["reason"],
-        generation=row["generation"],
-        priority=row["priority"],
-        order=row["seq"],
-    )
-
-
-def _task_run(row: RowMapping, now: float) -> TaskRunRecord:
-    return TaskRunRecord(
-        id=row["id"],
-        run_id=row["run_id"],
-        name=row["name"],
-        state=TaskState(row["state"]),
-        reason=row["reason"],
-        message=row["message"],
-        generation=row["generation"],
-        attempts=row["attempts"],
-        failures=row["failures"],
-        losses=row["losses"],
-        attempt_id=row["attempt_id"],
-        retry_at=_later(now, row["retry_left"]),
-        local_to=row["local_to"],
-    )
-
-
-def _attempt(row: RowMapping, now: float) -> AttemptRecord:
-    return AttemptRecord(
-        id=row["id"],
-        run_id=row["run_id"],
-        task_run_id=row["task_run_id"],
-        number=row["number"],
-        queue=row["queue"],
-        resources=_resources(row),
-        host_id=row["host_id"],
-        worker_id=row["worker_id"],
-        token=row["token"],
-        state=AttemptState(row["state"]),
-        devices=tuple(row["devices"]),
-        seq=row["seq"],
-        nonce=row["nonce"],
-        direct=row["direct"],
-        hinted_at=_earlier(now, row["hinted_since"]) or now,
-        granted_at=_earlier(now, row["granted_since"]),
-        deadline=_later(now, row["deadline_left"]),
-        cancel=row["cancel"],
-        keeper_id=row["keeper_id"],
-        orphaned_at=_earlier(now, row["orphaned_since"]),
-    )
-
-
-def _reservation(row: RowMapping) -> Reservation:
-    return Reservation(
-        attempt_id=row["attempt_id"],
-        host_id=row["host_id"],
-        worker_id=row["worker_id"],
-        resources=_resources(row),
-        devices=tuple(row["devices"]),
-        zombie=row["zombie"],
-    )
-
-
-def _host(row: RowMapping) -> HostRecord:
-    gpus = tuple(_gpu(device) for device in row["gpus"])
-    return HostRecord(row["id"], row["boot_id"], Capacity(row["cpu"], row["memory"], gpus))
-
-
-def _gpu(device: Mapping[str, Any]) -> GpuDevice:
-    return GpuDevice(device["uuid"], device.get("model", ""), int(device.get("memory", 0)), device.get("busy_with", ""))
-
-
-def _worker(row: RowMapping, now: float) -> WorkerRecord:
-    return WorkerRecord(
-        id=row["id"],
-        host_id=row["host_id"],
-        boot_id=row["boot_id"],
-        state=WorkerState(row["state"]),
-        queues=frozenset(row["queues"]),
-        slots=row["slots"],
-        labels=row["labels"],
-        store_scope=row["store_scope"],
-        seen_at=_earlier(now, row["ended_since"]) or now,
-        seq=row["heartbeat_seq"],
-        hostname=row["hostname"],
-        name=row["name"],
-        version=row["version"],
-        draining=row["draining"],
-        drain_until=_later(now, row["drain_left"]),
-    )
-
-
-def _resources(row: RowMapping) -> Resources:
-    return Resources(cpu=row["cpu"], memory=row["memory"], gpus=row["gpus"], gpu_memory=row["gpu_memory"])
-
-
-def _later(now: float, left: float | None) -> float | None:
-    return None if left is None else now + left
-
-
-def _earlier(now: float, since: float | None) -> float | None:
-    """Return when it was; a database clock that went back must not put it into the future."""
-    return None if since is None else now - max(0.0, since)

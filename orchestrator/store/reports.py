@@ -90,6 +90,13 @@ def has_left_runs_alone(connection: Connection, within: float) -> bool:
     return bool(connection.execute(text(query), {"within": within}).scalar_one())
 
 
+def read_circuits(connection: Connection) -> list[Row]:
+    """Return the external services that were in trouble, as their tasks saw them."""
+    return _rows(
+        connection, "SELECT service, state, failures, reason, open_until, changed_at FROM circuits ORDER BY service"
+    )
+
+
 def server_version(connection: Connection) -> str:
     """Return PostgreSQL's version."""
     return str(connection.execute(text("SHOW server_version")).scalar_one())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, select
+from sqlalchemy import Connection, Select, and_, func, or_, select, text
 
 from orchestrator.errors import NotFound
+from orchestrator.states import RUN_TERMINAL, RunState
 from orchestrator.store.pages import Page, Row, Window, read_page
 from orchestrator.store.tables import attempts as a
 from orchestrator.store.tables import events as e
@@ -20,7 +21,15 @@ from orchestrator.store.tables import task_runs as t
 from orchestrator.store.tables import workers as w
 
 RUN_ORDERS = {"created_at": (r.c.seq,), "state": (r.c.state, r.c.seq), "pipeline_name": (p.c.name, r.c.seq)}
-TASK_ORDERS = {"position": (t.c.position, t.c.id), "name": (t.c.name, t.c.id), "state": (t.c.state, t.c.id)}
+# A container's indices come before the positions inside of each; keyset pages compare no nulls.
+_INDEX = func.coalesce(t.c.map_index, -1)
+TASK_ORDERS = {
+    "position": (_INDEX, t.c.position, t.c.id),
+    "name": (t.c.name, t.c.id),
+    "state": (t.c.state, _INDEX, t.c.id),
+}
+WAIT_ORDERS = {"id": (t.c.id,)}
+_UNFINISHED = ", ".join(f"'{state.value}'" for state in RunState if state not in RUN_TERMINAL)
 ATTEMPT_ORDERS = {"number": (a.c.number, a.c.id)}
 EVENT_ORDERS = {"id": (e.c.id,)}
 
@@ -86,8 +95,9 @@ def run_state(connection: Connection, tenant_id: str, run_id: str) -> str:
 
 
 def all_tasks(connection: Connection, tenant_id: str, run_id: str) -> list[Row]:
-    """Return every task run of the run with its latest attempt, in the plan's order."""
-    query = _tasks(tenant_id, run_id).order_by(t.c.position)
+    """Return every task run of the run with its latest attempt, in the plan's order; without those inside containers,
+    of which there may be thousands."""
+    query = _tasks(tenant_id, run_id).where(t.c.parent_id.is_(None)).order_by(t.c.position)
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
@@ -99,14 +109,70 @@ def list_tasks(
     *,
     states: Sequence[str] | None = None,
     operator: str | None = None,
+    parent: str | None = None,
 ) -> Page:
-    """Return one page of the run's task runs, each with its latest attempt."""
+    """Return one page of the run's task runs, each with its latest attempt.
+
+    :param parent: the container whose task runs are wanted, by its name in the run; ``None``: the run's own tasks.
+    :raises NotFound: the run has no such container.
+    """
     query = _tasks(tenant_id, run_id)
+    if parent is None:
+        query = query.where(t.c.parent_id.is_(None))
+    else:
+        query = query.where(t.c.parent_id == get_task(connection, tenant_id, run_id, parent)["id"])
     if states is not None:
         query = query.where(t.c.state.in_(states))
     if operator is not None:
         query = query.where(t.c.operator == operator)
     return read_page(connection, query, window)
+
+
+def count_inside(connection: Connection, tenant_id: str, run_id: str) -> dict[str, dict[str, int]]:
+    """Return, by the id of each container, how many task runs inside of it are in which state."""
+    query = (
+        select(t.c.parent_id, t.c.state, func.count().label("number"))
+        .where(t.c.tenant_id == tenant_id, t.c.run_id == run_id, t.c.parent_id.is_not(None), t.c.reason != "superseded")
+        .group_by(t.c.parent_id, t.c.state)
+    )
+    found: dict[str, dict[str, int]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.parent_id, {})[row.state] = row.number
+    return found
+
+
+def list_waits(connection: Connection, tenant_id: str, window: Window, *, kind: str | None = None) -> Page:
+    """Return one page of the tenant's task runs that wait for a person or an outside event, with their tokens.
+
+    :param kind: ``approval`` or ``event``; ``None``: both.
+    """
+    query = (
+        select(
+            t.c.id,
+            t.c.run_id,
+            p.c.name.label("pipeline_name"),
+            t.c.name.label("task"),
+            t.c.reason,
+            t.c.message,
+            t.c.wait_token,
+            t.c.retry_at.label("times_out_at"),
+        )
+        .join(r, and_(r.c.tenant_id == t.c.tenant_id, r.c.id == t.c.run_id))
+        .join(p, and_(p.c.tenant_id == r.c.tenant_id, p.c.id == r.c.pipeline_id))
+        # In words of the index of unfinished runs: there are few of those, and no index of waiting task runs.
+        .where(r.c.tenant_id == tenant_id, text(f"runs.state IN ({_UNFINISHED})"))
+        .where(t.c.tenant_id == tenant_id, t.c.state == "waiting")
+        .where(t.c.reason.in_(("approval", "event") if kind is None else (kind,)))
+    )
+    return read_page(connection, query, window)
+
+
+def children_of(connection: Connection, tenant_id: str, run_id: str, window: Window) -> Page:
+    """Return one page of the runs that are tasks of this one, and of those that are reruns of it."""
+    # A rerun is a run of the same pipeline, by which it is found quickly.
+    pipeline = select(r.c.pipeline_id).where(r.c.id == run_id).scalar_subquery()
+    is_rerun = and_(r.c.pipeline_id == pipeline, r.c.rerun_of == run_id)
+    return read_page(connection, _runs(tenant_id).where(or_(r.c.parent_run_id == run_id, is_rerun)), window)
 
 
 def get_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> Row:
@@ -118,6 +184,21 @@ def get_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> 
     if row is None:
         raise NotFound(f"There is no run {run_id!r} with a task {task!r}.")
     return dict(row)
+
+
+def tasks_named(connection: Connection, tenant_id: str, run_id: str, names: Sequence[str]) -> list[Row]:
+    """Return those task runs of a run that have one of these names."""
+    query = _tasks(tenant_id, run_id).where(t.c.name.in_(names))
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def named_task_runs(connection: Connection, tenant_id: str, ids: Iterable[str]) -> dict[str, Row]:
+    """Return, by its id, the run and the name of each of these task runs that is still there."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    query = select(t.c.id, t.c.run_id, t.c.name.label("task")).where(t.c.tenant_id == tenant_id, t.c.id.in_(wanted))
+    return {row["id"]: {"run_id": row["run_id"], "task": row["task"]} for row in connection.execute(query).mappings()}
 
 
 def list_attempts(connection: Connection, tenant_id: str, run_id: str, task: str, window: Window) -> Page:
@@ -191,6 +272,11 @@ def _runs(tenant_id: str) -> Select[Any]:
             r.c.trigger,
             r.c.priority,
             r.c.generation,
+            r.c.parent_run_id,
+            r.c.parent_task_run_id,
+            r.c.depth,
+            r.c.rerun_of,
+            r.c.deadline_at,
             r.c.created_at,
             r.c.started_at,
             r.c.ended_at,
@@ -216,6 +302,15 @@ def _tasks(tenant_id: str, run_id: str) -> Select[Any]:
             t.c.failures,
             t.c.losses,
             t.c.generation,
+            t.c.parent_id,
+            t.c.map_index,
+            t.c.map_key,
+            t.c.item,
+            t.c.child_run_id,
+            t.c.wait_token,
+            t.c.cached_from,
+            t.c.cache_detail,
+            t.c.deadline_at,
             t.c.retry_at,
             t.c.ready_at,
             t.c.queued_at,
@@ -258,6 +353,8 @@ def _attempts(tenant_id: str) -> Select[Any]:
             a.c.gpus,
             a.c.devices,
             a.c.exit_code,
+            a.c.exception,
+            a.c.setup_seconds,
             a.c.peak_memory,
             a.c.cpu_seconds,
             a.c.wall_seconds,

@@ -1,9 +1,9 @@
-"""What the API writes about runs: new runs in their first state, and commands that the leader applies."""
+"""What is written about runs before the leader takes them: new runs in their first state, once for each key."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,11 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from orchestrator.errors import Conflict, InvalidDefinition, NotFound, Problem
-from orchestrator.states import RERUN_OF_FAILED, RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
-from orchestrator.store.command_queries import shown_columns, with_state
-from orchestrator.store.pages import Row
-from orchestrator.store.tables import commands, events, idempotency_keys, runs, task_runs, workers
+from orchestrator.errors import Conflict
+from orchestrator.states import RUN_TERMINAL, Entity, RunState, TaskState
+from orchestrator.store.tables import commands, events, idempotency_keys, runs, task_runs
 
 KEYS_LIVE = timedelta(days=7)
 """How long a repeated request is known by its Idempotency-Key."""
@@ -43,6 +41,10 @@ class NewRun:
     actor: str
     priority: int = 0
     trigger: str = "api"
+    parent_run_id: str | None = None
+    parent_task_run_id: str | None = None
+    depth: int = 0
+    rerun_of: str | None = None
 
 
 def insert_run(connection: Connection, run: NewRun) -> None:
@@ -58,6 +60,10 @@ def insert_run(connection: Connection, run: NewRun) -> None:
             triggered_by=run.triggered_by,
             trigger=run.trigger,
             priority=run.priority,
+            parent_run_id=run.parent_run_id,
+            parent_task_run_id=run.parent_task_run_id,
+            depth=run.depth,
+            rerun_of=run.rerun_of,
         )
     )
     connection.execute(
@@ -143,132 +149,3 @@ def _forget_old_keys(connection: Connection, tenant_id: str, key: str) -> None:
     # What another request is taking away is left to it; what is over the limit, to the next one.
     some = select(k.tenant_id, k.key).where(old).order_by(k.created_at).limit(100).with_for_update(skip_locked=True)
     connection.execute(delete(idempotency_keys).where(tuple_(k.tenant_id, k.key).in_(some)))
-
-
-def request_cancel(
-    connection: Connection, tenant_id: str, run_id: str, actor: str, *, task: str | None = None, reason: str = ""
-) -> Row:
-    """Ask the leader to cancel the run, or one task of it; asking twice is no error.
-
-    :raises NotFound: no such run or task of this tenant.
-    :raises Conflict: it has ended already.
-    """
-    state = connection.execute(select(runs.c.state).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id)).scalar()
-    if state is None:
-        raise NotFound(f"There is no run {run_id!r}.")
-    if RunState(state) in RUN_TERMINAL:
-        raise Conflict(f"Run {run_id} has ended as {state}; there is nothing left to cancel.")
-    if task is not None:
-        _require_open_task(connection, tenant_id, run_id, task)
-    return _insert_command(
-        connection, tenant_id, "cancel", actor, run_id=run_id, task=task, payload={"reason": reason} if reason else {}
-    )
-
-
-def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: str, chosen: str | Sequence[str]) -> Row:
-    """Ask the leader to start a run again that is over; it will do so once for each time that the run has ended.
-
-    :param chosen: ``failed``, ``all``, or the names of tasks; everything downstream of them is run again too.
-    :raises NotFound: no such run of this tenant.
-    :raises Conflict: it has not ended, or none of its tasks has failed.
-    :raises InvalidDefinition: it has no task of a name.
-    """
-    run = connection.execute(
-        select(runs.c.state, runs.c.generation).where(runs.c.tenant_id == tenant_id, runs.c.id == run_id)
-    ).first()
-    if run is None:
-        raise NotFound(f"There is no run {run_id!r}.")
-    if RunState(run.state) not in RUN_TERMINAL:
-        raise Conflict(f"Run {run_id} is {run.state}; cancel it or wait for its end before it is run again.")
-    states = {
-        row.name: TaskState(row.state)
-        for row in connection.execute(
-            select(task_runs.c.name, task_runs.c.state).where(
-                task_runs.c.tenant_id == tenant_id, task_runs.c.run_id == run_id
-            )
-        )
-    }
-    if chosen == "failed" and not RERUN_OF_FAILED.intersection(states.values()):
-        raise Conflict(f"No task of run {run_id} has failed; name tasks to run again, or run all of them with `all`.")
-    if not isinstance(chosen, str) and (problems := _unknown_tasks(run_id, chosen, states)):
-        raise InvalidDefinition(problems)
-    wanted = chosen if isinstance(chosen, str) else list(chosen)
-    return _insert_command(
-        connection, tenant_id, "rerun", actor, run_id=run_id, payload={"from": wanted, "generation": run.generation}
-    )
-
-
-def _unknown_tasks(run_id: str, chosen: Sequence[str], known: Container[str]) -> list[Problem]:
-    return [
-        Problem(f"/from/{at}", f"Run {run_id} has no task {name!r}.")
-        for at, name in enumerate(chosen)
-        if name not in known
-    ]
-
-
-def request_drain(
-    connection: Connection,
-    tenant_id: str,
-    worker_id: str,
-    actor: str,
-    *,
-    drain: bool,
-    deadline_seconds: float | None = None,
-) -> Row:
-    """Ask the leader to give the worker no more attempts, or to give it some again.
-
-    :param deadline_seconds: after which the worker preempts what it still runs; ``None``: by its own setting.
-    :raises NotFound: no such worker.
-    :raises Conflict: it has ended.
-    """
-    worker = connection.execute(select(workers.c.state, workers.c.ended_at).where(workers.c.id == worker_id)).first()
-    if worker is None:
-        raise NotFound(f"There is no worker {worker_id!r}.")
-    if worker.ended_at is not None or worker.state in {"lost", "drained"}:
-        raise Conflict(f"Worker {worker_id} has ended ({worker.state}); a new start of it gets a new id.")
-    payload = {"deadline_seconds": deadline_seconds} if deadline_seconds is not None else {}
-    kind = "drain" if drain else "undrain"
-    return _insert_command(connection, tenant_id, kind, actor, worker_id=worker_id, payload=payload)
-
-
-def _require_open_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> None:
-    state = connection.execute(
-        select(task_runs.c.state).where(
-            task_runs.c.tenant_id == tenant_id, task_runs.c.run_id == run_id, task_runs.c.name == task
-        )
-    ).scalar()
-    if state is None:
-        raise NotFound(f"Run {run_id} has no task {task!r}.")
-    if TaskState(state) in TASK_TERMINAL:
-        raise Conflict(f"Task {task!r} of run {run_id} has ended as {state}; there is nothing left to cancel.")
-
-
-def _insert_command(
-    connection: Connection,
-    tenant_id: str,
-    kind: str,
-    actor: str,
-    *,
-    run_id: str | None = None,
-    task: str | None = None,
-    worker_id: str | None = None,
-    payload: Mapping[str, Any] | None = None,
-) -> Row:
-    row = (
-        connection.execute(
-            insert(commands)
-            .values(
-                tenant_id=tenant_id,
-                kind=kind,
-                actor=actor,
-                run_id=run_id,
-                task=task,
-                worker_id=worker_id,
-                payload=dict(payload or {}),
-            )
-            .returning(*shown_columns())
-        )
-        .mappings()
-        .one()
-    )
-    return with_state(dict(row))

@@ -230,6 +230,7 @@ attempts = Table(
     Column("gpu_memory", BigInteger, nullable=False, server_default="0"),
     Column("devices", ARRAY(Text), nullable=False, server_default="{}"),
     Column("cancel", Boolean, nullable=False, server_default="false"),
+    Column("cancel_grace", Float),
     _text("keeper_id"),
     _at("orphaned_at"),
     Column("exit_code", Integer),
@@ -323,6 +324,7 @@ commands = Table(
     _at("applied_at"),
     Column("result", Text),
     Index("ix_commands_open", "id", postgresql_where=text("applied_at IS NULL")),
+    Index("ix_commands_event_token", text("(payload ->> 'token')"), postgresql_where=text("kind = 'event'")),
 )
 """Append-only requests of the API, applied by the leader in its own transactions."""
 

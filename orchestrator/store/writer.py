@@ -5,7 +5,6 @@ The caller has locked the lease row at its epoch (``store.lease.lock_epoch``) in
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +15,18 @@ from orchestrator.effects import RowEffect
 from orchestrator.errors import StaleMemory
 from orchestrator.records import Heartbeat, Reservation
 from orchestrator.states import Entity
-from orchestrator.store.columns import COLUMNS, DELAYS, NEW_ATTEMPT, insert_attempts_statement, update_statement
+from orchestrator.store.columns import (
+    COLUMNS,
+    DELAYS,
+    NEW_ATTEMPT,
+    NEW_TASK,
+    NEW_TASK_DEFAULTS,
+    insert_attempts_statement,
+    insert_tasks_statement,
+    update_statement,
+)
 from orchestrator.store.fold import NetChanges, RowChange, fold, state_on_joining
+from orchestrator.store.leavings import write_artifacts, write_cached, write_circuits, write_learned, write_models
 from orchestrator.store.text_safety import storable_json
 
 _EVENTS = """
@@ -73,18 +82,6 @@ WHERE t.id = v.id AND (t.state <> v.state OR t.draining OR t.drain_until IS NOT 
 """
 """An incarnation that was given up and speaks again: its row exists, the leader's memory has lost it and its drain."""
 
-_MODELS = """
-INSERT INTO models (id, tenant_id, name, version, stage, description, tags, metrics, lineage, digest, uri, run_id,
-                    task)
-SELECT v.id, k.tenant_id, v.name, v.version, COALESCE(NULLIF(v.stage, ''), 'none'), COALESCE(v.description, ''),
-       COALESCE(v.tags, '[]'), COALESCE(v.metrics, '{}'), COALESCE(v.lineage, '{}'), v.digest, v.uri, k.run_id, k.name
-FROM jsonb_to_recordset(%s::jsonb) AS v(n int, id uuid, task_run_id uuid, name text, version text, stage text,
-     description text, tags jsonb, metrics jsonb, lineage jsonb, digest text, uri text)
-JOIN task_runs k ON k.id = v.task_run_id
-ORDER BY v.n
-ON CONFLICT (tenant_id, name, version) DO NOTHING
-"""
-
 _COMMANDS = """
 UPDATE commands AS t SET applied_at = clock_timestamp(), result = v.result
 FROM jsonb_to_recordset(%s::jsonb) AS v(id bigint, result text)
@@ -109,14 +106,13 @@ def write(connection: Connection, effects: Iterable[RowEffect], epoch: int) -> N
     _write_workers(connection, net)
     # Ended attempts first: a task run may hold only one live attempt at any moment (I2, a unique index).
     _update(connection, Entity.ATTEMPT, net.updates[Entity.ATTEMPT].values())
+    _insert_tasks(connection, list(net.new_tasks.values()))
     _insert_attempts(connection, list(net.new_attempts.values()))
     _update(connection, Entity.TASK_RUN, net.updates[Entity.TASK_RUN].values())
     _update(connection, Entity.RUN, net.updates[Entity.RUN].values())
     _update(connection, Entity.WORKER, net.updates[Entity.WORKER].values())
     _write_reservations(connection, net)
-    if net.models:
-        rows = [{**model, "id": str(uuid.uuid4()), "n": n} for n, model in enumerate(net.models)]
-        connection.exec_driver_sql(_MODELS, (storable_json(rows),))
+    _write_leavings(connection, net)
     if net.events:
         rows = [{**row, "n": n} for n, row in enumerate(net.events)]
         connection.exec_driver_sql(_EVENTS, (epoch, storable_json(rows)))
@@ -157,6 +153,26 @@ def _insert_attempts(connection: Connection, rows: Sequence[Mapping[str, Any]]) 
     connection.exec_driver_sql(
         insert_attempts_statement(names), (storable_json([_document(row) for row in documents]),)
     )
+
+
+def _insert_tasks(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    names = frozenset[str]().union(*rows)
+    if unknown := names - NEW_TASK.keys():
+        raise ValueError(f"A task run has no column {', '.join(sorted(unknown))}.")
+    documents = [_document({name: row.get(name, NEW_TASK_DEFAULTS.get(name)) for name in names}) for row in rows]
+    written = connection.exec_driver_sql(insert_tasks_statement(names), (storable_json(documents),)).rowcount
+    if written != len(rows):
+        raise StaleMemory(f"{len(rows) - written} of {len(rows)} task runs that were to be made are there already.")
+
+
+def _write_leavings(connection: Connection, net: NetChanges) -> None:
+    write_models(connection, net.models)
+    write_artifacts(connection, net.artifacts)
+    write_cached(connection, net.published)
+    write_learned(connection, net.learned.values())
+    write_circuits(connection, net.circuits.values())
 
 
 def _document(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class GrantSpec:
     parameters: Mapping[str, Any]
     """Resolved: inputs are filled in."""
     run_parameters: Mapping[str, Any] = field(default_factory=dict)
-    upstream_outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    upstream_outputs: Mapping[str, Any] = field(default_factory=dict)
+    """By task: an object, or a list of them where the task is a container."""
     connections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     resources: Resources = field(default_factory=Resources)
     devices: tuple[str, ...] = ()
@@ -69,6 +70,11 @@ class GrantSpec:
     """Of the task run; what an attempt of another one saved is not this one's to go on from."""
     registry_url: str | None = None
     pipeline: str = ""
+    progress_timeout: float | None = None
+    """Seconds it may neither write a log line nor report progress nor save a checkpoint. Workers of earlier releases
+    know it no more than the next one: there neither holds."""
+    outputs_schema: Mapping[str, Any] | None = None
+    """JSON Schema of the task, which its outputs have to keep besides the operator's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,8 @@ def outcome_from_json(fields: Fields) -> Outcome:
         retry_after=fields.number_or_none("retry_after"),
         infrastructure=fields.flag("infrastructure", False),
         exit_code=fields.integer_or_none("exit_code"),
+        exception=fields.text("exception", ""),
+        again=fields.flag("again", False),
         outputs=fields.mapping("outputs"),
         records=fields.mappings("records"),
         usage=Usage(
@@ -156,6 +164,7 @@ def outcome_from_json(fields: Fields) -> Outcome:
             cpu_seconds=usage.number("cpu_seconds", 0.0),
             wall_seconds=usage.number("wall_seconds", 0.0),
             gpu_memory=usage.integer("gpu_memory", 0),
+            setup_seconds=usage.number("setup_seconds", 0.0),
         ),
         local_to=fields.text_or_none("local_to"),
     )
@@ -213,6 +222,8 @@ def grant_body(spec: GrantSpec) -> bytes:
         "generation": spec.generation,
         "registry_url": spec.registry_url,
         "pipeline": spec.pipeline,
+        "progress_timeout": spec.progress_timeout,
+        "outputs_schema": spec.outputs_schema,
     }
     return encode(values, MAX_GRANT_BYTES, f"grant of task {spec.task!r}")
 
@@ -247,6 +258,8 @@ def grant_from_body(body: bytes) -> GrantSpec:
         generation=fields.integer("generation", 1),
         registry_url=fields.text_or_none("registry_url"),
         pipeline=fields.text("pipeline", ""),
+        progress_timeout=fields.number_or_none("progress_timeout"),
+        outputs_schema=fields.mapping_or_none("outputs_schema"),
     )
 
 

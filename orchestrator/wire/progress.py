@@ -23,6 +23,8 @@ class Progress:
     memory: int = 0
     """Bytes in use now."""
     cpu_seconds: float = 0.0
+    phase: str = ""
+    """``setup`` until its operator runs, then ``running``; empty before its process has started."""
 
 
 def publish_progress(client: Client, keys: Keys, attempts: Mapping[str, Progress]) -> None:
@@ -52,6 +54,7 @@ def read_progress(client: Client, keys: Keys, attempt_ids: Sequence[str]) -> dic
                 fields.text("message", ""),
                 fields.integer("memory", 0),
                 fields.number("cpu_seconds", 0.0),
+                fields.text("phase", ""),
             )
         except UnreadableMessage:
             continue

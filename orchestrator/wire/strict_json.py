@@ -117,6 +117,9 @@ class Fields:
             raise self._wrong(name, "an object")
         return value
 
+    def mapping_or_none(self, name: str) -> dict[str, Any] | None:
+        return None if self._values.get(name) is None else self.mapping(name)
+
     def mappings(self, name: str) -> tuple[dict[str, Any], ...]:
         value = self._values.get(name, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):

@@ -54,20 +54,29 @@ class ChaosClient(Client):
         self._memory = memory
 
     def start_run(
-        self, pipeline: str, parameters: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+        self,
+        pipeline: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        version: int | None = None,
+        priority: int | None = None,
     ) -> dict[str, Any]:
         """Start a run, repeated with one key until it is answered."""
         key = idempotency_key or uuid.uuid4().hex
         self._memory.asked.append(key)
-        run = super().start_run(pipeline, parameters, idempotency_key=key)
+        run = super().start_run(pipeline, parameters, idempotency_key=key, version=version, priority=priority)
         self._memory.accepted.append(Accepted(str(run["id"]), key, time.monotonic()))
         return run
 
-    def cancel(self, run_id: str) -> dict[str, Any]:
+    def cancel(
+        self, run_id: str, *, mode: str = "graceful", grace_seconds: float | None = None, reason: str = ""
+    ) -> dict[str, Any]:
         """Ask for a run to be cancelled."""
-        run = super().cancel(run_id)
+        run = super().cancel(run_id, mode=mode, grace_seconds=grace_seconds, reason=reason)
+        grace = self._memory.grace if grace_seconds is None else grace_seconds
         is_repeat = run.get("command_id") is None
-        self._memory.cancels.append(CancelAsked(run_id, time.monotonic(), self._memory.grace, is_repeat))
+        self._memory.cancels.append(CancelAsked(run_id, time.monotonic(), grace, is_repeat))
         return run
 
     def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from orchestrator.artifacts import (
     ArtifactStore,
     LocalArtifacts,
     ObjectArtifacts,
+    RecordedArtifacts,
     is_artifact,
     key_of,
     open_artifacts,
@@ -31,10 +34,13 @@ BAD_KEYS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "recorded"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    local = LocalArtifacts(tmp_path / "artifacts", scope="local:host")
     if request.param == "local":
-        return LocalArtifacts(tmp_path / "artifacts", scope="local:host")
+        return local
+    if request.param == "recorded":
+        return RecordedArtifacts(local, [], "t")
     options = request.getfixturevalue("s3_server")
     return ObjectArtifacts.s3(request.getfixturevalue("bucket"), "some/prefix", options)
 
@@ -126,6 +132,40 @@ def test_delete_takes_an_object_or_a_folder_and_nothing_beside_it(store: Artifac
     store.delete("nothing/at/all")
 
 
+def test_a_uri_names_one_object_to_delete_and_no_folder(store: ArtifactStore) -> None:
+    for key in ("a/b", "a/c/d"):
+        store.put_bytes(key, b"x")
+    for uri in ("artifact://a", "artifact://a/c", "artifact://a/none", "artifact://a/b/none"):
+        store.delete(uri)
+    assert list(store.list()) == ["a/b", "a/c/d"]
+    store.delete("artifact://a/b")
+    store.delete("artifact://a/b")
+    assert list(store.list()) == ["a/c/d"]
+
+
+def test_size_and_age_of_an_object_are_known_without_reading_it(store: ArtifactStore) -> None:
+    began = time.time()
+    stored = store.stat(store.put_bytes("t/a", b"12345").uri)
+    assert stored.bytes == 5
+    # An object store tells whole seconds.
+    assert began - 2 <= stored.modified <= time.time() + 2
+    for key in ("t", "t/none", "t/a/none"):
+        with pytest.raises(NotFound):
+            store.stat(uri_of(key))
+
+
+def test_what_a_task_leaves_is_noted_once_and_what_it_takes_back_is_not(tmp_path: Path) -> None:
+    records: list[Mapping[str, Any]] = [{"kind": "model", "uri": "artifact://t/a"}]
+    store = RecordedArtifacts(LocalArtifacts(tmp_path, scope="shared"), records, "t")
+    store.put_bytes("t/a", b"first")
+    kept = store.put_bytes("t/a", b"second")
+    store.put_bytes("checkpoints/t/run/task/1.000001", b"x")
+    store.put_bytes("tt/a", b"x")
+    store.delete(store.put_bytes("t/b", b"x").uri)
+    expected = {"kind": "artifact", "uri": kept.uri, "digest": kept.fingerprint, "size": 6}
+    assert records == [{"kind": "model", "uri": "artifact://t/a"}, expected]
+
+
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_is_none_is_refused_everywhere(store: ArtifactStore, tmp_path: Path, key: str) -> None:
     source = tmp_path / "source"
@@ -136,6 +176,8 @@ def test_a_key_that_is_none_is_refused_everywhere(store: ArtifactStore, tmp_path
         lambda: store.get_bytes(f"artifact://{key}", 1),
         lambda: store.local_path(f"artifact://{key}", tmp_path / "into"),
         lambda: store.exists(f"artifact://{key}"),
+        lambda: store.stat(f"artifact://{key}"),
+        lambda: store.delete(f"artifact://{key}"),
     ]
     if key.strip("/"):
         trimmed_is_none = key.strip("/") == key

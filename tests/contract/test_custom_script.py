@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_is_gone_when_the_task_is_done(tmp_path: Path) -> None:
     context = make_context(tmp_path)
     with pytest.raises(OperatorFailure):
         run_script(context, save + "75", script_type="bash")
-    assert list(context.artifacts.list("checkpoints")) == ["checkpoints/tenant/run/task/1"]
+    assert list(context.artifacts.list("checkpoints")) == ["checkpoints/tenant/run/task/1.000001"]
     second = make_context(tmp_path)
     run_script(second, save + "0", script_type="bash")
     assert list(second.artifacts.list("checkpoints")) == []
@@ -320,10 +320,10 @@ def test_a_rerun_does_not_go_on_from_what_the_former_generation_left(tmp_path: P
 def test_an_ill_file_server_is_no_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context(tmp_path)
 
-    def fail(uri: str) -> bool:
+    def fail(prefix: str) -> Iterator[str]:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(context.artifacts, "exists", fail)
+    monkeypatch.setattr(context.artifacts, "list", fail)
     with pytest.raises(OperatorFailure, match="Stale file handle") as caught:
         run_script(context, "exit 0", script_type="bash")
     assert (caught.value.reason, caught.value.retryable) == ("store_unavailable", True)

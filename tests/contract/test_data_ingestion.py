@@ -146,7 +146,7 @@ def test_nested_values_do_not_fit_into_csv_and_the_message_says_what_does(contex
         ({"source_path": "x.csv", "output_path": "../y.csv"}, "forbidden_path"),
         ({"source_path": "x.csv", "output_path": "/etc/y.csv"}, "forbidden_path"),
         ({"source_path": "x.csv", "max_bytes": 5}, "too_large"),
-        ({"source_path": "artifact://tenant/nothing.csv"}, "not_found"),
+        ({"source_path": "artifact://tenant/nothing.csv"}, "artifact_missing"),
         ({"source_path": "artifact://another/secret.csv"}, "forbidden_path"),
         ({"source": "nobody"}, "unknown_connection"),
         ({"source_path": "x.csv", "destination": "nobody"}, "unknown_connection"),

@@ -350,7 +350,7 @@ def test_a_table_without_rows_has_no_errors(context: TaskContext, tmp_path: Path
         ({"input_path": "nothing.csv"}, "not_found"),
         ({"input_path": "no-suffix"}, "bad_parameters"),
         ({"input_path": "../x.csv"}, "forbidden_path"),
-        ({"input_path": "artifact://tenant/nothing", "format": "csv"}, "not_found"),
+        ({"input_path": "artifact://tenant/nothing", "format": "csv"}, "artifact_missing"),
         ({"input_path": "artifact://another/dataset", "format": "csv"}, "forbidden_path"),
         ({"input_path": "broken.parquet"}, "bad_data"),
         (

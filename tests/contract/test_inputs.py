@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.artifacts import ObjectArtifacts
-from orchestrator.inputs import describe_output, fingerprint, local_file
-from orchestrator.operator import OperatorFailure
+from orchestrator.inputs import describe_output, fingerprint, local_file, outputs_of_kind
+from orchestrator.operator import OperatorFailure, TaskContext
 from orchestrator.testing import make_context
 
 
@@ -93,3 +95,70 @@ def test_only_listed_buckets_are_opened_with_the_sites_keys(s3_options: dict[str
     with pytest.raises(OperatorFailure, match="S3_BUCKETS") as caught:
         local_file(narrow, "s3://bucket/models/m.bin")
     assert caught.value.reason == "forbidden_path"
+
+
+def missing(context: TaskContext, uri: str) -> str:
+    with pytest.raises(OperatorFailure) as caught:
+        local_file(context, uri)
+    assert (caught.value.reason, caught.value.retryable) == ("artifact_missing", False)
+    return caught.value.message
+
+
+def test_an_artifact_that_is_gone_is_told_with_the_task_that_had_left_it(tmp_path: Path) -> None:
+    named = f"artifact://tenant/sha256/{'0' * 64}"
+    outputs = {
+        "score": {"deep": [{"weights": named}]},
+        "train": [None, {"model": {"uri": "artifact://tenant/r/x/1/m"}}],
+    }
+    context = make_context(tmp_path, upstream_outputs=outputs)
+    assert "task 'score' of this run" in missing(context, named)
+    assert "task 'train[1]' of this run" in missing(context, "artifact://tenant/r/x/1/m")
+    assert "task 'prepare' of run r2" in missing(context, "artifact://tenant/r2/prepare/1/files/a.csv")
+    assert "no task upstream" in missing(context, "artifact://tenant/nothing")
+
+
+def test_the_outputs_of_a_mapped_task_are_found_index_by_index(tmp_path: Path) -> None:
+    first, second, third = (
+        {"uri": f"artifact://tenant/r/{task}/1/m"} for task in ("train@0", "folds@2.train", "other")
+    )
+    outputs = {
+        "train": [{"model": first}, None, {"rows": 3}],
+        "folds": [None, None, {"train": {"model": second}, "split": {"rows": 1}}],
+        "other": {"model": third},
+    }
+    context = make_context(tmp_path, upstream_outputs=outputs)
+    found = dict(outputs_of_kind(context, "model"))
+    assert found == {"train[0]": first, "folds[2].train": second, "other": third}
+    assert describe_output(context, "model", second["uri"]) == {"task": "folds[2].train", **second}
+
+
+def test_what_is_saved_is_named_by_its_content_and_saved_once(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    saved = context.save_artifact(b"weights", kind="model", name="best", retention_days=2)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    uri = f"artifact://tenant/sha256/{digest}"
+    assert saved == {"uri": uri, "digest": f"sha256:{digest}", "size": 7}
+    (tmp_path / "work" / "again").write_bytes(b"weights")
+    assert context.save_artifact(tmp_path / "work" / "again") == saved
+    assert (tmp_path / "work" / "again").exists()
+    assert list(context.artifacts.list()) == [f"tenant/sha256/{digest}"]
+    told = {"content": "model", "name": "best", "retention_seconds": 172_800.0}
+    assert context.records == [{"kind": "artifact", **saved, **told}]
+    assert local_file(context, uri).read_bytes() == b"weights"
+    assert [path.name for path in context.workdir.iterdir()] == ["again"]
+
+
+def test_old_content_is_written_again_so_that_the_rule_that_removes_old_objects_leaves_it(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    uri = context.save_artifact(b"weights")["uri"]
+    stored = tmp_path / "artifacts" / uri.removeprefix("artifact://")
+    week_ago = time.time() - 7 * 86_400
+    os.utime(stored, (week_ago, week_ago))
+    context.save_artifact(b"weights")
+    assert context.artifacts.stat(uri).modified > week_ago + 86_400
+
+
+def test_what_a_mapped_task_leaves_lies_under_a_key_of_its_own(tmp_path: Path) -> None:
+    context = make_context(tmp_path, task="folds[2].train", attempt_id="a")
+    assert context.artifact_key("model.bin") == "tenant/run/folds@2.train/a/model.bin"
+    assert context.artifacts.put_bytes(context.artifact_key("model.bin"), b"x").bytes == 1

@@ -140,7 +140,7 @@ def test_a_model_from_outside_gets_its_digest_from_its_content(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("uri", "reason"),
-    [("artifact://tenant/run/train/1/gone", "not_found"),
+    [("artifact://tenant/run/train/1/gone", "artifact_missing"),
      ("artifact://other/run/train/1/model.skops", "forbidden_path"),
      ("absent.onnx", "not_found")],
 )  # fmt: skip
@@ -154,7 +154,7 @@ def test_a_model_that_is_not_there_is_not_registered(uri: str, reason: str, tmp_
 def test_a_model_whose_artifact_was_deleted_is_not_registered(tmp_path: Path) -> None:
     context, parameters = make_trained(tmp_path)
     context.artifacts.delete("tenant/run/train")
-    with pytest.raises(OperatorFailure, match="train it again"):
+    with pytest.raises(OperatorFailure, match="run that task again"):
         register(context, parameters)
 
 

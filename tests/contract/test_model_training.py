@@ -241,7 +241,7 @@ def test_a_table_without_target_names_its_columns(tmp_path: Path) -> None:
     ("path", "reason"),
     [("absent.csv", "not_found"), ("../secret.csv", "forbidden_path"),
      ("artifact://other/run/t/1/x.csv", "forbidden_path"),
-     ("artifact://tenant/run/t/1/x.csv", "not_found"), ("empty.csv", "bad_data"), ("noise.parquet", "bad_data"),
+     ("artifact://tenant/run/t/1/x.csv", "artifact_missing"), ("empty.csv", "bad_data"), ("noise.parquet", "bad_data"),
      ("unknown", "bad_parameters")],
 )  # fmt: skip
 def test_a_path_that_leads_nowhere_has_its_reason(path: str, reason: str, tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ SEED_TASKS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("custom_script", {"script_type": "python", "script_content": "# Data transformation logic"}),
     ("custom_script", {"script_content": "# Model validation logic"}),
+    ("wait_for", {"file": "incoming/day.csv", "interval_seconds": 5}),
+    ("wait_for", {"http": {"url": "https://example.org/jobs/7", "path": "state", "equals": "done"}}),
+    ("best_of", {"results": [{"loss": 0.5}, None], "metric": "loss", "mode": "min"}),
 ]  # fmt: skip
 HEAVY = (
     "polars", "pyarrow", "pandas", "numpy", "scipy", "sklearn", "skops", "joblib", "torch", "pandera", "obstore",
@@ -85,8 +88,8 @@ def closed_objects(schema: Mapping[str, Any], where: str = "") -> Iterator[tuple
 
 
 def test_all_operators_of_the_product_are_found() -> None:
-    wanted = {"data_ingestion", "data_validation", "model_training", "model_registration", "custom_script"}
-    assert wanted <= set(OPERATORS)
+    seed = {"data_ingestion", "data_validation", "model_training", "model_registration", "custom_script"}
+    assert seed | {"wait_for", "best_of"} <= set(OPERATORS)
 
 
 def test_an_operator_says_its_name_and_a_sentence(operator: type[Operator]) -> None:
@@ -134,7 +137,7 @@ def test_class_methods_never_raise_whatever_the_parameters(operator: type[Operat
 
 
 @pytest.mark.parametrize("name, parameters", SEED_TASKS)
-def test_the_parameters_of_the_seed_are_accepted(name: str, parameters: dict[str, Any]) -> None:
+def test_the_parameters_of_the_seed_and_of_the_examples_are_accepted(name: str, parameters: dict[str, Any]) -> None:
     assert check_parameters(OPERATORS[name], parameters) == []
 
 
@@ -143,6 +146,7 @@ DRY_RUNS: dict[str, dict[str, Any]] = {
     "data_validation": {"input_path": "x.csv", "validation_rules": [{"rule": "not_null", "column": "a"}]},
     "model_training": {"training_data_path": "x.csv", "target_column": "label"},
     "custom_script": {"script_type": "bash", "script_content": "touch made"},
+    "wait_for": {"file": "not-there.csv", "timeout_seconds": 1},
 }
 
 

@@ -75,7 +75,7 @@ def use(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProces
 def test_an_installed_operator_is_planned_and_run_like_one_of_ours(tmp_path: Path) -> None:
     done = use(tmp_path, installed(tmp_path, "acme_operators:CountRows"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["read", "6", "2"]
+    assert done.stdout.split() == ["read", "8", "2"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from orchestrator.store.tables import pipeline_versions, pipelines, runs, task_r
 
 if TYPE_CHECKING:
     from tests.integration.api_site import ApiSite
+    from tests.integration.dag_site import DagSite
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +104,13 @@ def api(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[ApiSite]:
     site = open_site(database_url, redis_url, tmp_path)
     yield site
     site.services.close()
+
+
+@pytest.fixture
+def dag(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[DagSite]:
+    """A site for pipelines given as JSON: a leader and workers are started by the test."""
+    from tests.integration.dag_site import open_site
+
+    site = open_site(database_url, redis_url, tmp_path)
+    yield site
+    site.close()

@@ -61,6 +61,8 @@ class FakeWorker:
     stopped: list[str] = field(default_factory=list)
     ran_by: dict[str, str] = field(default_factory=dict)
     """The incarnation that ran it, of each attempt it has adopted."""
+    obeys: bool = True
+    """Whether it stops what it is to stop."""
     desired: DesiredState | None = None
     """What the leader wanted last."""
     reported_at: dict[str, float] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class FakeWorker:
         self.desired = state
         self.dead += [attempt_id for attempt_id, _ in state.confirm if attempt_id not in self.dead]
         for attempt_id, _ in state.cancel:
-            if attempt_id in self.running and attempt_id not in self.stopped:
+            if self.obeys and attempt_id in self.running and attempt_id not in self.stopped:
                 self.stopped.append(attempt_id)
                 self.finish(attempt_id, Outcome(AttemptState.CANCELLED))
 

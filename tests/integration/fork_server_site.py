@@ -22,7 +22,7 @@ from workers.spool import Spool
 
 OPERATORS = '''
 import os, signal, subprocess, sys, time
-from orchestrator.operator import Operator, OperatorFailure, SkipTask
+from orchestrator.operator import NotYet, Operator, OperatorFailure, SkipTask
 
 ANY = {"type": "object"}
 
@@ -32,6 +32,11 @@ class Probe(Operator):
     summary = "Does what the test asks."
     parameters_schema = ANY
     outputs_schema = ANY
+
+    @classmethod
+    def problems(cls, parameters):
+        time.sleep(parameters.get("setup_seconds", 0))
+        return []
 
     def run(self, context, parameters):
         return getattr(self, parameters["do"])(context, parameters)
@@ -98,6 +103,49 @@ class Probe(Operator):
 
         context.artifacts.delete = refuse
         return {}
+
+    def wait(self, context, parameters):
+        context.state_set("looks", context.state_get("looks", 0) + 1)
+        if context.state_get("looks") < 3:
+            raise NotYet(12.5, "The file is not there yet.")
+        return {"looks": context.state_get("looks")}
+
+    def live(self, context, parameters):
+        """Give a sign of life of one kind now and then; of none, at last, if so told."""
+        for number in range(parameters.get("signs", 0)):
+            match parameters["by"]:
+                case "log":
+                    print("line", number, flush=True)
+                case "progress":
+                    context.progress(0.01 * number)
+                case "checkpoint":
+                    context.checkpoint_save(b"x")
+                case "state":
+                    context.state_set("n", number)
+            time.sleep(0.4)
+        time.sleep(parameters.get("silence", 0))
+        return {}
+
+    def work_in_folder(self, context, parameters):
+        """Go on from a folder, save it once, change it again, then end as told."""
+        file = context.checkpoint_folder() / "step"
+        found = file.read_text() if file.exists() else ""
+        if parameters["then"] == "tell":
+            return {"found": found}
+        file.write_text(found + "1")
+        context.checkpoint_save()
+        file.write_text(found + "12")
+        if parameters["then"] == "fail":
+            raise OperatorFailure("bad_data", "No rows.", retryable=True, exit_code=7)
+        print("ready", flush=True)
+        time.sleep(600)
+
+    def leave_artifacts(self, context, parameters):
+        context.artifacts.put_bytes(context.artifact_key("report.json"), b"{}")
+        saved = context.save_artifact(b"weights", name="best")
+        if parameters.get("fail"):
+            raise OperatorFailure("quality_gate", "It is too bad.")
+        return {"saved": saved}
 
     def outlast(self, context, parameters):
         """Save, succeed, and have the store answer nothing when it is to forget."""

@@ -78,7 +78,7 @@ def test_all_faults_of_a_definition_are_told_at_once(api: ApiSite) -> None:
 
 
 def test_too_many_tasks_are_refused(api: ApiSite) -> None:
-    tasks = [{"name": f"t{number}", "operator": "x"} for number in range(10_000)]
+    tasks = [{"name": f"t{number}", "operator": "x"} for number in range(10_001)]
     body = {"name": "x", "tasks": tasks}
     assert len(json.dumps(body)) < api.settings.max_body_bytes
     assert pointers(refused(api, body)) == {"/tasks"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ def test_health_says_which_part_is_missing(api: ApiSite) -> None:
     assert detailed.status_code == 200
     assert detailed.json is not None
     parts = detailed.json["components"]
-    assert set(parts) == {"database", "redis", "leader", "workers", "stream"}
+    assert set(parts) == {"database", "redis", "leader", "workers", "stream", "services"}
     assert detailed.json["status"] == "degraded"
     assert parts["database"]["status"] == parts["redis"]["status"] == "healthy"
     assert parts["leader"]["status"] == parts["workers"]["status"] == "degraded"
@@ -40,6 +42,31 @@ def test_health_is_healthy_with_a_leader_and_a_worker(api: ApiSite) -> None:
     detailed = api.call("GET", "/monitoring/health/detailed").json
     assert detailed is not None
     assert detailed["components"]["leader"]["epoch"] == 3
+
+
+def test_health_names_the_outside_services_that_are_left_alone(api: ApiSite) -> None:
+    path = "/monitoring/health/detailed"
+
+    def services() -> dict[str, Any]:
+        shown = api.call("GET", path).json
+        assert shown is not None
+        return dict(shown["components"]["services"])
+
+    assert services() == {"status": "healthy", "message": "", "circuits": []}
+    api.sql(
+        "INSERT INTO circuits (service, state, failures, reason, open_until) VALUES "
+        "('feature-store', 'open', 6, 'unreachable', now() + interval '1 min'), ('registry', 'closed', 0, '', NULL)"
+    )
+    found = services()
+    assert found["status"] == "degraded"
+    assert "feature-store" in found["message"]
+    assert [(each["service"], each["state"], each["failures"], each["reason"]) for each in found["circuits"]] == [
+        ("feature-store", "open", 6, "unreachable"),
+        ("registry", "closed", 0, ""),
+    ]
+    assert found["circuits"][0]["open_until"]
+    api.sql("UPDATE circuits SET state = 'closed'")
+    assert services()["status"] == "healthy"
 
 
 def test_metrics_are_read_from_the_rows(api: ApiSite) -> None:
@@ -169,3 +196,15 @@ def test_operators_are_listed_with_their_schemas(api: ApiSite) -> None:
     following = api.call("GET", f"/api/v1/operators?limit=1&cursor={page['next_cursor']}").json
     assert following is not None
     assert [page["items"][0]["name"], following["items"][0]["name"]] == names[:2]
+
+
+def test_whatever_takes_a_body_shows_one_as_an_example() -> None:
+    document = json.loads(openapi_text())
+    without = [
+        f"{method} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if "requestBody" in operation
+        and not {"example", "examples"} & operation["requestBody"]["content"]["application/json"].keys()
+    ]
+    assert not without

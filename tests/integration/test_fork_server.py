@@ -88,7 +88,7 @@ def test_the_environment_block_in_proc_holds_no_secret(site: ForkSite) -> None:
         ("crash", "exception", True),
         ("die", "signal", True),
         ("leave", "exit", True),
-        ("huge", "bad_outputs", False),
+        ("huge", "outputs_too_large", False),
         ("nan", "bad_outputs", False),
     ],
 )
@@ -111,7 +111,7 @@ def test_what_is_saved_lasts_until_the_task_has_succeeded_and_never_into_a_rerun
     assert run("fail", 2)[1] == "", "a rerun begins anew"
     second, found = run("fail", 1)
     assert found == first
-    assert (saved / "task-1" / "1").read_text() == second
+    assert (saved / "task-1" / "1.000001").read_text() == second
     assert run("succeed", 1)[1] == second
     assert not (saved / "task-1").exists(), "it would be left there for ever"
     for generation in (1, 2):
@@ -165,7 +165,7 @@ def test_a_result_for_which_the_disk_has_no_room_is_no_fault_of_the_task(site: F
     assert "disk" in outcome.message
     assert str(site.folder(attempt).path) in outcome.message
     assert "File too large" in site.log(attempt), "what the system said"
-    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1"
+    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1.000001"
     assert saved.read_bytes() == b"state", "it will run again, and go on from there"
 
 
@@ -174,7 +174,7 @@ def test_a_process_that_the_task_forked_and_that_returns_is_not_the_task(site: F
     site.wait_for_log(attempt, "alone again")
     assert not site.folder(attempt).result.exists()
     assert site.outcome(attempt).state is AttemptState.TIMED_OUT
-    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1"
+    saved = site.settings.data_dir / "artifacts" / "checkpoints" / "tenant-1" / "run-1" / "task-1" / "1.000001"
     assert saved.read_bytes() == b"state"
 
 

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from api.sse import Pace
 from tests.integration.api_site import ApiSite
+from tests.integration.waiting_site import WAITING, running, wait_for_event
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 25
@@ -33,15 +34,17 @@ def furnished(api: ApiSite, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     attempt_id = api.add_attempt(run["id"], "first", state="succeeded")
     api.services.artifacts.put_bytes(f"logs/{api.tenant_id}/{run['id']}/{attempt_id}/{0:015d}", b"line\n")
     api.sql("UPDATE runs SET state = 'success', ended_at = now()")
+    token = wait_for_event(api, running(api, WAITING), "any")
     api.sql(
         "INSERT INTO models (id, tenant_id, name, version, digest, uri) VALUES "
         "(gen_random_uuid(), :tenant, 'churn', '1', 'd', 'u')",
         tenant=api.tenant_id,
     )
-    return {"run_id": run["id"], "pipeline_id": made["id"], "task": "first", "name": "two-scripts", "worker_id": "w1"}
+    known = {"run_id": run["id"], "pipeline_id": made["id"], "task": "first", "name": "two-scripts", "worker_id": "w1"}
+    return {**known, "token": token}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["fitting", "misfitting"])
 def test_no_request_made_from_the_document_is_answered_with_a_fault(
     api: ApiSite, furnished: dict[str, str], mode: GenerationMode

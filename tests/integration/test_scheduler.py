@@ -25,9 +25,10 @@ from orchestrator.local.redis import EmbeddedRedis
 from orchestrator.local.servers import start_server
 from orchestrator.records import Outcome, Plan
 from orchestrator.states import AttemptState
+from orchestrator.store.command_requests import request_drain
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.migrate import upgrade
-from orchestrator.store.run_requests import request_drain, request_rerun
+from orchestrator.store.reruns import request_rerun
 from orchestrator.store.writer import write
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.messages import GrantSpec

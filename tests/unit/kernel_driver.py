@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from itertools import count
@@ -116,12 +117,21 @@ class Driver:
         self.beats[worker_id] = replace(last, seq=last.seq + 1, **fields)
         return self.feed(HeartbeatSeen(self.beats[worker_id]))
 
-    def run(self, *tasks: PlannedTask, run_id: str = "r1", priority: int = 0, hold: bool = False) -> list[Effect]:
-        """Submit a run and tick."""
+    def run(
+        self,
+        *tasks: PlannedTask,
+        run_id: str = "r1",
+        priority: int = 0,
+        hold: bool = False,
+        plan: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> list[Effect]:
+        """Submit a run and tick; ``plan`` are further fields of its plan, the others are its record's."""
         rows = tuple(TaskRunRecord(f"{run_id}.{t.name}", run_id, t.name) for t in tasks)
         order = len([e for e in self.history if isinstance(e, Transition) and e.after is RunState.RUNNING])
-        record = RunRecord(run_id, "tenant", RunState.QUEUED, priority=priority, order=order)
-        self.submitted[run_id] = RunSubmitted(record, rows, Plan(tuple(tasks)), hold)
+        fields = {"order": order, "pipeline_id": "p", "pipeline": "p", **fields}
+        record = RunRecord(run_id, "tenant", RunState.QUEUED, priority=priority, **fields)
+        self.submitted[run_id] = RunSubmitted(record, rows, Plan(tuple(tasks), **(plan or {})), hold)
         return self.feed(self.submitted[run_id], Tick())
 
     def tick(self, *, after: float = 0.0, claims_waiting: bool = False) -> list[Effect]:

@@ -19,7 +19,7 @@ PREEMPTED = Outcome(AttemptState.PREEMPTED)
 POISONED = Outcome(AttemptState.FAILED, "runner_died", infrastructure=True)
 
 OUTCOMES = (
-    Outcome(AttemptState.SUCCEEDED),
+    Outcome(AttemptState.SUCCEEDED, outputs={"items": [1, 2, 3], "ok": True}),
     Outcome(AttemptState.SUCCEEDED, "nothing_to_do", skipped=True),
     Outcome(AttemptState.FAILED, "bad_data", retryable=False),
     Outcome(AttemptState.FAILED, "exception"),
@@ -30,6 +30,8 @@ OUTCOMES = (
     Outcome(AttemptState.LOST, "runner_vanished"),
     Outcome(AttemptState.LOST, "fork_failed", infrastructure=True),
     Outcome(AttemptState.FAILED, "gpu_busy", infrastructure=True),
+    Outcome(AttemptState.SUCCEEDED, outputs={"items": [], "ok": False}),
+    Outcome(AttemptState.FAILED, "not_yet", retry_after=10.0, again=True),
 )
 
 

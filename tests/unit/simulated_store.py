@@ -1,6 +1,6 @@
 """A model of the rows: transactions with compare-and-set, a fence on the epoch, and a tail that a crash may lose.
 
-It is also the checker: every committed transaction is held against the invariants I1, I2, I3, I12, I13 and I14.
+Every committed transaction is held against the invariants (``simulated_judge``).
 """
 
 from __future__ import annotations
@@ -11,35 +11,27 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from orchestrator import effects as fx
-from orchestrator.events import Command, Event, OutcomeReceived
+from orchestrator.events import Event, OutcomeReceived
 from orchestrator.kernel import Snapshot
-from orchestrator.nonces import claim_of
 from orchestrator.records import (
     AttemptRecord,
     EndedAttempt,
     Heartbeat,
     HostRecord,
     Plan,
-    Reservation,
     RunRecord,
     TaskRunRecord,
     WorkerRecord,
 )
 from orchestrator.states import (
     ATTEMPT_TERMINAL,
-    RUN_TERMINAL,
-    TASK_TERMINAL,
     AttemptState,
     Entity,
     RunState,
     TaskState,
     WorkerState,
 )
-from tests.unit.rule_oracle import runs_when
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
+from tests.unit.simulated_judge import LIVE_RUNS, Judge, Undo, Violation
 
 
 class StaleRow(Exception):
@@ -51,54 +43,66 @@ class LostLease(Exception):
 
 
 R = TypeVar("R", TaskRunRecord, AttemptRecord, WorkerRecord)
-Undo = list[tuple[dict[str, Any], str, Any]]
 _ABSENT = object()
-LIVE_RUNS = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
-_COLUMN_TO_FIELD = {"deadline_at": "deadline"}
-_IGNORED = {"exit_code", "ended_at", "outputs", "started_at", "ready_at", "queued_at"}
+_COLUMN_TO_FIELD = {Entity.ATTEMPT: {"deadline_at": "deadline"}}
+_IGNORED = {"exit_code", "ended_at", "started_at", "ready_at", "queued_at", "cached_from", "cache_detail"}
 _SINCE = ("hinted_at", "granted_at", "orphaned_at")
-_UNTIL = ("deadline", "retry_at", "drain_until")
-TAKES_WORK = frozenset({WorkerState.ONLINE, WorkerState.SUSPECT})
+_UNTIL = ("deadline", "retry_at", "drain_until", "deadline_at")
 
 
-class ModelStore:
+class ModelStore(Judge):
     """Rows as frozen records in dicts, changed only by :meth:`commit`."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.runs: dict[str, RunRecord] = {}
-        self.plans: dict[str, Plan] = {}
-        self.task_runs: dict[str, TaskRunRecord] = {}
-        self.tasks_of: dict[str, list[str]] = {}
-        self.attempts: dict[str, AttemptRecord] = {}
-        self.reservations: dict[str, Reservation] = {}
-        self.hosts: dict[str, HostRecord] = {}
-        self.workers: dict[str, WorkerRecord] = {}
-        self.outcomes: dict[str, str] = {}
-        """Attempt → token of the report whose outcome was committed."""
-        self.grants: dict[str, tuple[str, str]] = {}
-        """Attempt → worker and nonce of the grant that was sent and that the rows have not lost."""
-        self.tail: list[Undo] = []
-        """Transactions that were committed asynchronously and would be lost in a crash of the database."""
-        self.checks_epoch = True
-        self.counts: dict[str, int] = {}
-        self.clock_ahead = 0.0
-        """Seconds by which this clock, which stamps the rows, runs ahead of the leaders' monotonic one."""
-        self.retry_due: dict[str, tuple[int, float]] = {}
-        """Task run → epoch in which it was put off, and until when on the monotonic clock."""
-        self.generation_of: dict[str, int] = {}
-        """Attempt → generation of its task run when it was made."""
 
     # Writing
 
     def insert_run(self, run: RunRecord, plan: Plan) -> None:
-        self.runs[run.id], self.plans[run.id] = run, plan
-        self.tasks_of[run.id] = []
-        for number, task in enumerate(plan.tasks):
-            row = TaskRunRecord(f"{run.id}/t{number}", run.id, task.name)
-            self.task_runs[row.id] = row
-            self.tasks_of[run.id].append(row.id)
+        self._insert_run(run, plan, [])
         self.tail.clear()
+
+    def _insert_run(self, run: RunRecord, plan: Plan, undo: Undo) -> None:
+        rows = [TaskRunRecord(f"{run.id}/t{number}", run.id, task.name) for number, task in enumerate(plan.tasks)]
+        self._set(self.runs, run.id, run, undo)
+        self._set(self.plans, run.id, plan, undo)
+        for row in rows:
+            self._set(self.task_runs, row.id, row, undo)
+        self._set(self.tasks_of, run.id, [row.id for row in rows], undo)
+
+    def child_of(self, effect: fx.StartChild) -> tuple[RunRecord, Plan] | None:
+        """Return the run that a task asks to be; ``None``: there is no such pipeline."""
+        plan = self.pipelines.get(effect.child.pipeline)
+        if plan is None:
+            return None
+        record = RunRecord(
+            effect.child_run_id,
+            effect.tenant_id,
+            RunState.QUEUED,
+            priority=effect.priority,
+            order=0,
+            parameters=effect.parameters,
+            pipeline=effect.child.pipeline,
+            parent_task_run_id=effect.task_run_id,
+            depth=effect.depth,
+        )
+        return record, plan
+
+    def _start_child(self, effect: fx.StartChild, undo: Undo) -> None:
+        if self.task_runs[effect.task_run_id].child_run_id != effect.child_run_id:
+            raise Violation(f"child: {effect.child_run_id} is made for a task that does not know of it")
+        if (child := self.child_of(effect)) is not None:
+            self._insert_run(*child, undo)
+
+    def _create_tasks(self, effect: fx.CreateTasks, undo: Undo) -> None:
+        names = {self.task_runs[id_].name for id_ in self.tasks_of[effect.run_id]}
+        new = [row.name for row in effect.tasks]
+        if not names.isdisjoint(new) or len(set(new)) < len(new):
+            raise Violation(f"expanded twice: {names & set(new) or new}")
+        if len(effect.operators) != len(new):
+            raise Violation("expanded: not every task run has its operator")
+        for row in effect.tasks:
+            if self.task_runs[row.parent_id or ""].state is not TaskState.RUNNING:
+                raise Violation(f"{row.name} is made inside of a container that does not run")
+            self._set(self.task_runs, row.id, row, undo)
+        self._set(self.tasks_of, effect.run_id, [*self.tasks_of[effect.run_id], *(r.id for r in effect.tasks)], undo)
 
     def commit(self, epoch: int, effects: list[fx.Effect], events: list[Event], now: float) -> None:
         """Write the row effects of one transaction, all or none, and check what they did."""
@@ -107,6 +111,8 @@ class ModelStore:
         undo: Undo = []
         try:
             for effect in effects:
+                if isinstance(effect, fx.Count):
+                    self.counts[effect.what] = self.counts.get(effect.what, 0) + 1
                 self._write(effect, undo, events, now)
         except StaleRow:
             self._roll_back(undo)
@@ -150,6 +156,10 @@ class ModelStore:
                 self._annotate(effect, undo, now)
             case fx.CreateAttempt():
                 self._create(effect.attempt, undo)
+            case fx.CreateTasks():
+                self._create_tasks(effect, undo)
+            case fx.StartChild():
+                self._start_child(effect, undo)
             case fx.Reserve():
                 self._set(self.reservations, effect.reservation.attempt_id, effect.reservation, undo)
             case fx.Release():
@@ -158,10 +168,6 @@ class ModelStore:
                 self._save_outcome(effect, undo, events)
             case fx.SaveWorker():
                 self._save_worker(effect.heartbeat, effect.joined, undo, now)
-            case fx.Count():
-                self.counts[effect.what] = self.counts.get(effect.what, 0) + 1
-            case _:
-                pass
 
     def _table(self, entity: Entity) -> dict[str, Any]:
         tables: dict[Entity, dict[str, Any]] = {
@@ -179,45 +185,24 @@ class ModelStore:
             raise StaleRow(f"{effect.entity} {effect.id} is not {effect.before}")
         if effect.token is not None and row.token != effect.token:
             raise StaleRow(f"attempt {effect.id} has another token")
-        if effect.entity is Entity.ATTEMPT and row.state in ATTEMPT_TERMINAL:
-            raise Violation(f"I1: attempt {effect.id} leaves {row.state}")
-        fields = _fields(effect.changes, now + self.clock_ahead)
+        fields = _fields(effect.entity, effect.changes, now + self.clock_ahead)
         if effect.entity is not Entity.ATTEMPT and effect.entity is not Entity.WORKER:
             fields["reason"] = effect.reason
-        changed = replace(row, state=effect.after, **fields)
-        if effect.entity is Entity.RUN or effect.entity is Entity.TASK_RUN:
-            _check_generation(effect, row, changed)
         if effect.entity is Entity.TASK_RUN:
-            self._check_charges(effect, row, changed, now)
-        if effect.after is AttemptState.RUNNING and effect.cause == "claim":
-            self._check_is_taken_by_a_worker_that_stays(changed)
+            fields["message"] = effect.message
+        changed = replace(row, state=effect.after, **fields)
+        self._check_transition(effect, row, changed, now)
         self._set(table, effect.id, changed, undo)
-
-    def _check_charges(self, effect: fx.Transition, row: TaskRunRecord, changed: TaskRunRecord, now: float) -> None:
-        if changed.losses > 3:
-            raise Violation(f"I12: task run {effect.id} was lost {changed.losses} times")
-        ended = self.attempts.get(row.attempt_id or "")
-        is_preempted = ended is not None and ended.state is AttemptState.PREEMPTED and effect.cause == "outcome"
-        if is_preempted and (changed.failures, changed.losses) != (row.failures, row.losses):
-            raise Violation(f"I12: task run {effect.id} is charged for having been preempted")
-        if changed.state is TaskState.RETRY_WAIT:
-            self.retry_due[effect.id] = (self.epoch, now + effect.changes["retry_at"][1])
-        elif row.state is TaskState.RETRY_WAIT and effect.cause == "timer":
-            epoch, due = self.retry_due[effect.id]
-            if epoch == self.epoch and now < due:
-                raise Violation(f"I14: {effect.id} is tried again {due - now:g} s too early")
-
-    def _check_is_taken_by_a_worker_that_stays(self, attempt: AttemptRecord) -> None:
-        worker = self.workers[attempt.worker_id]
-        if worker.state not in TAKES_WORK:
-            raise Violation(f"drain: {attempt.id} is granted to worker {worker.id}, which is {worker.state}")
 
     def _annotate(self, effect: fx.Annotate, undo: Undo, now: float) -> None:
         table = self._table(effect.entity)
         row = table.get(effect.id)
         if row is None or row.state is not effect.state:
             raise StaleRow(f"{effect.entity} {effect.id} is not {effect.state}")
-        self._set(table, effect.id, replace(row, **_fields(effect.changes, now + self.clock_ahead)), undo)
+        fields = _fields(effect.entity, effect.changes, now + self.clock_ahead)
+        if effect.entity is Entity.RUN:
+            fields.pop("message", None)
+        self._set(table, effect.id, replace(row, **fields), undo)
 
     def _create(self, attempt: AttemptRecord, undo: Undo) -> None:
         for other in self.attempts.values():
@@ -245,6 +230,9 @@ class ModelStore:
         if self.generation_of[effect.attempt_id] != self.task_runs[effect.task_run_id].generation:
             raise Violation(f"I2: an outcome of {effect.attempt_id} was committed to another generation")
         self._set(self.outcomes, effect.attempt_id, token, undo)
+        if effect.publish:
+            row = replace(self.task_runs[effect.task_run_id], outputs=effect.outcome.outputs)
+            self._set(self.task_runs, row.id, row, undo)
 
     def _save_worker(self, beat: Heartbeat, joined: bool, undo: Undo, now: float) -> None:
         self._set(self.hosts, beat.host_id, HostRecord(beat.host_id, beat.boot_id, beat.capacity), undo)
@@ -271,101 +259,6 @@ class ModelStore:
             ),
             undo,
         )
-
-    # Checking
-
-    def _check_rule(self, attempt: AttemptRecord) -> None:
-        plan = self.plans[attempt.run_id]
-        name = self.task_runs[attempt.task_run_id].name
-        task = next(task for task in plan.tasks if task.name == name)
-        by_name = {self.task_runs[i].name: self.task_runs[i].state for i in self.tasks_of[attempt.run_id]}
-        states = [by_name[up] if by_name[up] in TASK_TERMINAL else None for up in task.upstream]
-        if not runs_when(task.trigger_rule, states):
-            raise Violation(f"I3: {name} of {attempt.run_id} dispatched by {task.trigger_rule} on {states}")
-
-    def _check_reruns(self, effects: list[fx.Effect], events: list[Event]) -> None:
-        """Check that each generation was asked for by somebody who had seen the end of the one before."""
-        for effect in effects:
-            if isinstance(effect, fx.Transition) and effect.entity is Entity.RUN and effect.cause == "rerun":
-                commands = [event for event in events if isinstance(event, Command) and event.run_id == effect.id]
-                seen = {command.payload["generation"] for command in commands if command.kind == "rerun"}
-                if (ended := effect.changes["generation"] - 1) not in seen:
-                    raise Violation(f"I1: {effect.id} is run again as it was in {seen}, though it is in {ended}")
-
-    def _check_capacity(self) -> None:
-        sums: dict[str, list[int]] = {}
-        devices: set[tuple[str, str]] = set()
-        slots: dict[str, int] = {}
-        for held in self.reservations.values():
-            used = sums.setdefault(held.host_id, [0, 0])
-            used[0] += held.resources.cpu
-            used[1] += held.resources.memory
-            for device in held.devices:
-                if (held.host_id, device) in devices:
-                    raise Violation(f"I13: device {device} is held twice")
-                devices.add((held.host_id, device))
-            attempt = self.attempts.get(held.attempt_id)
-            if not held.zombie and not (attempt and attempt.keeper_id):
-                # What it has adopted is there, whether it had a slot for it or not.
-                slots[held.worker_id] = slots.get(held.worker_id, 0) + 1
-        for host_id, (cpu, memory) in sums.items():
-            capacity = self.hosts[host_id].capacity
-            if cpu > capacity.cpu or memory > capacity.memory:
-                raise Violation(f"I13: host {host_id} holds {cpu} of {capacity.cpu} cpu, {memory} bytes")
-        for worker_id, used_slots in slots.items():
-            if used_slots > self.workers[worker_id].slots:
-                raise Violation(f"I13: worker {worker_id} holds {used_slots} slots")
-
-    def note_grant(self, attempt: AttemptRecord, nonce: str) -> None:
-        """Check a grant that is about to be sent: one attempt is granted to one claim only (I2)."""
-        row = self.attempts[attempt.id]
-        owner = (attempt.worker_id, claim_of(nonce))
-        if row.state is not AttemptState.RUNNING or (row.worker_id, claim_of(row.nonce)) != owner:
-            raise Violation(f"I2: a grant of {attempt.id} is sent that the rows do not know")
-        if self.grants.setdefault(attempt.id, owner) != owner:
-            raise Violation(f"I2: {attempt.id} is granted to {self.grants[attempt.id]} and to {owner}")
-
-    def check_owners(self) -> None:
-        """Check I4 on the rows: whatever is not over has an owner, a dispatch, a timer, a reason or an open upstream;
-        and nothing lives in a run that is over."""
-        for attempt in self.attempts.values():
-            if attempt.state not in ATTEMPT_TERMINAL and self.runs[attempt.run_id].state not in LIVE_RUNS:
-                raise Violation(f"I10: attempt {attempt.id} lives in a run that is over")
-        for run in self.runs.values():
-            if run.state not in LIVE_RUNS:
-                continue
-            rows = [self.task_runs[i] for i in self.tasks_of[run.id]]
-            if all(row.state in TASK_TERMINAL for row in rows):
-                raise Violation(f"I4: run {run.id} is {run.state} though all its tasks are over")
-            for row in rows:
-                if not self._has_owner(row):
-                    raise Violation(f"I4: task {row.name} of {run.id} is {row.state} without an owner")
-
-    def _has_owner(self, row: TaskRunRecord) -> bool:
-        owner = self.attempts.get(row.attempt_id or "")
-        match row.state:
-            case TaskState.QUEUED:
-                return owner is not None and owner.state is AttemptState.DISPATCHED
-            case TaskState.RUNNING | TaskState.CANCELLING:
-                return owner is not None and owner.state is AttemptState.RUNNING
-            case TaskState.RETRY_WAIT:
-                return row.retry_at is not None
-            case TaskState.READY:
-                return bool(row.reason)
-            case _:
-                return True
-
-    def check_finished(self) -> None:
-        """Check that every run has ended and nothing is held any more (I4, I13)."""
-        for run in self.runs.values():
-            if run.state not in RUN_TERMINAL:
-                rows = [
-                    (self.task_runs[i].name, self.task_runs[i].state, self.task_runs[i].reason)
-                    for i in self.tasks_of[run.id]
-                ]
-                raise Violation(f"I4: run {run.id} hangs in {run.state}: {rows}")
-        if self.reservations:
-            raise Violation(f"I13: reservations leak: {self.reservations}")
 
     # Reading
 
@@ -407,18 +300,10 @@ class ModelStore:
         return [run for run in self.runs.values() if run.state is RunState.QUEUED]
 
 
-def _check_generation(effect: fx.Transition, row: Any, changed: Any) -> None:
-    """Only a rerun leads out of a terminal state, once for each generation; nothing else touches the generation."""
-    is_rerun = effect.cause == "rerun"
-    if changed.generation != row.generation + is_rerun:
-        raise Violation(f"I1: {effect.id} goes from generation {row.generation} to {changed.generation}")
-    if is_rerun != (row.state in RUN_TERMINAL or row.state in TASK_TERMINAL):
-        raise Violation(f"I1: {effect.id} leaves {row.state} because of {effect.cause}")
-
-
-def _fields(columns: Any, now: float) -> dict[str, Any]:
+def _fields(entity: Entity, columns: Any, now: float) -> dict[str, Any]:
     delay: Callable[[Any], Any] = lambda value: now + value[1] if _is_delay(value) else value  # noqa: E731
-    return {_COLUMN_TO_FIELD.get(name, name): delay(value) for name, value in columns.items() if name not in _IGNORED}
+    names = _COLUMN_TO_FIELD.get(entity, {})
+    return {names.get(name, name): delay(value) for name, value in columns.items() if name not in _IGNORED}
 
 
 def _is_delay(value: Any) -> bool:

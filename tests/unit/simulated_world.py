@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator import effects as fx
 from orchestrator.events import (
+    ChildRefused,
     Command,
     EndedRun,
     Event,
@@ -22,10 +23,12 @@ from orchestrator.events import (
 )
 from orchestrator.kernel import Kernel, KernelSettings, decide
 from orchestrator.kernel.hearing import Hearing
-from orchestrator.records import Heartbeat, Plan, RunRecord
-from orchestrator.states import RUN_TERMINAL, WORKER_ENDED, AttemptState, Entity, RunState, WorkerState
+from orchestrator.records import Heartbeat, Plan, RunRecord, TaskRunRecord
+from orchestrator.states import RUN_TERMINAL, WORKER_ENDED, AttemptState, Entity, RunState, TaskState, WorkerState
+from tests.unit.simulated_judge import Violation
+from tests.unit.simulated_plans import PIPELINES
 from tests.unit.simulated_site import LEASE, OUTCOMES, Reply, Site, Tree
-from tests.unit.simulated_store import LostLease, ModelStore, StaleRow, Violation
+from tests.unit.simulated_store import LostLease, ModelStore, StaleRow
 
 ADOPT_SECONDS = 40.0
 BEAT_LIVES = 60.0
@@ -51,6 +54,7 @@ class World(Site):
         super().__init__()
         self.breaker = breaker
         self.store = ModelStore()
+        self.store.pipelines.update(PIPELINES)
         self.commands: list[Command] = []
         self.late_commands: list[Command] = []
         """What the API has checked already and not written yet."""
@@ -141,7 +145,7 @@ class World(Site):
             yield from taken
         yield from self._commanded()
         for run in self.store.queued_runs():
-            if self.kernel.run_slots_free() > 0:
+            if self.kernel.run_slots_free() > 0 or run.parent_task_run_id is not None:
                 yield self._submission(run)
         if reconcile:
             yield ReconcileDue()
@@ -166,7 +170,7 @@ class World(Site):
                 continue
             if run.state is RunState.QUEUED:
                 held.append(self._submission(run, hold=True))
-            elif command.kind == "rerun" and run.state in RUN_TERMINAL:
+            elif command.kind in ("rerun", "mark") and run.state in RUN_TERMINAL:
                 rows = self._submission(run)
                 commands[at] = replace(command, ended=EndedRun(rows.run, rows.tasks, rows.plan))
         return [*held, *commands]
@@ -180,7 +184,7 @@ class World(Site):
         seen: list[Event] = []
         for event in events:
             seen.append(self._with_row(kernel, event))
-            effects += decide(kernel, seen[-1], self.now)
+            effects += self._decided(kernel, seen[-1])
         live = {row.id: row.host_id for row in self.store.workers.values() if row.state not in WORKER_ENDED}
         live |= {e.heartbeat.worker_id: e.heartbeat.host_id for e in effects if isinstance(e, fx.SaveWorker)}
         try:
@@ -261,6 +265,22 @@ class World(Site):
         super().deliver(reply)
         if worker and (started := set(worker.trees) - before - set(self.store.reservations) - self.lost_rows):
             raise Violation(f"I13: {started} starts at {worker.id}, and nothing is charged for it")
+
+    def _decided(self, kernel: Kernel, event: Event) -> Iterator[fx.Effect]:
+        """Yield what is decided; the run that a task asks to be is made, and submitted, at once."""
+        for effect in decide(kernel, event, self.now):
+            yield effect
+            if isinstance(effect, fx.StartChild) and (answer := self._answer(effect)) is not None:
+                yield from self._decided(kernel, answer)
+
+    def _answer(self, effect: fx.StartChild) -> Event | None:
+        """Return the run that was made, as submitted, or why none was."""
+        made = self.store.child_of(effect)
+        if made is None:
+            return ChildRefused(effect.task_run_id, "There is no such pipeline.")
+        record, plan = made
+        rows = (TaskRunRecord(f"{record.id}/t{n}", record.id, t.name) for n, t in enumerate(plan.tasks))
+        return RunSubmitted(record, tuple(rows), plan)
 
     def _with_row(self, kernel: Kernel, event: Event) -> Event:
         """Read the attempt's row beforehand where the kernel does not hold it, as the scheduler does."""
@@ -384,6 +404,7 @@ class World(Site):
                     # Most succeed; the others end in every way there is: retries and budgets are seen to the end.
                     number = int(attempt_id.removeprefix("id"))
                     self.finish(worker, attempt_id, OUTCOMES[number // 3 % len(OUTCOMES) if number % 3 == 0 else 0])
+            self._answer_what_waits()
             self.everyone_works()
             while self.gone:
                 self.restart()
@@ -395,6 +416,12 @@ class World(Site):
             if not self.store.reservations and all(run.state in RUN_TERMINAL for run in self.store.runs.values()):
                 break
         self.store.check_finished()
+
+    def _answer_what_waits(self) -> None:
+        for row in self.store.task_runs.values():
+            if row.state is TaskState.WAITING and row.reason in ("approval", "event"):
+                kind = "approve" if row.reason == "approval" else "event"
+                self.command(kind, run_id=row.run_id, task=row.name, token=row.wait_token)
 
     def mend(self) -> None:
         """Thaw and start every worker, and let the leader hear them."""

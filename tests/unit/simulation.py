@@ -10,68 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.events import Event, OutcomeReceived
-from orchestrator.records import AttemptRecord, Outcome, Plan, PlannedTask, Resources, RetryPolicy
-from orchestrator.states import RUN_TERMINAL, AttemptState, RunState
-from tests.unit.simulated_site import GIB, OUTCOMES, Host, Worker
-from tests.unit.simulated_store import Violation
+from orchestrator.records import AttemptRecord, Outcome, Plan, RunRecord, TaskRunRecord
+from orchestrator.states import RUN_TERMINAL, AttemptState, RunState, TaskState
+from tests.unit.simulated_judge import Violation
+from tests.unit.simulated_plans import PLANS, RICH
+from tests.unit.simulated_site import OUTCOMES, Host, Worker
 from tests.unit.simulated_world import World
-
-RETRY = RetryPolicy(retries=1, delay=10, factor=2, max_delay=20, jitter=0.1)
-
-
-def task(
-    name: str,
-    *upstream: str,
-    rule: str = "all_success",
-    cpu: int = 1000,
-    memory: int = GIB,
-    gpus: int = 0,
-    queue: str = "cpu",
-    **fields: Any,
-) -> PlannedTask:
-    """Build a planned task; ``fields`` are ``timeout``, ``on_drain`` and ``on_worker_loss``."""
-    asked = Resources(cpu, memory, gpus)
-    return PlannedTask(name, "custom_script", upstream, rule, queue, asked, retry=RETRY, **fields)
-
-
-PLANS = (
-    Plan((task("only", timeout=25.0),)),
-    Plan((task("poison"), task("victim", "poison", rule="all_done"))),
-    Plan((task("big", cpu=4000, memory=GIB, on_worker_loss="adopt"), task("after", "big", timeout=30.0))),
-    Plan(
-        (task("first", timeout=40.0), task("second", "first", timeout=15.0), task("third", "second", rule="all_done"))
-    ),
-    Plan(
-        (
-            task("left", on_drain="checkpoint", timeout=30.0),
-            task("right", cpu=2000, on_worker_loss="adopt"),
-            task("join", "left", "right"),
-            task("repair", "left", "right", rule="one_failed"),
-            task("last", "join", "repair", rule="none_failed"),
-        )
-    ),
-    Plan(
-        (
-            task("train", gpus=1, queue="gpu", timeout=20.0, on_worker_loss="adopt", on_drain="checkpoint"),
-            task("more", gpus=1, queue="gpu", on_drain="kill"),
-            task("report", "train", "more", rule="all_done_min_one_success"),
-        )
-    ),
-    Plan(
-        (
-            *(task(f"part{n}", memory=2 * GIB) for n in range(4)),
-            task("merge", *(f"part{n}" for n in range(4)), rule="none_skipped"),
-        )
-    ),
-    Plan(
-        (
-            task("long", on_worker_loss="adopt", on_drain="checkpoint"),
-            task("longer", on_worker_loss="adopt", gpus=1, queue="gpu", timeout=60.0),
-            task("brief", on_drain="kill"),
-            task("end", "long", "longer", "brief", rule="all_done"),
-        )
-    ),
-)
 
 PICK = st.integers(0, 11)
 
@@ -347,14 +291,52 @@ class Simulation(RuleBasedStateMachine):
 
     # People and time
 
-    @rule(pick=PICK, kind=st.sampled_from(("cancel", "cancel_task", "pause", "resume")))
+    @rule(pick=PICK, kind=st.sampled_from(("cancel", "cancel_task", "force", "pause", "resume")))
     def somebody_commands_a_run(self, pick: int, kind: str) -> None:
         runs = [run for run in self.world.store.runs.values() if run.state is not RunState.SUCCESS]
         if runs:
             run = runs[pick % len(runs)]
-            tasks = self.world.store.plans[run.id].tasks
-            name = tasks[pick % len(tasks)].name if kind == "cancel_task" else None
-            self.world.command("cancel" if name else kind, run_id=run.id, task=name)
+            name = self.task_name(run, pick) if kind == "cancel_task" else None
+            if kind == "force":
+                self.world.command("cancel", run_id=run.id, mode="force")
+            else:
+                self.world.command("cancel" if name else kind, run_id=run.id, task=name)
+
+    def task_name(self, run: RunRecord, pick: int) -> str:
+        """Choose a task run, one inside of a container or a container if there is one."""
+        rows = [self.world.store.task_runs[id_] for id_ in self.world.store.tasks_of[run.id]]
+        return rows[-1 - pick % len(rows)].name
+
+    @precondition(lambda self: self.waiting())
+    @rule(pick=PICK, answer=st.sampled_from(("approve", "reject", "event", "old token")))
+    def somebody_answers_what_waits(self, pick: int, answer: str) -> None:
+        rows = self.waiting()
+        row = rows[pick % len(rows)]
+        payload: dict[str, Any] = {"token": "old" if answer == "old token" else row.wait_token, "payload": {"n": 1}}
+        kind = "event" if answer == "old token" else answer
+        self.world.command(kind, run_id=row.run_id, task=row.name, **payload)
+        self.world.everyone_works()
+
+    def waiting(self) -> list[TaskRunRecord]:
+        return [row for row in self.world.store.task_runs.values() if row.state is TaskState.WAITING]
+
+    @rule(pick=PICK, state=st.sampled_from(("success", "failed", "skipped")), before=st.integers(0, 5))
+    def somebody_marks_a_task(self, pick: int, state: str, before: int) -> None:
+        if before:
+            self.whatever_runs_ends_and_more_follows(outcome=OUTCOMES[pick % 3], turns=before)
+        runs = [run for run in self.world.store.runs.values() if run.generation < 4]
+        if runs:
+            run = runs[pick % len(runs)]
+            outputs = {"items": [1], "ok": True} if state == "success" and pick % 3 else None
+            name = self.task_name(run, pick)
+            self.world.command("mark", run_id=run.id, task=name, state=state, outputs=outputs)
+            self.world.everyone_works()
+
+    @rule(plan=st.sampled_from(RICH), turns=st.integers(1, 6), outcome=st.sampled_from(OUTCOMES[:2] + OUTCOMES[-2:]))
+    def something_with_containers_gets_on(self, plan: Plan, turns: int, outcome: Outcome) -> None:
+        if len(self.world.store.runs) < 8:
+            self.world.submit(plan, 0)
+        self.whatever_runs_ends_and_more_follows(outcome=outcome, turns=turns)
 
     @rule(
         pick=PICK,
@@ -371,8 +353,7 @@ class Simulation(RuleBasedStateMachine):
         if not runs:
             return
         run = runs[pick % len(runs)]
-        tasks = self.world.store.plans[run.id].tasks
-        names = [tasks[pick % len(tasks)].name]
+        names = [self.task_name(run, pick)]
         for click in range(1 if clicks == "one" else 2):
             self.world.rerun(run, names if chosen == "named" else chosen, late=click > 0 and clicks == "one late")
         for _ in range(after):

@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from click.testing import CliRunner
-from requests.adapters import BaseAdapter
 
 from orchestrator import cli
-from orchestrator.client import ApiError, Client
+from orchestrator.client import ApiError
 from orchestrator.local.demo import Demo, example_definitions
-
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
-
-
-class PlayedApi(BaseAdapter):
-    """Answers requests from a list, in order; the last answer is repeated."""
-
-    def __init__(self, *answers: Answer | Exception) -> None:
-        super().__init__()
-        self.answers = list(answers)
-        self.requests: list[requests.PreparedRequest] = []
-
-    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-        self.requests.append(request)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        response = requests.Response()
-        response.status_code = answer[0]
-        response.url = str(request.url)
-        response.raw = io.BytesIO(json.dumps(answer[1]).encode())
-        response.headers.update(answer[2] if len(answer) == 3 else {})
-        return response
-
-    def close(self) -> None:
-        pass
-
-    def sent(self) -> list[str]:
-        return [f"{request.method} {request.path_url}" for request in self.requests]
-
-
-Play = Callable[..., tuple[Client, PlayedApi]]
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
-    clients: list[Client] = []
-    monkeypatch.setattr("orchestrator.client.time.sleep", lambda seconds: None)
-
-    def make(*answers: Answer | Exception) -> tuple[Client, PlayedApi]:
-        api = PlayedApi(*answers)
-        client = Client("http://api.test/", "the key")
-        client._session.mount("http://", api)
-        clients.append(client)
-        monkeypatch.setattr(cli, "connect", lambda: client)
-        return client, api
-
-    yield make
-    for client in clients:
-        client.close()
+from tests.unit.played_api import Answer, Play
 
 
 def test_every_request_carries_the_key(play: Play) -> None:

@@ -253,6 +253,16 @@ def test_all_faults_come_at_once_in_the_order_of_the_document() -> None:
     assert all(message.endswith((".", "?")) for message in found.values())
 
 
+def test_faults_of_the_graph_of_a_task_and_of_a_limit_come_at_once() -> None:
+    found = faults(pipeline(
+        task("a", "make"), task("b", "make"), task("t", "train", "a", "b", queue="cup", when="params.x >"),
+        concurrency=[{"key": "{{ map.item }}", "limit": 1}],
+    ))  # fmt: skip
+    assert list(found) == ["/concurrency/0/key", "/tasks/2/parameters/data", "/tasks/2/queue", "/tasks/2/when"]
+    beside = faults(pipeline(task("a", cpu=0), concurrency=[{"key": "{{ map.item }}", "limit": 1}]))
+    assert list(beside) == ["/concurrency/0/key", "/tasks/0/cpu"]
+
+
 @pytest.mark.parametrize(
     ("document", "pointer", "words"),
     [
@@ -301,6 +311,28 @@ def test_all_faults_come_at_once_in_the_order_of_the_document() -> None:
         (pipeline(task("a", timeout_seconds=0)), "/tasks/0/timeout_seconds", "above 0"),
         (pipeline(task("a", labels={"x": 1})), "/tasks/0/labels", "names to texts"),
         (pipeline(task("a", exclusive="yes")), "/tasks/0/exclusive", "true or false"),
+        (pipeline(task("a"), task("b", "script", "a", teardown=["c"])), "/tasks/1/teardown/0", "no task 'c'"),
+        (pipeline(task("a"), task("c"), task("b", "script", "a", teardown=["c"])), "/tasks/2/teardown/0",
+         "'c' does not come before 'b'"),
+        (pipeline(task("a", teardown=True)), "/tasks/0/teardown", "add upstream_tasks"),
+        (pipeline(task("a"), task("b", "script", "a", teardown=True, map={"over": [1]})), "/tasks/1/map",
+         "without 'map'"),
+        (pipeline(task("a"), {"name": "b", "upstream_tasks": ["a"], "teardown": True, "event": {}}), "/tasks/1/event",
+         "without 'event'"),
+        (pipeline(task("a"), task("b", "script", "a", teardown=True, trigger_rule="one_failed")),
+         "/tasks/1/trigger_rule", "leave the rule out"),
+        (pipeline(task("a"), task("b", "script", "a", teardown=True, cache=True)), "/tasks/1/cache", "has to act"),
+        (pipeline(task("a", exclusive=True, cache=True)), "/tasks/0/cache", "leave one of the two out"),
+        (pipeline(task("a", exclusive=True, on_worker_loss="adopt")), "/tasks/0/on_worker_loss", "contradict"),
+        (pipeline(task("a", gpu=1, retry={"on": [{"match": {"reason": "oom"}, "action": "retry",
+                                                  "resources": {"queue": "cpu"}}]})),
+         "/tasks/0/retry/on/0/resources/queue", "without a GPU"),
+        (pipeline(task("a", retry={"on": [{"match": {"reason": "oom"}, "action": "retry",
+                                           "resources": {"queue": "highmen"}}]})),
+         "/tasks/0/retry/on/0/resources/queue", "Did you mean 'highmem'?"),
+        (pipeline(task("a", memory_gb=8, retry={"on": [{"match": {"reason": "oom"}, "action": "retry", "resources": {
+            "memory_gb": "x2", "max_memory_gb": 8}}]})),
+         "/tasks/0/retry/on/0/resources/max_memory_gb", "lets nothing grow"),
         (pipeline(task("a", cpu=float("nan"))), "/tasks/0/cpu", "no JSON number"),
         (pipeline(task("a", parameters={"x": [float("inf")]})), "/tasks/0/parameters/x/0", "no JSON number"),
         (pipeline(task("a", parameters={"a/b~c": "\0"})), "/tasks/0/parameters/a~1b~0c", "NUL"),
@@ -352,13 +384,13 @@ def test_a_cycle_is_seen_beside_other_faults() -> None:
 
 
 def test_too_many_tasks_edges_or_levels_are_refused() -> None:
-    many = faults(pipeline(*(task(f"t{n}") for n in range(10_000))))
-    assert "at most 1000" in many["/tasks"]
+    many = faults(pipeline(*(task(f"t{n}") for n in range(10_001))))
+    assert "at most 10000" in many["/tasks"]
     levels = [task("t0"), *(task(f"t{n}", "script", f"t{n - 1}") for n in range(1, 201))]
     assert "at most 200" in faults(pipeline(*levels))["/tasks"]
-    wide = [task(f"a{n}") for n in range(80)]
-    wide += [task(f"b{n}", "script", *(f"a{m}" for m in range(80))) for n in range(80)]
-    assert "at most 5000" in faults(pipeline(*wide))["/tasks"]
+    wide = [task(f"a{n}") for n in range(250)]
+    wide += [task(f"b{n}", "script", *(f"a{m}" for m in range(250))) for n in range(250)]
+    assert "at most 50000" in faults(pipeline(*wide))["/tasks"]
 
 
 def test_no_more_than_two_hundred_problems_are_listed() -> None:
@@ -470,7 +502,7 @@ def test_unfit_run_parameters_are_refused(parameters: object, pointer: str) -> N
 
 
 def test_the_runs_parameter_fills_the_input_that_nothing_makes() -> None:
-    from orchestrator.store.grants import resolve_parameters
+    from orchestrator.store.sight import resolve_parameters
 
     (wanted,) = compiled(task("t", "train")).plan.tasks
     assert resolve_parameters(wanted, {}, {"data": "x.csv", "other": 1}) == {"algorithm": "forest", "data": "x.csv"}

@@ -71,7 +71,7 @@ def test_a_worker_lost_during_the_cancel_settles_it() -> None:
 def test_the_grace_of_a_cancel_may_be_given_with_it() -> None:
     driver = started("a")
     attempt = driver.attempt("a")
-    driver.command("cancel", run_id="r1", payload={"grace": 0})
+    driver.command("cancel", run_id="r1", payload={"grace_seconds": 0})
     assert driver.kernel.desired("w1").cancel == ((attempt.id, 0.0),)
 
 

@@ -49,9 +49,11 @@ outcomes = st.builds(
     retry_after=st.none() | seconds,
     infrastructure=st.booleans(),
     exit_code=st.none() | st.integers(-255, 255),
+    exception=words,
+    again=st.booleans(),
     outputs=objects,
     records=st.lists(objects, max_size=2).map(tuple),
-    usage=st.builds(Usage, counts, seconds, seconds, counts),
+    usage=st.builds(Usage, counts, seconds, seconds, counts, seconds),
     local_to=st.none() | words,
 )
 heartbeats = st.builds(
@@ -98,6 +100,8 @@ grants = st.builds(
     exclusive=st.booleans(),
     generation=counts,
     registry_url=st.none() | words,
+    progress_timeout=st.none() | seconds,
+    outputs_schema=st.none() | objects,
 )
 controls = (
     st.builds(Denial, words, words, words)
@@ -140,6 +144,20 @@ def test_a_grant_of_a_release_that_knew_no_generations_is_of_the_first() -> None
     former = json.loads(grant_body(spec))
     del former["generation"]
     assert grant_from_body(json.dumps(former).encode()).generation == 1
+
+
+def test_what_a_former_release_does_not_say_is_as_it_was_with_that_release() -> None:
+    outcome = Outcome(AttemptState.FAILED, "not_yet", exception="x.Y", again=True, usage=Usage(setup_seconds=3.0))
+    former = json.loads(outcome_body("a", "t", "w", outcome))
+    del former["exception"], former["again"], former["usage"]["setup_seconds"]
+    report = read_report("outcome", "w", json.dumps(former).encode())
+    assert isinstance(report, OutcomeReceived)
+    assert (report.outcome.exception, report.outcome.again, report.outcome.usage.setup_seconds) == ("", False, 0.0)
+    spec = GrantSpec("a", "t", "r", "t", "x", 1, "op", {}, progress_timeout=5.0, outputs_schema={"type": "object"})
+    granted = json.loads(grant_body(spec))
+    del granted["progress_timeout"], granted["outputs_schema"]
+    read = grant_from_body(json.dumps(granted).encode())
+    assert (read.progress_timeout, read.outputs_schema) == (None, None)
 
 
 @given(controls)

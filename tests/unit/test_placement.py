@@ -98,6 +98,11 @@ def test_labels_must_match() -> None:
     [
         (ask(cpu=4000), "infeasible", "Asks 4 cpu; the largest worker on queue cpu, host a, has 2."),
         (ask(memory=9 * GIB), "infeasible", "Asks 9 GiB memory; the largest worker on queue cpu, host a, has 8 GiB."),
+        (
+            ask(memory=90_000 * GIB),
+            "infeasible",
+            "Asks 90000 GiB memory; the largest worker on queue cpu, host a, has 8 GiB.",
+        ),
         (ask(gpus=1), "infeasible", "Asks 1 gpu; the largest worker on queue cpu, host a, has 0."),
         (ask(cpu=1500), "waiting_for_cpu", "Asks 1.5 cpu; host a has 1 of 2 free."),
         (ask(memory=6 * GIB), "waiting_for_memory", "Asks 6 GiB; host a has 4 GiB of 8 GiB free."),

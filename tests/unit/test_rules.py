@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import permutations, product
+from itertools import combinations, permutations, product
+from typing import Any
 
 import pytest
 
+from orchestrator.kernel.shape import Shape
+from orchestrator.records import Plan
 from orchestrator.rules import ROOT_RULES, RULES, Verdict, run_result, verdict
 from orchestrator.states import RunState, TaskState
+from tests.unit.kernel_driver import task
 from tests.unit.rule_oracle import TERMINAL, expected
+from tests.unit.simulated_graph import is_success
 
 S, F, U, K, C = TERMINAL
 
@@ -95,3 +100,41 @@ def test_a_task_that_is_not_critical_decides_nothing() -> None:
 
 def test_an_upstream_failed_leaf_fails_the_run_even_beside_a_handler() -> None:
     assert result((F, (1, 2), "all_success"), (S, (), "one_failed"), (U, (), "all_success")) is RunState.FAILED
+
+
+def test_a_downstream_whose_condition_names_the_state_handles_the_failure() -> None:
+    states, below, rules = [F, S], [(1,), ()], ["all_success", "all_done"]
+    assert run_result(states, below, rules, (True, True), {0: (1,)}) is RunState.SUCCESS
+    assert run_result([F, K], below, rules, (True, True), {0: (1,)}) is RunState.FAILED
+    assert run_result(states, below, rules, (True, True)) is RunState.FAILED
+
+
+def test_what_has_only_tasks_below_that_decide_nothing_is_a_leaf() -> None:
+    tasks = ((U, (1,), "all_success"), (S, (), "all_done"))
+    assert result(*tasks, critical=(True, False)) is RunState.FAILED
+
+
+EDGES = [pairs for n in range(4) for pairs in combinations(((0, 1), (0, 2), (1, 2)), n)]
+
+
+@pytest.mark.parametrize("edges", EDGES, ids=str)
+def test_the_result_of_every_run_of_three_tasks_is_that_of_the_naive_judge(edges: tuple[tuple[int, int], ...]) -> None:
+    """All states × rules of the last two × which of them is a teardown or not critical × a condition that names a
+    state."""
+    kinds: tuple[dict[str, Any], ...] = ({}, {"teardown": True}, {"critical": False}, {"when": "tasks.t0.state"})
+    rules = ("all_success", "one_failed", "all_failed", "all_done")
+    for rule, other, kind in product(rules, rules, kinds):
+        tasks = tuple(
+            task(
+                f"t{at}",
+                *(f"t{up}" for up, down in edges if down == at),
+                rule=("all_success", rule, other)[at],
+                **(kind if at == 2 else {}),
+            )
+            for at in range(3)
+        )
+        shape = Shape(Plan(tasks))
+        for vector in product(TERMINAL, repeat=3):
+            states = {f"t{at}": state for at, state in enumerate(vector)}
+            wanted = RunState.SUCCESS if is_success(tasks, states) else RunState.FAILED
+            assert shape.result(vector) is wanted, (edges, rule, other, kind, vector)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -13,9 +15,9 @@ from orchestrator.events import OutcomeReceived
 from orchestrator.records import AttemptRecord, InputLink, Outcome, PlannedTask, Resources, RunInput
 from orchestrator.states import AttemptState, Entity, RunState
 from orchestrator.store.fold import fold
-from orchestrator.store.grants import resolve_parameters
 from orchestrator.store.lease import Lease
 from orchestrator.store.loader import MOST_TASKS
+from orchestrator.store.sight import resolve_parameters
 from orchestrator.store.text_safety import storable, storable_json
 from orchestrator.watchdog import EXIT_STATUS, Pulse, Watchdog
 from orchestrator.wire.messages import Answer, Denial, Grant, GrantSpec
@@ -60,11 +62,14 @@ def test_an_input_that_no_ancestor_makes_takes_the_runs_parameter() -> None:
         ("🙂", "🙂"),
         ({"k\x00": [1, float("inf"), None, True]}, {"k\ufffd": [1, None, None, True]}),
         ((1, "x"), [1, "x"]),
+        ("written \\u0000 and \\ud800", "written \\u0000 and \\ud800"),
+        (MappingProxyType({"a": "\x00"}), {"a": "\ufffd"}),
+        ({1: AttemptState.LOST}, {"1": "lost"}),
     ],
 )
 def test_every_value_becomes_one_that_a_row_can_hold(value: object, stored: object) -> None:
     assert storable(value) == stored
-    storable_json(value)
+    assert json.loads(storable_json(value)) == stored
 
 
 def test_one_row_is_written_once_however_often_it_moves() -> None:

@@ -58,6 +58,8 @@ def test_a_finished_task_succeeds_with_its_outputs() -> None:
         (verdict.FENCED, AttemptState.CANCELLED, False),
         (verdict.PREEMPTED, AttemptState.PREEMPTED, True),
         (verdict.TIMEOUT, AttemptState.TIMED_OUT, False),
+        (verdict.NO_PROGRESS, AttemptState.TIMED_OUT, False),
+        (verdict.SETUP_TIMEOUT, AttemptState.LOST, True),
         (verdict.OUT_OF_MEMORY, AttemptState.FAILED, False),
         (verdict.WORKER_LOST, AttemptState.LOST, True),
         (verdict.CUT_OFF, AttemptState.LOST, True),
@@ -76,7 +78,9 @@ def test_a_task_that_finished_in_its_grace_was_not_preempted(stop: str) -> None:
     assert judge(stop, result=OK).state is AttemptState.SUCCEEDED
 
 
-@pytest.mark.parametrize("stop", [verdict.CANCELLED, verdict.FENCED, verdict.TIMEOUT, verdict.CUT_OFF])
+@pytest.mark.parametrize(
+    "stop", [verdict.CANCELLED, verdict.FENCED, verdict.TIMEOUT, verdict.CUT_OFF, verdict.NO_PROGRESS]
+)
 def test_no_other_stop_lets_a_task_succeed(stop: str) -> None:
     assert judge(stop, result=OK).state is not AttemptState.SUCCEEDED
 
@@ -158,6 +162,23 @@ def test_a_failure_carries_what_the_operator_said() -> None:
     outcome = judge(status=EXIT_1, result=verdict.failure("bad_data", "Empty.", retryable=False, retry_after=3.5))
     assert (outcome.state, outcome.reason, outcome.message) == (AttemptState.FAILED, "bad_data", "Empty.")
     assert (outcome.retryable, outcome.retry_after, outcome.exit_code) == (False, 3.5, 1)
+
+
+def test_a_failure_names_its_exception_and_the_exit_code_of_the_program_that_it_ran() -> None:
+    document = verdict.failure("exit_code", "137.", retryable=True, exit_code=137)
+    artifact = {"kind": "artifact", "uri": "artifact://t/x"}
+    outcome = judge(status=EXIT_1, result={**document, "exception": "a.b.Broken", "records": [artifact]})
+    assert (outcome.exit_code, outcome.exception, outcome.records) == (137, "a.b.Broken", (artifact,))
+    of_a_former_release = {"end": "failure", "reason": "x", "message": "", "retryable": True, "retry_after": None}
+    assert judge(status=EXIT_1, result=of_a_former_release).exit_code == 1
+
+
+def test_not_yet_is_to_be_looked_at_again_and_is_nobodys_fault() -> None:
+    outcome = judge(result=verdict.not_yet(30.0, "The file is not there yet."))
+    assert (outcome.state, outcome.reason, outcome.again) == (AttemptState.FAILED, "not_yet", True)
+    assert (outcome.retry_after, outcome.infrastructure, outcome.exit_code) == (30.0, False, 0)
+    assert outcome.message == "The file is not there yet."
+    assert judge(verdict.CANCELLED, result=verdict.not_yet(1.0, "")).again is False
 
 
 def test_a_skip_is_a_success_that_says_so() -> None:

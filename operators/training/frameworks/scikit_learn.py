@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from operators.training.framework import Array, FittedModel, Framework, Job, Progress
+from operators.training.frameworks._sklearn_growth import Growth
 from operators.training.frameworks._sklearn_parameters import ESTIMATORS, Estimator, hyperparameter_problems
+from operators.training.unfinished import Unfinished
 from orchestrator.operator import Json
 
 if TYPE_CHECKING:
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
 MAX_CATEGORIES = 50
 """Values of one text column that get a column of their own; the rarer ones share one."""
-
-_STEPS = 10
 
 
 class SklearnModel(FittedModel):
@@ -69,8 +69,15 @@ class ScikitLearn(Framework):
         """Look the names and values up in the static table."""
         return hyperparameter_problems(model_type, algorithm, hyperparameters)
 
-    def fit(self, job: Job, features: pl.DataFrame, target: Array | None, progress: Progress) -> FittedModel:
-        """Fit with at most ``job.threads`` threads; a forest grows in steps and reports each."""
+    def fit(
+        self,
+        job: Job,
+        features: pl.DataFrame,
+        target: Array | None,
+        progress: Progress,
+        unfinished: Unfinished | None = None,
+    ) -> FittedModel:
+        """Fit with at most ``job.threads`` threads; a forest grows in steps, reports each and keeps it where due."""
         from sklearn.pipeline import Pipeline
         from threadpoolctl import threadpool_limits
 
@@ -80,8 +87,9 @@ class ScikitLearn(Framework):
             preparation = _preparation(features, entry.scaled)
             if entry.grows_by:
                 matrix = preparation.fit_transform(features)
-                _grow(estimator, entry.grows_by, matrix, target, progress)
-                return SklearnModel(Pipeline([("prepare", preparation), ("model", estimator)]))
+                growth = Growth(job, entry.grows_by, preparation, estimator, unfinished)
+                growth.grow(matrix, target, progress)
+                return SklearnModel(growth.pipeline)
             if entry.target_scaled:
                 estimator = _on_scaled_target(estimator)
             return SklearnModel(Pipeline([("prepare", preparation), ("model", estimator)]).fit(features, target))
@@ -136,15 +144,3 @@ def _preparation(features: pl.DataFrame, scaled: bool) -> Any:
     encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MAX_CATEGORIES, sparse_output=False)
     parts = [("numbers", numeric, numbers), ("texts", encoder, texts)]
     return ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
-
-
-def _grow(estimator: Any, parameter: str, matrix: Array, target: Array | None, progress: Progress) -> None:
-    """Fit in steps. Every tree takes its own seed from the forest's, so the forest is the same as in one step."""
-    final = estimator.get_params()[parameter]
-    estimator.set_params(warm_start=True)
-    for step in range(1, _STEPS + 1):
-        size = final * step // _STEPS
-        if size > final * (step - 1) // _STEPS:
-            estimator.set_params(**{parameter: size}).fit(matrix, target)
-            progress(size / final, f"{size} of {final} trees")
-    estimator.set_params(warm_start=False)

@@ -56,7 +56,11 @@ def _columns() -> Mapping[str, tuple[sa.Column[Any], ...]]:
             sa.Column("cache_detail", JSONB),
             _at("deadline_at"),
         ),
-        "attempts": (_text("exception"), sa.Column("setup_seconds", sa.Float)),
+        "attempts": (
+            _text("exception"),
+            sa.Column("setup_seconds", sa.Float),
+            sa.Column("cancel_grace", sa.Float),
+        ),
     }
 
 
@@ -65,6 +69,8 @@ _INDEXES = {
     "ix_task_runs_parent": ("task_runs", "parent_id", False),
     "uq_task_runs_wait_token": ("task_runs", "wait_token", True),
 }
+
+_OF_EVENTS = "ix_commands_event_token"
 
 
 def upgrade() -> None:
@@ -88,6 +94,14 @@ def _create_indexes() -> None:
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
         where = sa.text(f"{column} IS NOT NULL")
         op.create_index(name, table, [column], unique=unique, postgresql_where=where, postgresql_concurrently=True)
+    op.drop_index(_OF_EVENTS, "commands", if_exists=True, postgresql_concurrently=True)
+    op.create_index(
+        _OF_EVENTS,
+        "commands",
+        [sa.text("(payload ->> 'token')")],
+        postgresql_where=sa.text("kind = 'event'"),
+        postgresql_concurrently=True,
+    )
 
 
 def _create_tables() -> None:
@@ -166,6 +180,7 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         for table in ("circuits", "learned_memory", "cache_entries", "artifacts"):
             op.drop_table(table, if_exists=True)
+        op.drop_index(_OF_EVENTS, "commands", if_exists=True, postgresql_concurrently=True)
         for name, (table, _, _) in _INDEXES.items():
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
         for table, columns in _columns().items():

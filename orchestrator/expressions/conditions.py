@@ -1,0 +1,178 @@
+"""Reads an expression and refuses, before anything is worked out, all that is not plain arithmetic on JSON values."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+from orchestrator.documents import did_you_mean
+from orchestrator.errors import ExpressionError
+from orchestrator.expressions.evaluation import FUNCTIONS, MAX_BITS, OPERATORS, SIZES, WORDS, Expression, static_path
+from orchestrator.expressions.paths import Path
+
+MAX_LENGTH = 500
+MAX_NODES = 200
+MAX_DEPTH = 40
+"""Of brackets, operators and paths inside each other."""
+
+_KINDS = (
+    ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.Name, ast.Attribute,
+    ast.Subscript, ast.List, ast.Tuple,
+)  # fmt: skip
+_REFUSED = {
+    ast.Lambda: "a function of its own",
+    ast.ListComp: "a comprehension",
+    ast.SetComp: "a comprehension",
+    ast.DictComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension",
+    ast.JoinedStr: "a formatted text",
+    ast.Slice: "a slice",
+    ast.Dict: "an object",
+    ast.Set: "a set",
+    ast.NamedExpr: "an assignment",
+    ast.Starred: "a *",
+}
+_OPERATORS = (ast.unaryop, ast.operator, ast.cmpop)
+
+
+@lru_cache(maxsize=20_000)
+def compile_expression(text: str) -> Expression:
+    """Read an expression.
+
+    Names, ``a.b``, ``a['b']``, ``a[0]``; ``+ - * / // % **``; comparisons, ``in``, ``is``; ``and``, ``or``, ``not``;
+    ``x if y else z``; lists; texts and numbers; ``true``, ``false``, ``null``; ``len min max sum abs round int float
+    str any all contains``.
+
+    :raises ExpressionError: it can't be read, is too long, or asks for something else.
+    """
+    tree = _parsed(text)
+    references: set[Path] = set()
+    for node in _walked(tree):
+        _require_harmless(node)
+        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and (path := static_path(node)):
+            references.add(path)
+    return Expression(text, frozenset(_longest(tree, references)), tree)
+
+
+@lru_cache(maxsize=20_000)
+def states_named(text: str) -> frozenset[str]:
+    """Return the tasks whose state an expression asks for: such a condition handles what became of them.
+
+    Nothing where the expression is empty or can't be read.
+    """
+    if not text:
+        return frozenset()
+    try:
+        paths = compile_expression(text).references
+    except ExpressionError:
+        return frozenset()
+    return frozenset(str(path[1]) for path in paths if len(path) == 3 and path[0] == "tasks" and path[2] == "state")
+
+
+def _parsed(text: str) -> ast.expr:
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(f"The expression has {len(text)} characters; at most {MAX_LENGTH} are allowed.")
+    if not text.strip():
+        raise ExpressionError("The expression is empty.")
+    if "\\" in text:
+        raise ExpressionError("A backslash has no meaning in an expression; write a text in the other quotes.")
+    if "{{" in text:
+        raise ExpressionError("This is an expression by itself; write params.x and not {{ params.x }}.")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ExpressionError(_unread(text, error)) from error
+
+
+def _unread(text: str, error: Exception) -> str:
+    hints = {"&&": "and", "||": "or", "!": "not"}
+    for sign, word in hints.items():
+        if sign in text.replace("!=", ""):
+            return f"The expression can't be read; {sign} is written {word!r}."
+    if isinstance(error, SyntaxError) and error.msg:
+        at = f" at character {error.offset}" if error.offset else ""
+        hint = " Equality is ==." if "=" in text.replace("==", "") and "==" not in text else ""
+        return f"The expression can't be read{at}: {error.msg.rstrip('.')}.{hint}"
+    return "The expression can't be read: it is nested too deep, or holds what is no character."
+
+
+def _walked(tree: ast.expr) -> Iterator[ast.AST]:
+    """Yield every part, and stop where there are too many or they are nested too deep."""
+    open_: list[tuple[ast.AST, int]] = [(tree, 1)]
+    count = 0
+    while open_:
+        node, depth = open_.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise ExpressionError(f"The expression has more than {MAX_NODES} parts; split it over several tasks.")
+        if depth > MAX_DEPTH:
+            raise ExpressionError(f"The expression is nested more than {MAX_DEPTH} deep; make it flatter.")
+        yield node
+        open_ += [
+            (child, depth + 1)
+            for child in ast.iter_child_nodes(node)
+            if not isinstance(child, (ast.expr_context, ast.boolop))
+        ]
+
+
+def _require_harmless(node: ast.AST) -> None:
+    if isinstance(node, _OPERATORS):
+        if type(node) not in OPERATORS:
+            raise ExpressionError("There are no operations on bits and no matrices here.")
+    elif isinstance(node, ast.Call):
+        _require_known_call(node)
+    elif isinstance(node, (ast.Attribute, ast.Subscript)):
+        _require_path(node)
+    elif isinstance(node, ast.Constant):
+        _require_json(node.value)
+    elif isinstance(node, ast.keyword):
+        raise ExpressionError("Functions take no named values here.")
+    elif not isinstance(node, _KINDS):
+        what = _REFUSED.get(type(node), f"a {type(node).__name__}")
+        raise ExpressionError(f"An expression can't hold {what}.")
+
+
+def _require_known_call(node: ast.Call) -> None:
+    if not isinstance(node.func, ast.Name):
+        raise ExpressionError(f"There are no methods here, only {', '.join(FUNCTIONS)}.")
+    name = node.func.id
+    if name not in FUNCTIONS:
+        hint = did_you_mean(name, FUNCTIONS)
+        raise ExpressionError(f"There is no function {name!r}; there are {', '.join(FUNCTIONS)}.{hint}")
+    least, most = SIZES.get(name, (1, 1))
+    if not least <= len(node.args) <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise ExpressionError(f"{name} takes {wanted} value{'' if wanted == '1' else 's'}, not {len(node.args)}.")
+
+
+def _require_path(node: ast.Attribute | ast.Subscript) -> None:
+    if isinstance(node, ast.Attribute) and node.attr.startswith("__"):
+        raise ExpressionError(f"There is no {node.attr!r}; a field whose name begins so is written ['{node.attr}'].")
+    if not isinstance(node.value, (ast.Name, ast.Attribute, ast.Subscript)):
+        raise ExpressionError("Only what has a name can be followed by . or [ ].")
+
+
+def _require_json(value: object) -> None:
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ExpressionError(f"{value!r:.60} is no JSON value.")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ExpressionError("A whole number in the expression is too large.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ExpressionError("A number in the expression is too large.")
+
+
+def _longest(tree: ast.expr, found: set[Path]) -> Iterator[Path]:
+    """Yield the paths that are read, without those that are only steps on the way, functions and JSON's words."""
+    inner: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Attribute, ast.Subscript)) and static_path(node):
+            inner.add(id(node.value))
+        elif isinstance(node, ast.Call):
+            inner.add(id(node.func))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and id(node) not in inner:
+            path = static_path(node)
+            if path in found and not (len(path) == 1 and path[0] in WORDS):
+                yield path

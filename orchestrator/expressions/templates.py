@@ -1,0 +1,201 @@
+"""Templates: ``{{ path }}`` inside the texts of a JSON value, resolved by us and not by a template engine.
+
+A text that is one template becomes the value itself, of whatever type; inside a longer text a value becomes text
+(lists and objects as JSON). ``\\{{`` is a literal ``{{``. Names of fields are never templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from orchestrator.documents import escaped
+from orchestrator.errors import ExpressionError, Problem, TemplateError
+from orchestrator.expressions.paths import Lookup, Missing, Path, parse_path, path_text
+
+OPEN, CLOSE, LITERAL = "{{", "}}", "\\{{"
+MAX_RESOLVED = 8 * 2**20
+"""Characters of JSON that all templates of one value may put in."""
+_SHOWN = 60
+
+Piece = str | Path
+"""Of a text: what stands there, or the path of what is to stand there."""
+
+
+@lru_cache(maxsize=20_000)
+def pieces(text: str) -> tuple[Piece, ...]:
+    """Take a text apart.
+
+    :raises ExpressionError: a template is not closed, or holds no path.
+    """
+    found: list[Piece] = []
+    literal: list[str] = []
+    at = 0
+    while (start := text.find(OPEN, at)) >= 0:
+        if start > at and text[start - 1] == "\\":
+            literal += (text[at : start - 1], OPEN)
+            at = start + len(OPEN)
+            continue
+        end = text.find(CLOSE, start)
+        if end < 0:
+            raise ExpressionError(
+                f"{_short(text[start:])} is not closed; a template ends with }}}}, and \\{{{{ is a literal {{{{."
+            )
+        literal.append(text[at:start])
+        if before := "".join(literal):
+            found.append(before)
+        literal = []
+        found.append(_path(text[start + len(OPEN) : end]))
+        at = end + len(CLOSE)
+    literal.append(text[at:])
+    if rest := "".join(literal):
+        found.append(rest)
+    return tuple(found)
+
+
+def whole_path(value: object) -> Path | None:
+    """Return the path of a text that is one template; ``None`` for anything else, faulty ones too."""
+    if not isinstance(value, str) or not value.startswith(OPEN):
+        return None
+    try:
+        parts = pieces(value)
+    except ExpressionError:
+        return None
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], tuple) else None
+
+
+def holds_template(value: object) -> bool:
+    """Say whether :func:`resolve` would change the value, or refuse it."""
+    return any(True for _ in _texts(value, ""))
+
+
+def references(value: object) -> frozenset[Path]:
+    """Return the paths that the templates of a value read; faulty templates read nothing."""
+    return frozenset(path for _, path in places(value))
+
+
+def places(value: object, pointer: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield each template's path with the pointer of its text; faulty templates are left out."""
+    for here, text in _texts(value, pointer):
+        try:
+            parts = pieces(text)
+        except ExpressionError:
+            continue
+        for part in parts:
+            if isinstance(part, tuple):
+                yield here, part
+
+
+def problems(value: object, pointer: str = "", fault: Callable[[Path], str | None] | None = None) -> list[Problem]:
+    """Return what is wrong with the templates of a value, each with the pointer of its text.
+
+    :param fault: says what is wrong with a path, as a sentence, or nothing.
+    """
+    found: list[Problem] = []
+    for here, text in _texts(value, pointer):
+        try:
+            parts = pieces(text)
+        except ExpressionError as error:
+            found.append(Problem(here, str(error)))
+            continue
+        if fault is not None:
+            found += [Problem(here, said) for part in parts if isinstance(part, tuple) and (said := fault(part))]
+    return found
+
+
+def resolve(value: Any, lookup: Lookup, pointer: str = "", most: int = MAX_RESOLVED) -> Any:
+    """Return the value with every template replaced by what its path leads to.
+
+    :param pointer: where the value stands, for errors.
+    :param most: characters of JSON that templates may put in altogether.
+    :raises TemplateError: a path leads nowhere, a template can't be read, or too much would come in.
+    """
+    return _Filling(lookup, most).filled(value, pointer)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as it stands inside a longer text: a text itself, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+class _Filling:
+    """One resolution: what is looked up is looked up once, and what comes in is counted."""
+
+    def __init__(self, lookup: Lookup, most: int) -> None:
+        self._lookup = lookup
+        self._most = most
+        self._left = most
+        self._known: dict[Path, tuple[Any, str]] = {}
+
+    def filled(self, value: Any, pointer: str) -> Any:
+        if isinstance(value, str):
+            return self._text(value, pointer) if OPEN in value else value
+        if isinstance(value, Mapping):
+            return {name: self.filled(item, f"{pointer}/{escaped(name)}") for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.filled(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+        return value
+
+    def _text(self, text: str, pointer: str) -> Any:
+        try:
+            parts = pieces(text)
+        except ExpressionError as error:
+            raise TemplateError(str(error), pointer) from error
+        if len(parts) == 1 and isinstance(parts[0], tuple):
+            return self._value(parts[0], pointer)[0]
+        return "".join(part if isinstance(part, str) else self._value(part, pointer)[1] for part in parts)
+
+    def _value(self, path: Path, pointer: str) -> tuple[Any, str]:
+        if path not in self._known:
+            try:
+                found = self._lookup(path)
+            except Missing as error:
+                raise TemplateError(f"There is no {path_text(path)} for {pointer or '/'}: {error}.", pointer) from error
+            self._known[path] = found, as_text(found)
+        value, text = self._known[path]
+        self._left -= len(text)
+        if self._left < 0:
+            raise TemplateError(
+                f"The templates put in more than {self._most} characters of JSON, the last of them {path_text(path)} "
+                f"at {pointer or '/'}; pass a file's URI instead.",
+                pointer,
+            )
+        return value, text
+
+
+def _texts(value: object, pointer: str) -> Iterator[tuple[str, str]]:
+    """Yield each text that may hold a template, with its pointer."""
+    if isinstance(value, str):
+        if OPEN in value:
+            yield pointer, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, (str, Mapping, list, tuple)):
+                yield from _texts(item, f"{pointer}/{escaped(name)}")
+    elif isinstance(value, (list, tuple)):
+        for at, item in enumerate(value):
+            if isinstance(item, (str, Mapping, list, tuple)):
+                yield from _texts(item, f"{pointer}/{at}")
+
+
+def _path(inside: str) -> Path:
+    written = inside.strip()
+    if not written:
+        raise ExpressionError("{{ }} holds nothing; write a path as in {{ params.x }}.")
+    try:
+        return parse_path(written)
+    except ExpressionError as error:
+        raise ExpressionError(f"{error} A literal {{{{ is written \\{{{{.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Let a mapping of ours through, which works its entries out as they are read."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

@@ -1,0 +1,72 @@
+"""What the cache answers: a hit ends the task with the outputs of an equal one; a miss lets it go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.effects import Annotate, LookUp
+from orchestrator.events import CacheAnswered
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.states import Entity, TaskState
+
+CACHE_LOOKUP, CACHE_HIT, CACHE_FLIGHT = "cache_lookup", "cache_hit", "cache_flight"
+
+
+def answered(changes: Changes, event: CacheAnswered) -> None:
+    """Take the answer to a question that still stands.
+
+    - A hit ends the task with the outputs of its origin, unless the cache is only written.
+    - A miss lets it run, unless a task with the same key is under way: then it waits for that one.
+    - Without a key it runs uncached.
+    """
+    node = changes.kernel.tasks.get(event.task_run_id)
+    if node is None or not changes.kernel.flights.answered(node, has_key=bool(event.key)):
+        return
+    if node.state is not TaskState.READY or node.planned.cache is None:
+        return
+    if event.origin is not None and node.planned.cache.mode != "write":
+        _hit(changes, node, event)
+        return
+    if event.key != node.cache_key:
+        node.cache_key = event.key
+        changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"cache_key": event.key}))
+    changes.kernel.line_up(node, changes.now)
+
+
+def _hit(changes: Changes, node: TaskNode, event: CacheAnswered) -> None:
+    outputs: dict[str, Any] = dict(event.outputs or {})
+    if node.is_kept:
+        node.outputs = outputs
+    if event.local_to and not node.run.home:
+        node.run.home = event.local_to
+    changes.task(
+        node,
+        TaskState.SUCCESS,
+        "cache",
+        reason=CACHE_HIT,
+        message=event.message,
+        durable=True,
+        row={"outputs": outputs, "cached_from": event.origin},
+        cache_key=event.key,
+        local_to=event.local_to,
+    )
+
+
+def attend(changes: Changes) -> None:
+    """Ask the questions that are open, and tell those that wait for another task which one it is."""
+    flights = changes.kernel.flights
+    for node in list(flights.unasked.values()):
+        if node.dispatches:
+            del flights.unasked[node.id]
+            changes.explain(node, CACHE_LOOKUP, "It looks for the outputs of an equal task.")
+            changes.emit(LookUp(node.run.id, node.id))
+    while flights.untold:
+        _, node = flights.untold.popitem()
+        leader = flights.leader_of(node)
+        if leader is not None and node.state is TaskState.READY and node.dispatches:
+            node.reason = CACHE_FLIGHT
+            message = (
+                f"Task {leader.name} of run {leader.run.id} works on the same; its outputs are taken when it ends."
+            )
+            changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"reason": CACHE_FLIGHT, "message": message}))

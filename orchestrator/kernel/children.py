@@ -1,0 +1,95 @@
+"""Runs that are tasks: one is made for the task, takes no place of its own, and its end ends the task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.effects import StartChild
+from orchestrator.errors import TemplateError
+from orchestrator.events import ChildRefused
+from orchestrator.expressions import lookup_in
+from orchestrator.expressions.templates import resolve
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.values import outputs_of, values_in
+from orchestrator.states import RunState, TaskState
+
+CHILD, TEMPLATE, TOO_DEEP, REFUSED = "child", "template", "too_deep", "child_refused"
+MAX_DEPTH = 8
+"""How many runs a run may be inside of: a pipeline that runs itself must end."""
+
+
+def start_child(changes: Changes, node: TaskNode) -> None:
+    """Ask for the run that the task is; its parameters stand over the run's own, where it inherits them."""
+    child, run = node.planned.child, node.run
+    assert child is not None
+    try:
+        given = resolve(dict(child.parameters), lookup_in(values_in(node.scope)), "/pipeline/parameters")
+    except TemplateError as error:
+        changes.task(node, TaskState.FAILED, "upstream", reason=TEMPLATE, message=str(error), durable=True)
+        return
+    if run.depth >= MAX_DEPTH:
+        message = f"Run {run.id} is inside of {run.depth} others already; at most {MAX_DEPTH} are allowed."
+        changes.task(node, TaskState.FAILED, "upstream", reason=TOO_DEEP, message=message, durable=True)
+        return
+    id_ = changes.kernel.settings.new_id()
+    message = f"Run {id_} of pipeline {child.pipeline}."
+    changes.task(node, TaskState.RUNNING, "upstream", reason=CHILD, message=message, durable=True, child_run_id=id_)
+    parameters = {**run.parameters, **given} if child.inherit else given
+    changes.emit(StartChild(run.id, node.id, run.tenant_id, id_, child, parameters, run.depth + 1, run.priority))
+
+
+def refused(changes: Changes, event: ChildRefused) -> None:
+    """The run could not be made: the task has failed."""
+    node = changes.kernel.tasks.get(event.task_run_id)
+    if node is None or node.planned.child is None:
+        return
+    if node.state is TaskState.CANCELLING:
+        _cancelled(changes, node)
+    elif node.state is TaskState.RUNNING:
+        changes.task(node, TaskState.FAILED, "child", reason=REFUSED, message=event.message, durable=True)
+
+
+def parent_of(changes: Changes, run_id: str, parent_task_run_id: str | None) -> TaskNode | None:
+    """Return the task that this run is, if it waits for it."""
+    node = changes.kernel.tasks.get(parent_task_run_id or "")
+    return node if node is not None and node.child_run_id == run_id else None
+
+
+def let_go(changes: Changes, node: TaskNode) -> None:
+    """The run that a task is was made: a task that only starts it is done."""
+    child = node.planned.child
+    if child is not None and not child.wait and node.state is TaskState.RUNNING:
+        _succeed(changes, node, {"run_id": node.child_run_id, "state": str(RunState.QUEUED), "outputs": {}})
+
+
+def give_back(changes: Changes, run: RunNode) -> None:
+    """A run is over that is a task: the task ends as the run did."""
+    node = parent_of(changes, run.id, run.parent_task_run_id)
+    if node is None:
+        return
+    if node.state is TaskState.CANCELLING:
+        _cancelled(changes, node)
+    elif node.state is not TaskState.RUNNING:
+        return
+    elif run.state is RunState.SUCCESS:
+        leaves = (run.root.tasks[at] for at in run.shape.leaves)
+        outputs = {leaf.name: outputs_of(leaf) for leaf in leaves}
+        _succeed(changes, node, {"run_id": run.id, "state": str(run.state), "outputs": outputs})
+    else:
+        why = f" ({run.reason})" if run.reason else ""
+        message = f"Run {run.id} of pipeline {run.pipeline or run.pipeline_id} ended as {run.state}{why}."
+        changes.task(node, TaskState.FAILED, "child", reason=f"child_{run.state}", message=message, durable=True)
+
+
+def _succeed(changes: Changes, node: TaskNode, outputs: dict[str, Any]) -> None:
+    """End the task well. What its run has left is read from there; only what the rules read is kept here as well."""
+    row: dict[str, Any] = {}
+    if node.is_kept:
+        node.outputs = row["outputs"] = outputs
+    message = f"Run {outputs['run_id']} is {outputs['state']}."
+    changes.task(node, TaskState.SUCCESS, "child", message=message, durable=True, row=row)
+
+
+def _cancelled(changes: Changes, node: TaskNode) -> None:
+    changes.task(node, node.stopped_as(node.reason), "child", reason=node.reason, durable=True)

@@ -1,0 +1,110 @@
+"""Maps: one index for each item; decided as soon as no index that is still open could change the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.errors import SweepError, TemplateError
+from orchestrator.expressions import lookup_in
+from orchestrator.expressions.templates import as_text, resolve
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.containers import first_broken, place, run_container, start_scopes, supersede, tell_progress
+from orchestrator.kernel.inside import Inside
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.stopping import Stop, stop_inside
+from orchestrator.kernel.values import values_in
+from orchestrator.records import MapPlan
+from orchestrator.rules import map_result
+from orchestrator.states import RunState, TaskState
+from orchestrator.sweep import items
+
+TEMPLATE, UNMAPPABLE, TOO_MANY, SAME_KEY, EMPTY = "template", "map", "too_many_items", "map_key", "empty"
+INDEX_FAILED, FAIL_FAST, ALL_SKIPPED = "index_failed", "fail_fast", "all_skipped"
+
+
+def expand(changes: Changes, node: TaskNode) -> None:
+    """Work out what the map goes over and make an index for each item; before any is made it is known that there are
+    not too many, and that their keys differ."""
+    map_ = node.planned.map
+    assert map_ is not None
+    try:
+        found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over"), map_.max_size)
+        keys = _keys(node, map_, found)
+    except TemplateError as error:
+        _refuse(changes, node, TEMPLATE, str(error))
+        return
+    except SweepError as error:
+        _refuse(changes, node, TOO_MANY if error.too_many else UNMAPPABLE, str(error))
+        return
+    if (twice := _first_twice(keys)) is not None:
+        _refuse(changes, node, SAME_KEY, f"Two items of the map have the key {twice!r}; keys have to differ.")
+    elif not found:
+        _supersede_all(changes, node)
+        changes.task(node, TaskState.SKIPPED, "upstream", reason=EMPTY, message="There is nothing to go over.")
+    else:
+        run_container(changes, node, f"0 of {len(found)} done")
+        place(changes, node, list(zip(keys, found, strict=True)), at_once=map_.max_parallel)
+        supersede(changes, node)
+        start_scopes(changes, node)
+
+
+def _keys(node: TaskNode, map_: MapPlan, found: list[Any]) -> list[str]:
+    if not map_.key:
+        return [str(index) for index in range(len(found))]
+    values = values_in(node.scope)
+    keys: list[str] = []
+    for index, item in enumerate(found):
+        values["map"] = {"item": item, "index": index, "key": str(index)}
+        keys.append(as_text(resolve(map_.key, lookup_in(values), "/map/key")))
+    return keys
+
+
+def _first_twice(keys: list[str]) -> str | None:
+    if len(set(keys)) == len(keys):
+        return None
+    seen = set[str]()
+    return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def _refuse(changes: Changes, node: TaskNode, reason: str, message: str) -> None:
+    changes.task(node, TaskState.FAILED, "upstream", reason=reason, message=message, durable=True)
+
+
+def _supersede_all(changes: Changes, node: TaskNode) -> None:
+    if node.inside is not None:
+        node.inside.former.update((scope.index, scope) for scope in node.inside.scopes)
+        node.inside.scopes = []
+        supersede(changes, node)
+
+
+def advance_map(changes: Changes, node: TaskNode) -> None:
+    """Look at a map in which an index has ended: it may be decided, and the next ones may start.
+
+    The indices that are left when it is decided run on, unless it shall fail fast; they decide nothing any more.
+    """
+    map_, inside = node.planned.map, node.inside
+    assert map_ is not None
+    assert inside is not None
+    if node.state is TaskState.RUNNING:
+        total = len(inside.scopes)
+        result = map_result(map_.success, map_.least, inside.good, inside.bad, inside.skipped, total)
+        if result is None:
+            tell_progress(changes, node, f"{inside.ended} of {total} done")
+        else:
+            _end(changes, node, inside, result)
+            if map_.fail_fast:
+                message = f"{node.name} is decided, and fails fast."
+                stop_inside(changes, node, Stop(FAIL_FAST, message, cause="indices"))
+    if node.run.state is not RunState.CANCELLING or node.is_teardown:
+        start_scopes(changes, node)
+
+
+def _end(changes: Changes, node: TaskNode, inside: Inside, result: TaskState) -> None:
+    total = len(inside.scopes)
+    told = f"{inside.good} of {total} indices succeeded, {inside.bad} failed, {inside.skipped} were skipped"
+    if left := total - inside.ended:
+        told = f"{told}; the {left} that are left change nothing"
+    reason = {TaskState.FAILED: INDEX_FAILED, TaskState.SKIPPED: ALL_SKIPPED}.get(result, "")
+    if result is TaskState.FAILED and (broken := first_broken(node)):
+        told = f"{told}; first {broken}"
+    changes.task(node, result, "indices", reason=reason, message=f"{told}.", durable=True)

@@ -1,0 +1,62 @@
+"""What the rules themselves read of outputs: the paths in conditions, maps, repeats, sub-runs and keys of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from orchestrator.errors import ExpressionError
+from orchestrator.expressions import Path, compile_expression
+from orchestrator.expressions.templates import references
+from orchestrator.records import PlannedTask
+
+
+def paths_of_task(task: PlannedTask, *, parameters: bool = False) -> Iterator[Path]:
+    """Yield the paths that the rules follow to start the task.
+
+    :param parameters: those in its operator's parameters too, which are resolved when it is granted.
+    """
+    yield from _of_expression(task.when)
+    if task.map is not None:
+        yield from references(task.map.over)
+        yield from references(task.map.key)
+    if task.child is not None:
+        yield from references(dict(task.child.parameters))
+    if task.approval is not None:
+        yield from references(task.approval.message)
+    for limit in task.concurrency:
+        yield from references(limit.key)
+    if parameters:
+        yield from references(task.templated)
+
+
+def paths_of_body(task: PlannedTask) -> tuple[list[Path], bool]:
+    """Return the paths into its body that a container's own expressions follow, and whether they may need all of it."""
+    if task.repeat is None or task.body is None:
+        return [], False
+    names = [inner.name for inner in task.body.tasks]
+    paths = list(_of_expression(task.repeat.until))
+    if any(path[0] == "outputs" for path in paths):
+        paths += [("tasks", name, "outputs") for name in names]
+    return paths, any(path[:2] == ("repeat", "previous") for path in _below(task.body.tasks))
+
+
+def outputs_read(paths: Iterable[Path]) -> set[str]:
+    """Return the tasks whose outputs these paths lead into; a task as a whole counts."""
+    return {str(path[1]) for path in paths if len(path) >= 2 and path[0] == "tasks" and path[2:3] != ("state",)}
+
+
+def _below(tasks: Iterable[PlannedTask]) -> Iterator[Path]:
+    for task in tasks:
+        yield from paths_of_task(task)
+        if task.body is not None:
+            yield from _below(task.body.tasks)
+
+
+def _of_expression(text: str) -> Iterator[Path]:
+    if not text:
+        return
+    try:
+        yield from compile_expression(text).references
+    except ExpressionError:
+        # It is refused when it is saved; an older release may have saved it. It fails when it is worked out.
+        return

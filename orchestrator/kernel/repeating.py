@@ -1,0 +1,87 @@
+"""Repeats: the body again and again, one round after the other, until an expression over its outputs is true."""
+
+from __future__ import annotations
+
+from orchestrator.effects import Annotate
+from orchestrator.errors import ExpressionError
+from orchestrator.expressions import compile_expression
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.containers import REPEATING, first_broken, place, run_container, start_scopes, supersede
+from orchestrator.kernel.nodes import Scope, TaskNode
+from orchestrator.kernel.values import values_after
+from orchestrator.states import Entity, TaskState
+
+DELAY, ROUND_FAILED, ROUND_SKIPPED, MAX_ROUNDS = "repeat_delay", "round_failed", "round_skipped", "max_rounds"
+CONDITION_ERROR = "condition_error"
+
+
+def start_repeat(changes: Changes, node: TaskNode) -> None:
+    """Start the first round."""
+    run_container(changes, node, "round 1")
+    _add_round(changes, node)
+    supersede(changes, node)
+
+
+def advance_repeat(changes: Changes, node: TaskNode) -> None:
+    """Look at a repeat whose round may have ended: it ends too, or goes on with the next one."""
+    repeat, inside = node.planned.repeat, node.inside
+    assert repeat is not None
+    assert inside is not None
+    if node.state is not TaskState.RUNNING or node.retry_at is not None:
+        return
+    start_scopes(changes, node)
+    last = inside.scopes[-1]
+    if last.result is None:
+        return
+    if last.result is not TaskState.SUCCESS:
+        _break_off(changes, node, last)
+        return
+    try:
+        is_met = bool(compile_expression(repeat.until).evaluate(values_after(last)))
+    except ExpressionError as error:
+        changes.task(node, TaskState.FAILED, "rounds", reason=CONDITION_ERROR, message=str(error), durable=True)
+        return
+    count = len(inside.scopes)
+    if is_met:
+        changes.task(node, TaskState.SUCCESS, "rounds", message=f"Ended after round {count}.", durable=True)
+    elif count >= repeat.max:
+        after = TaskState.SUCCESS if repeat.on_max == "succeed" else TaskState.FAILED
+        message = f"After {count} rounds, the most that are allowed, this was not met: {repeat.until}"
+        changes.task(node, after, "rounds", reason=MAX_ROUNDS, message=message, durable=True)
+    elif repeat.delay > 0:
+        _wait(changes, node, count, repeat.delay)
+    else:
+        next_round(changes, node)
+
+
+def next_round(changes: Changes, node: TaskNode) -> None:
+    """Go on with the next round."""
+    inside = node.inside
+    assert inside is not None
+    columns = {"reason": REPEATING, "message": f"round {len(inside.scopes) + 1}", "retry_at": None}
+    node.reason = REPEATING
+    changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, columns))
+    _add_round(changes, node)
+
+
+def _add_round(changes: Changes, node: TaskNode) -> None:
+    assert node.inside is not None
+    place(changes, node, [(str(len(node.inside.scopes)), None)], at_once=None)
+    start_scopes(changes, node)
+
+
+def _wait(changes: Changes, node: TaskNode, count: int, delay: float) -> None:
+    node.reason = DELAY
+    message = f"Round {count} has ended; the next one follows after {delay:g} s."
+    columns = {"reason": DELAY, "message": message, "retry_at": ("in", delay)}
+    changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, columns))
+    changes.kernel.set_retry(node, changes.now + delay)
+
+
+def _break_off(changes: Changes, node: TaskNode, last: Scope) -> None:
+    if last.result is TaskState.SKIPPED:
+        message = f"Round {last.index + 1} was skipped."
+        changes.task(node, TaskState.SKIPPED, "rounds", reason=ROUND_SKIPPED, message=message, durable=True)
+    else:
+        message = f"Round {last.index + 1} did not succeed: {first_broken(node)}."
+        changes.task(node, TaskState.FAILED, "rounds", reason=ROUND_FAILED, message=message, durable=True)

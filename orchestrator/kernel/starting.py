@@ -1,0 +1,74 @@
+"""What becomes of a task whose rule is met: its condition is tested, then it starts as what it is."""
+
+from __future__ import annotations
+
+from orchestrator.errors import ExpressionError
+from orchestrator.expressions import compile_expression
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.children import start_child
+from orchestrator.kernel.containers import resume
+from orchestrator.kernel.mapping import expand
+from orchestrator.kernel.nodes import RESUMED, RUN_PAUSED, TaskNode
+from orchestrator.kernel.repeating import start_repeat
+from orchestrator.kernel.values import values_in
+from orchestrator.kernel.waits import wait_for_approval, wait_for_event
+from orchestrator.states import RunState, TaskState
+
+CONDITION, CONDITION_ERROR, NO_SETUP = "condition", "condition_error", "setup_not_run"
+
+
+def start(changes: Changes, node: TaskNode) -> None:
+    """Start a pending task: one for a worker becomes ready; the others hold no slot."""
+    planned = node.planned
+    if node.reason == RESUMED and node.inside is not None:
+        resume(changes, node)
+    elif not _has_something_to_tear_down(changes, node) or not _condition_is_met(changes, node):
+        return
+    elif planned.map is not None and planned.body is not None:
+        expand(changes, node)
+    elif planned.repeat is not None and planned.body is not None:
+        start_repeat(changes, node)
+    elif planned.child is not None:
+        _start_child(changes, node)
+    elif planned.approval is not None:
+        wait_for_approval(changes, node)
+    elif planned.event is not None:
+        wait_for_event(changes, node)
+    else:
+        changes.task(node, TaskState.READY, "upstream")
+
+
+def _start_child(changes: Changes, node: TaskNode) -> None:
+    """Start the run that the task is, unless its own is paused: else what may not be sent out would be in there."""
+    if node.run.state is RunState.PAUSED:
+        changes.explain(node, RUN_PAUSED, f"Run {node.run.id} is paused; resume it.")
+    else:
+        start_child(changes, node)
+
+
+def _has_something_to_tear_down(changes: Changes, node: TaskNode) -> bool:
+    setups = node.planned.setups
+    if not (node.planned.teardown and setups):
+        return True
+    position, tasks = node.scope.shape.position, node.scope.tasks
+    if any(tasks[position[name]].has_started for name in setups if name in position):
+        return True
+    message = f"Nothing is to be torn down: {', '.join(setups)} did not run."
+    changes.task(node, TaskState.SKIPPED, "upstream", reason=NO_SETUP, message=message)
+    return False
+
+
+def _condition_is_met(changes: Changes, node: TaskNode) -> bool:
+    """Test the task's ``when``; where it is not met, or can't be worked out, that settles the task."""
+    when = node.planned.when
+    if not when:
+        return True
+    try:
+        is_met = bool(compile_expression(when).evaluate(values_in(node.scope)))
+    except ExpressionError as error:
+        changes.task(node, TaskState.FAILED, "upstream", reason=CONDITION_ERROR, message=str(error), durable=True)
+        return False
+    if not is_met:
+        message = f"Its condition is not met: {when}"
+        changes.task(node, TaskState.SKIPPED, "upstream", reason=CONDITION, message=message)
+    return is_met

@@ -1,0 +1,158 @@
+"""Limits on how much goes on at once and how often: their keys worked out, who holds a slot, when the last ones went.
+
+Pure values and two small indexes. Nothing of it is stored: slots are those of the attempts and runs that are alive, so
+they cannot leak, and a leader that is rebuilt from rows finds the same ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from orchestrator.expressions.paths import Lookup
+from orchestrator.expressions.templates import as_text, resolve
+from orchestrator.records import ConcurrencyLimit, RateLimit
+
+Key = tuple[str, str, str]
+"""Tenant, what is counted (:data:`RUNS`, :data:`PIPELINE`, :data:`ATTEMPTS` or :data:`DISPATCHES`) and the value."""
+
+RUNS, PIPELINE, ATTEMPTS, DISPATCHES = "runs", "pipeline", "attempts", "dispatches"
+NAMED = 3
+"""Holders that a sentence names."""
+KEYS_KEPT = 1_000
+"""Keys of rate limits that are remembered before the idle ones among them are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One limit with its key worked out. Keys hold for all pipelines of a tenant, so that two can exclude each other;
+    ``{{ run.pipeline }}`` in the template makes it one pipeline's own."""
+
+    key: Key
+    limit: int
+    on_limit: str = "queue"
+
+    @property
+    def named(self) -> str:
+        return f"pipeline {self.key[2]}" if self.key[1] == PIPELINE else f"key {self.key[2]!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most ``units`` dispatches within any ``per`` seconds."""
+
+    key: Key
+    units: int
+    per: float
+
+
+def slots_of(limits: Iterable[ConcurrencyLimit], tenant_id: str, kind: str, lookup: Lookup) -> tuple[Slot, ...]:
+    """Work out the keys; a limit whose key is null is left out.
+
+    :raises TemplateError: a path in a key leads nowhere.
+    """
+    found = ((limit, resolve(limit.key, lookup, "/concurrency")) for limit in limits)
+    return tuple(
+        Slot((tenant_id, kind, as_text(value)), limit.limit, limit.on_limit)
+        for limit, value in found
+        if value is not None
+    )
+
+
+def rate_of(limit: RateLimit | None, tenant_id: str, lookup: Lookup) -> Rate | None:
+    """Work out the key of a rate limit; ``None`` when there is none, or its key is null.
+
+    :raises TemplateError: a path in the key leads nowhere.
+    """
+    value = None if limit is None else resolve(limit.key, lookup, "/rate_limit")
+    if limit is None or value is None:
+        return None
+    return Rate((tenant_id, DISPATCHES, as_text(value)), limit.units, limit.per)
+
+
+class Holders:
+    """Who holds the slots of each key, the oldest first."""
+
+    __slots__ = ("_by_key", "_keys_of")
+
+    def __init__(self) -> None:
+        self._by_key: dict[Key, dict[str, None]] = {}
+        self._keys_of: dict[str, tuple[Key, ...]] = {}
+
+    def take(self, holder: str, slots: Iterable[Slot]) -> None:
+        """Let the holder have a slot of each key; taken twice is taken once."""
+        keys = tuple(dict.fromkeys(slot.key for slot in slots))
+        if keys and holder not in self._keys_of:
+            self._keys_of[holder] = keys
+            for key in keys:
+                self._by_key.setdefault(key, {})[holder] = None
+
+    def free(self, holder: str) -> bool:
+        """Give back what it holds; says whether it held any."""
+        keys = self._keys_of.pop(holder, ())
+        for key in keys:
+            holders = self._by_key[key]
+            del holders[holder]
+            if not holders:
+                del self._by_key[key]
+        return bool(keys)
+
+    def of(self, key: Key) -> Collection[str]:
+        """Return who holds a slot of the key."""
+        return self._by_key.get(key, {}).keys()
+
+
+class _Log:
+    """The dispatches of one key that may still count for any of the limits that use it."""
+
+    __slots__ = ("per", "sent", "units")
+
+    def __init__(self) -> None:
+        self.sent: deque[float] = deque()
+        self.units = 0
+        self.per = 0.0
+
+    def note(self, rate: Rate, now: float) -> None:
+        self.units, self.per = max(self.units, rate.units), max(self.per, rate.per)
+        self.sent.append(now)
+        while len(self.sent) > self.units:
+            self.sent.popleft()
+
+    def is_over(self, now: float) -> bool:
+        return self.sent[-1] + self.per <= now
+
+
+class Dispatches:
+    """When the latest attempts of each rate limit's key were sent out.
+
+    As many are remembered as a limit has units, so that no window of its length holds more than them, wherever it
+    begins. A new leader remembers those whose attempts still live.
+    """
+
+    __slots__ = ("_logs",)
+
+    def __init__(self) -> None:
+        self._logs: dict[Key, _Log] = {}
+
+    def note(self, rate: Rate, now: float) -> None:
+        if len(self._logs) >= KEYS_KEPT and rate.key not in self._logs:
+            self._logs = {key: log for key, log in self._logs.items() if not log.is_over(now)}
+        self._logs.setdefault(rate.key, _Log()).note(rate, now)
+
+    def next_at(self, rate: Rate, now: float) -> float:
+        """Return when the next one may go; ``now`` for at once."""
+        log = self._logs.get(rate.key)
+        if log is None or len(log.sent) < rate.units:
+            return now
+        return max(now, log.sent[-rate.units] + rate.per)
+
+
+def sentence(slot: Slot, holders: Iterable[str]) -> str:
+    """Say what is full and who holds it."""
+    names = list(holders)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    held = ", ".join(names[:NAMED])
+    what = "run" if slot.key[1] in (RUNS, PIPELINE) else "attempt"
+    text = f"{slot.named} allows {slot.limit} {what}{'' if slot.limit == 1 else 's'} at once; held by {held}{more}."
+    return text[0].upper() + text[1:]

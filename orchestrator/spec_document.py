@@ -1,0 +1,62 @@
+"""Writes a definition as a document again: in one order and one spelling, of which the content hash is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.spec import TASK_FIELDS, PipelineSpec, TaskSpec
+
+
+def to_document(spec: PipelineSpec) -> dict[str, Any]:
+    """Return the normalised definition: a document that reads as ``spec`` again, in one order and one spelling.
+
+    What the site decides is left out, so that the same save gives the same document under other settings.
+    """
+    document: dict[str, Any] = {
+        "name": spec.name,
+        "description": spec.description,
+        "owner": spec.owner,
+        "tags": list(spec.tags),
+        "parameters": dict(spec.parameters),
+        "priority": spec.priority,
+    }
+    if spec.deadline_seconds is not None:
+        document["deadline_seconds"] = spec.deadline_seconds
+    if spec.max_active_runs is not None:
+        document["max_active_runs"] = spec.max_active_runs
+    if spec.concurrency:
+        document["concurrency"] = list(spec.concurrency)
+    return {**document, "tasks": [_task_document(task) for task in spec.tasks]}
+
+
+_LEFT_OUT_WHEN: Mapping[str, Any] = {
+    "operator": "",
+    "tasks": (),
+    "gpu_memory_gb": 0.0,
+    "labels": {},
+    "description": "",
+    "exclusive": False,
+    "critical": True,
+    "on_drain": "wait",
+    "on_worker_loss": "kill",
+    "when": "",
+    "teardown": False,
+    "concurrency": (),
+}
+"""Fields that came later, or are for some kinds only: what leaves them out keeps its document, so its content hash."""
+_FOR_OPERATORS = frozenset({"parameters", "gpu"})
+"""Left out of what no worker executes; elsewhere they have always been written."""
+
+
+def _task_document(task: TaskSpec) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for name in TASK_FIELDS:
+        value = getattr(task, name)
+        if value is None or (name in _LEFT_OUT_WHEN and value == _LEFT_OUT_WHEN[name]):
+            continue
+        if name == "tasks":
+            document[name] = [_task_document(inner) for inner in task.tasks]
+        elif not (name in _FOR_OPERATORS and not task.operator):
+            document[name] = list(value) if isinstance(value, tuple) else value
+    return document

@@ -1,0 +1,240 @@
+"""The cache in the rows: what equal task runs have left, and what made it a miss.
+
+In the leader's transaction, after what was decided so far is written. What is looked for is kept in ``cache_detail`` of
+the task run; the writer makes an entry of it when the task run has succeeded (``store.leavings``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator.artifacts.port import is_artifact
+from orchestrator.cache_key import components_of, contents_in, difference, key_of
+from orchestrator.documents import all_texts
+from orchestrator.errors import ForbiddenPath, OrchestratorError, TemplateError, TooLarge
+from orchestrator.events import CacheAnswered
+from orchestrator.paths import DataRoots
+from orchestrator.records import CachePlan, Plan
+from orchestrator.store.artifact_queries import artifact_fates
+from orchestrator.store.beside_rows import planned_name
+from orchestrator.store.places import Asked
+from orchestrator.store.plans import PlanCache
+from orchestrator.store.sight import Sight, look_around
+from orchestrator.store.text_safety import storable_json
+
+MOST_AT_ONCE = 500
+"""Questions answered in one transaction: each is one resolution of parameters."""
+_LARGEST_SCRIPT = 10 * 2**20
+_NAMED = 3
+
+_FOUND = """
+SELECT v.n, e.task_run_id::text, e.run_id::text, e.outputs, e.local_to,
+       e.expires_at <= clock_timestamp() AS is_old,
+       e.local_to IS NULL OR EXISTS (SELECT 1 FROM workers w WHERE w.host_id = e.local_to
+           AND w.state IN ('online', 'suspect', 'draining')) AS is_there
+FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text)
+JOIN cache_entries e ON e.tenant_id = v.tenant_id AND e.scope = v.scope AND e.key = v.key
+"""
+_NEWEST = """
+SELECT DISTINCT ON (v.n) v.n, e.run_id::text, e.components
+FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, task text)
+JOIN cache_entries e ON e.tenant_id = v.tenant_id AND e.scope = v.scope AND e.task = v.task
+ORDER BY v.n, e.created_at DESC
+"""
+_CONTENTS = """
+SELECT v.tenant_id::text, a.uri, a.digest FROM jsonb_to_recordset(%s::jsonb) AS v(tenant_id uuid, uri text)
+JOIN artifacts a ON a.tenant_id = v.tenant_id AND a.uri = v.uri WHERE a.digest <> ''
+"""
+_DETAILS = """
+UPDATE task_runs AS t SET cache_detail = v.detail FROM jsonb_to_recordset(%s::jsonb) AS v(id uuid, detail jsonb)
+WHERE t.id = v.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A task run whose equal is looked for."""
+
+    task_run_id: str
+    tenant_id: str
+    pipeline_id: str
+    plan: Plan
+    """Of its run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """What one question comes to."""
+
+    question: Question
+    cache: CachePlan
+    task: str
+    components: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        return key_of(self.components)
+
+    @property
+    def scope(self) -> str:
+        """Empty: whatever pipeline of the tenant made it."""
+        return self.question.pipeline_id if self.cache.scope == "pipeline" else ""
+
+
+def look_up(
+    connection: Connection, plans: PlanCache, questions: Sequence[Question], roots: DataRoots | None = None
+) -> list[CacheAnswered]:
+    """Answer the questions, in their order, and keep what was looked for.
+
+    :param roots: where scripts are found that tasks name by path; none: such tasks need a ``key`` of their own.
+    """
+    asked = [Asked(question.task_run_id, question.plan) for question in questions]
+    sights = look_around(connection, plans, asked, keys=True)
+    contents = _contents(connection, questions, sights)
+    answers: dict[str, CacheAnswered] = {}
+    sought: list[_Sought] = []
+    for question in questions:
+        sight = sights.get(question.task_run_id)
+        try:
+            if isinstance(sight, Sight) and sight.place.planned.cache is not None:
+                sought.append(_sought(question, sight.place.planned.cache, sight, contents, roots))
+                continue
+            message = str(sight or "Its row is gone.")
+        except (TemplateError, TooLarge, ForbiddenPath, OSError) as error:
+            message = str(error)
+        answers[question.task_run_id] = CacheAnswered(
+            question.task_run_id, "", message=f"Not cached, for no key can be worked out: {message}"
+        )
+    answers |= _answered(connection, sought)
+    _keep(connection, sought, answers)
+    return [answers[question.task_run_id] for question in questions]
+
+
+def _sought(
+    question: Question, cache: CachePlan, sight: Sight, contents: Mapping[tuple[str, str], str], roots: DataRoots | None
+) -> _Sought:
+    task = sight.place.planned
+    parameters = sight.parameters_of_task()
+    own = {uri: digest for (tenant_id, uri), digest in contents.items() if tenant_id == question.tenant_id}
+    components = components_of(
+        task,
+        cache,
+        parameters,
+        key=sight.resolved(list(cache.key), "/cache/key"),
+        run_parameters=sight.parameters,
+        upstream=sight.upstream,
+        contents={**own, **dict(contents_in([*sight.upstream.values(), parameters]))},
+        script="" if cache.key else _script(parameters, roots),
+    )
+    return _Sought(question, cache, planned_name(sight.place.own.name), components)
+
+
+def _script(parameters: Mapping[str, Any], roots: DataRoots | None) -> str:
+    """Return the digest of the file that a script task runs.
+
+    :raises ForbiddenPath: there is no such script here.
+    """
+    path = parameters.get("script_path")
+    if not isinstance(path, str):
+        return ""
+    if roots is None:
+        raise ForbiddenPath("the scheduler has no scripts root to look the script up in; give the cache a key.")
+    file = roots.script(path)
+    with file.open("rb") as content:
+        read = content.read(_LARGEST_SCRIPT + 1)
+    if len(read) > _LARGEST_SCRIPT:
+        raise ForbiddenPath(f"the script {path!r} is too large to be compared; give the cache a key.")
+    return hashlib.sha256(read).hexdigest()
+
+
+def _contents(
+    connection: Connection, questions: Iterable[Question], sights: Mapping[str, Sight | OrchestratorError]
+) -> dict[tuple[str, str], str]:
+    """Return the digests of artifacts that the parameters of runs and tasks name, by tenant and URI."""
+    named: set[tuple[str, str]] = set()
+    for question in questions:
+        sight = sights.get(question.task_run_id)
+        if isinstance(sight, Sight):
+            texts = all_texts([sight.parameters, sight.place.planned.parameters])
+            named |= {(question.tenant_id, text) for text in texts if is_artifact(text)}
+    if not named:
+        return {}
+    document = storable_json([{"tenant_id": tenant_id, "uri": uri} for tenant_id, uri in sorted(named)])
+    return {(row[0], row[1]): row[2] for row in connection.exec_driver_sql(_CONTENTS, (document,))}
+
+
+def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, CacheAnswered]:
+    wanted = [
+        {"n": n, "tenant_id": one.question.tenant_id, "scope": one.scope, "key": one.key, "task": one.task}
+        for n, one in enumerate(sought)
+    ]
+    if not wanted:
+        return {}
+    document = storable_json(wanted)
+    found = {row.n: row for row in connection.exec_driver_sql(_FOUND, (document,))}
+    uris = {
+        (sought[n].question.tenant_id, uri)
+        for n, row in found.items()
+        for uri in all_texts(row.outputs)
+        if is_artifact(uri)
+    }
+    fates = artifact_fates(connection, uris)
+    newest = {row.n: row for row in connection.exec_driver_sql(_NEWEST, (document,))}
+    answers = {}
+    for n, one in enumerate(sought):
+        id_ = one.question.task_run_id
+        row = found.get(n)
+        why_not = _unusable(one, row, fates) if row is not None else ""
+        if row is not None and not why_not and one.cache.mode != "write":
+            message = f"Its outputs are those of an equal task of run {row.run_id}."
+            answers[id_] = CacheAnswered(id_, one.key, row.task_run_id, message, row.outputs, row.local_to)
+        else:
+            answers[id_] = CacheAnswered(id_, one.key, message=why_not or _missed(one, newest.get(n)))
+    return answers
+
+
+def _unusable(one: _Sought, row: Any, fates: Mapping[tuple[str, str], str]) -> str:
+    """Return why the entry can't be used, if it can't."""
+    if one.cache.mode == "write":
+        return "The cache is only written."
+    if row.is_old:
+        return f"An equal task of run {row.run_id} has left outputs, but their time in the cache is over."
+    if not row.is_there:
+        return f"What the equal task of run {row.run_id} has left lies on host {row.local_to}, which is away."
+    tenant_id = one.question.tenant_id
+    gone = next((fates[tenant_id, uri] for uri in all_texts(row.outputs) if (tenant_id, uri) in fates), None)
+    return f"What the equal task of run {row.run_id} has left is gone: {gone}" if gone else ""
+
+
+def _missed(one: _Sought, newest: Any) -> str:
+    """Say which component makes the difference to the newest entry of the same task."""
+    if newest is None:
+        return "No task like it has left outputs in the cache."
+    names = difference(newest.components, one.components)
+    if not names:
+        return f"The outputs that it has left in run {newest.run_id} were replaced."
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"Not in the cache: {', '.join(names[:_NAMED])}{more} differ from run {newest.run_id}."
+
+
+def _keep(connection: Connection, sought: Sequence[_Sought], answers: Mapping[str, CacheAnswered]) -> None:
+    rows = []
+    found = {one.question.task_run_id: one for one in sought}
+    for id_, answer in answers.items():
+        detail: dict[str, Any] = {"key": answer.key, "message": answer.message, "hit": answer.origin is not None}
+        if (one := found.get(id_)) is not None:
+            detail |= {
+                "scope": one.scope,
+                "task": one.task,
+                "ttl": one.cache.ttl,
+                "writes": one.cache.mode != "read" and answer.origin is None,
+                "components": dict(one.components),
+            }
+        rows.append({"id": id_, "detail": detail})
+    if rows:
+        connection.exec_driver_sql(_DETAILS, (storable_json(rows),))

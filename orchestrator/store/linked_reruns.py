@@ -1,0 +1,245 @@
+"""Reruns as a new run, linked to the first, that takes over what is kept of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from orchestrator.compile import Site, run_problems
+from orchestrator.documents import all_texts
+from orchestrator.errors import Conflict, InvalidDefinition, Problem
+from orchestrator.expressions.templates import references
+from orchestrator.plan_json import plan_from_json
+from orchestrator.records import Plan, PlannedTask
+from orchestrator.rerun_plan import FAILED, KEPT, Chosen, RerunPlan, plan_rerun
+from orchestrator.store.beside_rows import planned_tasks
+from orchestrator.store.definitions import find_run_target, read_version
+from orchestrator.store.reruns import Past, gone_outputs, read_past, require_over
+from orchestrator.store.run_requests import NewRun, NewTask, insert_run
+from orchestrator.store.tables import task_runs
+from orchestrator.store.text_safety import storable_json
+
+PINNED, LATEST = "pinned", "latest"
+REUSED = "reused"
+"""Reason of task runs that a new run takes over from the one that it is a rerun of."""
+
+
+_INSIDE = text(
+    "WITH RECURSIVE inside AS (SELECT id, parent_id FROM task_runs WHERE parent_id = ANY(CAST(:ids AS uuid[])) "
+    "AND reason <> 'superseded' UNION ALL SELECT t.id, t.parent_id FROM inside i JOIN task_runs t "
+    "ON t.parent_id = i.id AND t.reason <> 'superseded') "
+    "SELECT CAST(id AS text) AS id, CAST(parent_id AS text) AS parent_id FROM inside"
+)
+_TAKE_OVER = text(
+    "UPDATE task_runs AS t SET state = o.state, reason = 'reused', message = o.message, outputs = o.outputs, "
+    "local_to = o.local_to, child_run_id = o.child_run_id, cached_from = COALESCE(o.cached_from, o.id), "
+    "started_at = o.started_at, ended_at = o.ended_at FROM task_runs o "
+    "WHERE t.run_id = :run AND t.name = o.name AND o.run_id = :origin AND o.parent_id IS NULL AND o.name = ANY(:names)"
+)
+_COPY = text(
+    "INSERT INTO task_runs (id, tenant_id, run_id, name, position, operator, state, reason, message, outputs, "
+    "local_to, parent_id, map_index, map_key, item, child_run_id, cached_from, started_at, ended_at) "
+    "SELECT c.id, o.tenant_id, :run, o.name, o.position, o.operator, o.state, 'reused', o.message, o.outputs, "
+    "o.local_to, c.parent_id, o.map_index, o.map_key, o.item, o.child_run_id, COALESCE(o.cached_from, o.id), "
+    "o.started_at, o.ended_at FROM jsonb_to_recordset(CAST(:copies AS jsonb)) "
+    "AS c(id uuid, parent_id uuid, origin uuid) JOIN task_runs o ON o.id = c.origin"
+)
+_TELL = text(
+    "INSERT INTO events (tenant_id, run_id, task, entity, entity_id, after, reason, message, cause, actor, epoch) "
+    "SELECT tenant_id, run_id, name, 'task_run', id, state, reason, '', 'request', :actor, 0 FROM task_runs "
+    "WHERE run_id = :run AND reason = 'reused' ORDER BY parent_id NULLS FIRST, map_index, position"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedRerun:
+    """A new run that takes over what it may of one that is over."""
+
+    run_id: str
+    """Of the new run."""
+    actor: str
+    triggered_by: str
+    chosen: Chosen = FAILED
+    version: str | int = PINNED
+    """``pinned``: that of the first run. ``latest``: the pipeline's current one. Or its number."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Put over those of the first run."""
+
+
+def preview_linked(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun) -> RerunPlan:
+    """Return what :func:`start_linked` would do, in names of the new run's own tasks; same errors."""
+    past = read_past(connection, tenant_id, run_id)
+    plan, _, _, _ = _version(connection, tenant_id, past, wanted)
+    return _linked(connection, tenant_id, past, plan, wanted)
+
+
+def start_linked(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun, site: Site) -> RerunPlan:
+    """Insert a new run that takes over what is kept of this one, and runs the rest.
+
+    Besides what is chosen and what is downstream of it, everything runs that has not succeeded, that another version or
+    other parameters make another task, or whose outputs are gone. A container is taken over as a whole or not at all.
+
+    :raises NotFound: no such run of this tenant, or its pipeline was deleted.
+    :raises Conflict: it has not ended, or nothing of it would run.
+    :raises InvalidDefinition: a name is none of its tasks, or of the version's; its parameters are refused.
+    """
+    past = read_past(connection, tenant_id, run_id)
+    require_over(past.row)
+    plan, target, defaults, priority = _version(connection, tenant_id, past, wanted)
+    found = _linked(connection, tenant_id, past, plan, wanted)
+    if not found.again:
+        raise Conflict(f"Nothing of run {run_id} would run again; name tasks, or run all of them with `all`.")
+    given = {**past.row.parameters, **wanted.parameters}
+    if problems := run_problems(plan, given, site, defaults):
+        raise InvalidDefinition(problems)
+    insert_run(
+        connection,
+        NewRun(
+            id=wanted.run_id,
+            tenant_id=tenant_id,
+            pipeline_id=past.row.pipeline_id,
+            version_id=target,
+            tasks=[NewTask(task.name, task.operator) for task in plan.tasks],
+            parameters={**defaults, **given},
+            triggered_by=wanted.triggered_by,
+            actor=wanted.actor,
+            priority=priority,
+            trigger="rerun",
+            rerun_of=run_id,
+        ),
+    )
+    _take_over(connection, run_id, wanted, [name for name in found.reused if name in _names(plan)])
+    return found
+
+
+def _version(
+    connection: Connection, tenant_id: str, past: Past, wanted: LinkedRerun
+) -> tuple[Plan, str, Mapping[str, Any], int]:
+    """Return the plan that the new run follows, its version's id, the definition's parameters and its priority."""
+    row = past.row
+    number = wanted.version if isinstance(wanted.version, int) else None
+    if wanted.version == PINNED:
+        number = read_version(connection, tenant_id, row.version_id)["version"]
+    target = find_run_target(connection, tenant_id, pipeline_id=row.pipeline_id, version=number)
+    stored = read_version(connection, tenant_id, target.version_id)
+    try:
+        plan = plan_from_json(stored["plan"])
+    except ValueError as error:
+        raise Conflict(f"Version {target.version} of {target.pipeline_name!r} can't be read here: {error}") from error
+    definition = stored["definition"]
+    return plan, target.version_id, definition.get("parameters", {}), int(definition.get("priority", 0))
+
+
+def _linked(connection: Connection, tenant_id: str, past: Past, plan: Plan, wanted: LinkedRerun) -> RerunPlan:
+    """Work out what the new run runs and takes over, task by task of its own plan."""
+    names = _names(plan)
+    if not isinstance(wanted.chosen, str):
+        _require_names(wanted.chosen, names)
+    top = [task for task in past.tasks if task.parent_id is None]
+    former = {task.name: task for task in past.plan.tasks}
+    states = {task.name: task.state for task in top}
+    known = {name for name in names if name in former}
+    chosen = wanted.chosen if isinstance(wanted.chosen, str) else [name for name in wanted.chosen if name in former]
+    found = plan_rerun(past.plan, top, chosen, _gone_at_top(connection, tenant_id, past))
+    why = {name: "changed" for name in names if name not in known or former[name] != names[name]}
+    why |= {name: "parameters" for name in known if name not in why and _reads(names[name], wanted.parameters)}
+    why |= {name: "not_succeeded" for name in known if name not in why and states.get(name) not in KEPT}
+    why |= {
+        name: word for name, word in found.why.items() if name in names and (name in found.chosen or name not in why)
+    }
+    below = _with_descendants(plan, set(why))
+    return RerunPlan(
+        tuple(name for name in found.chosen if name in names),
+        tuple(name for name in names if name in below),
+        tuple(name for name in names if name not in below),
+        (),
+        {name: told for name, told in found.missing.items() if name in names},
+        {name: why.get(name, "downstream") for name in names if name in below},
+    )
+
+
+def _gone_at_top(connection: Connection, tenant_id: str, past: Past) -> dict[str, str]:
+    """Return what is gone by the names of the run's own tasks: containers are taken over as a whole."""
+    by_id = {task.id: task for task in past.tasks}
+    by_name = {task.name: task for task in past.tasks}
+    found: dict[str, str] = {}
+    for name, why in gone_outputs(connection, tenant_id, past.id).items():
+        task = by_name.get(name)
+        while task is not None and task.parent_id is not None:
+            task = by_id.get(task.parent_id)
+        if task is not None:
+            found.setdefault(task.name, why)
+    return found
+
+
+def _require_names(chosen: Any, names: Mapping[str, PlannedTask]) -> None:
+    problems = []
+    for at, name in enumerate(chosen):
+        if name in names:
+            continue
+        message = f"The version that is to run has no task {name!r}; it was removed or renamed."
+        if "[" in name:
+            message = f"{name!r} is an index of a container; a new run runs {name.partition('[')[0]!r} as a whole."
+        problems.append(Problem(f"/from/{at}", message))
+    if problems:
+        raise InvalidDefinition(problems)
+
+
+def _names(plan: Plan) -> dict[str, PlannedTask]:
+    return {task.name: task for task in plan.tasks}
+
+
+def _reads(task: PlannedTask, patched: Mapping[str, Any]) -> bool:
+    """Say whether a change of these parameters of the run may make it another task."""
+    if not patched:
+        return False
+    for _, one in planned_tasks(Plan((task,))):
+        written = [one.templated, one.map.over if one.map else None, one.map.key if one.map else ""]
+        written += [one.child.parameters if one.child else None, list(one.cache.key) if one.cache else []]
+        named = {path[1] for path in references(written) if path[0] == "params" and len(path) > 1}
+        if named & patched.keys() or any(wanted.parameter in patched for wanted in one.run_inputs):
+            return True
+        if any(link.parameter in patched for link in one.links) or ("params",) in references(written):
+            return True
+        conditions = [one.when, one.repeat.until if one.repeat else ""]
+        if any("params" in condition for condition in all_texts(conditions)):
+            return True
+        # A run that is a task inherits them, and a script may read them all.
+        if (one.child is not None and one.child.inherit) or one.operator == "custom_script":
+            return True
+    return False
+
+
+def _with_descendants(plan: Plan, names: set[str]) -> set[str]:
+    found = set(names)
+    for task in plan.tasks:
+        if any(up in found for up in task.upstream):
+            found.add(task.name)
+    return found
+
+
+def _take_over(connection: Connection, origin: str, wanted: LinkedRerun, names: list[str]) -> None:
+    """Let these tasks of the new run be what they are in its origin, with all inside of them."""
+    if not names:
+        return
+    connection.execute(_TAKE_OVER, {"run": wanted.run_id, "origin": origin, "names": names})
+    t = task_runs.c
+    ids = {
+        (row.run_id, row.name): row.id
+        for row in connection.execute(
+            select(t.id, t.run_id, t.name).where(
+                t.run_id.in_([origin, wanted.run_id]), t.name.in_(names), t.parent_id.is_(None)
+            )
+        )
+    }
+    new_ids = {ids[origin, name]: ids[wanted.run_id, name] for name in names}
+    inside = connection.execute(_INSIDE, {"ids": list(new_ids)}).all()
+    new_ids |= {row.id: str(uuid.uuid4()) for row in inside}
+    copies = [{"id": new_ids[row.id], "parent_id": new_ids[row.parent_id], "origin": row.id} for row in inside]
+    if copies:
+        connection.execute(_COPY, {"run": wanted.run_id, "copies": storable_json(copies)})
+    connection.execute(_TELL, {"run": wanted.run_id, "actor": wanted.actor})

@@ -1,0 +1,210 @@
+"""What tasks leave is written down with its producer, and removed by rules that are told to whoever misses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.artifacts import LocalArtifacts
+from orchestrator.effects import LearnMemory, SaveCircuit, SaveOutcome
+from orchestrator.errors import ArtifactMissing, LostLeadership, StoreUnavailable, TemplateError
+from orchestrator.records import Outcome, Plan
+from orchestrator.states import AttemptState
+from orchestrator.store.artifact_queries import artifact_fate
+from orchestrator.store.engine import create_store_engine
+from orchestrator.store.grants import GrantedTask, build_specs, reason_of
+from orchestrator.store.writer import write
+from scheduler.artifact_collector import ArtifactCollector
+from tests.integration.seeded_runs import SeededRun, seed_run
+from tests.integration.test_sight import task
+from tests.integration.test_writer import dispatched, granted_attempt, rows
+
+pytestmark = pytest.mark.timeout(60)
+
+EPOCH = 7
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_store_engine(database_url)
+    with made.begin() as connection:
+        connection.execute(
+            text("INSERT INTO leases (role, holder, epoch, expires_at) VALUES ('scheduler', 'test', 7, now())")
+        )
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalArtifacts:
+    return LocalArtifacts(tmp_path, scope="shared")
+
+
+def leave(engine: Engine, run: SeededRun, attempt: str, *records: dict[str, Any]) -> None:
+    outcome = Outcome(AttemptState.SUCCEEDED, records=tuple({"kind": "artifact", **record} for record in records))
+    with engine.begin() as connection:
+        write(connection, [SaveOutcome(attempt, run.tasks["a"], outcome, False)], EPOCH)
+
+
+def made(engine: Engine, store: LocalArtifacts, name: str, **fields: Any) -> tuple[SeededRun, str]:
+    """One artifact of the task a of a run that is over."""
+    run, attempt = granted_attempt(engine)
+    artifact = store.put_bytes(f"{run.tenant_id}/{run.id}/a/{name}", b"content")
+    leave(engine, run, attempt.id, {"uri": artifact.uri, "digest": artifact.fingerprint, "size": 7, **fields})
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET state = 'success'"))
+    return run, artifact.uri
+
+
+def age(engine: Engine, days: float) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE artifacts SET created_at = created_at - :days * interval '1 day'"), {"days": days}
+        )
+
+
+def test_an_artifact_is_written_down_with_its_producer(engine: Engine, store: LocalArtifacts) -> None:
+    run, uri = made(engine, store, "model.bin", retention_seconds=60)
+    [row] = rows(engine, "SELECT *, expires_at > clock_timestamp() AS lives FROM artifacts")
+    assert (row.uri, row.size, row.run_id, row.task, row.lives) == (uri, 7, run.id, "a", True)
+
+
+def test_nobody_tells_of_what_is_not_his_own(engine: Engine) -> None:
+    run, attempt = granted_attempt(engine)
+    leave(engine, run, attempt.id, {"uri": "artifact://someone-else/x"}, {"uri": "artifact://logs/x"}, {"uri": 5})
+    assert rows(engine, "SELECT * FROM artifacts") == []
+
+
+def test_what_is_past_its_time_is_removed_and_who_misses_it_is_told_why(engine: Engine, store: LocalArtifacts) -> None:
+    run, uri = made(engine, store, "old")
+    age(engine, 31)
+    _, young = made(engine, store, "young")
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 0, "for ever is the default"
+    collector = ArtifactCollector(engine, EPOCH, store, 30)
+    assert collector.collect() == 1
+    assert not store.exists(uri)
+    assert store.exists(young)
+    assert [count.detail for count in collector.take_counts()] == [uri]
+    with engine.connect() as connection:
+        fate = artifact_fate(connection, run.tenant_id, uri)
+        assert artifact_fate(connection, run.tenant_id, young) is None
+    assert fate is not None
+    assert "task 'a' of run" in fate
+    assert "ARTIFACT_RETENTION_DAYS=30" in fate
+
+
+@pytest.mark.parametrize("needed_by", ["model", "cache", "run"])
+def test_what_is_still_needed_stays(engine: Engine, store: LocalArtifacts, needed_by: str) -> None:
+    run, uri = made(engine, store, "x")
+    age(engine, 31)
+    values = {"tenant": run.tenant_id, "uri": uri, "run": run.id, "outputs": f'{{"model": {{"uri": "{uri}"}}}}'}
+    statements = {
+        "model": "INSERT INTO models (id, tenant_id, name, version, digest, uri) "
+        "VALUES (:run, :tenant, 'm', '1', '', :uri)",
+        "cache": "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, outputs) "
+        "VALUES (:tenant, '', 'k', :run, :run, 'a', CAST(:outputs AS jsonb))",
+        "run": "UPDATE task_runs SET outputs = CAST(:outputs AS jsonb) WHERE run_id = :run AND name = 'b'; "
+        "UPDATE runs SET state = 'running'",
+    }
+    with engine.begin() as connection:
+        connection.execute(text(statements[needed_by]), values)
+    assert ArtifactCollector(engine, EPOCH, store, 30).collect() == 0
+    assert store.exists(uri)
+
+
+def test_an_old_leader_removes_nothing(engine: Engine, store: LocalArtifacts) -> None:
+    _, uri = made(engine, store, "x", retention_seconds=0)
+    with pytest.raises(LostLeadership):
+        ArtifactCollector(engine, EPOCH - 1, store, None).collect()
+    assert store.exists(uri)
+
+
+def test_an_object_whose_deletion_failed_is_deleted_later_even_by_another_leader(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, uri = made(engine, store, "x", retention_seconds=0)
+
+    def away(prefix: str) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", away)
+        with pytest.raises(StoreUnavailable):
+            ArtifactCollector(engine, EPOCH, store, None).collect()
+    assert store.exists(uri)
+    ArtifactCollector(engine, EPOCH, store, None).collect()
+    assert not store.exists(uri)
+
+
+def test_of_a_store_of_one_host_only_what_lies_there_is_removed(engine: Engine, tmp_path: Path) -> None:
+    here, there = (LocalArtifacts(tmp_path / name, scope=f"local:{name}") for name in ("here", "there"))
+    _, ours = made(engine, here, "ours", retention_seconds=0)
+    _, theirs = made(engine, there, "theirs", retention_seconds=0)
+    assert ArtifactCollector(engine, EPOCH, here, None).collect() == 1
+    assert not here.exists(ours)
+    assert there.exists(theirs)
+    assert rows(engine, "SELECT uri FROM artifacts WHERE deleted_at IS NULL") == [(theirs,)]
+
+
+def test_made_again_it_is_there_again(engine: Engine, store: LocalArtifacts) -> None:
+    run, uri = made(engine, store, "x", retention_seconds=0)
+    ArtifactCollector(engine, EPOCH, store, None).collect()
+    [(attempt,)] = rows(engine, "SELECT id FROM attempts")
+    leave(engine, run, attempt, {"uri": uri, "digest": "d", "size": 1})
+    assert rows(engine, "SELECT deleted_at, deleted_by, expires_at FROM artifacts") == [(None, "", None)]
+
+
+def granted(run: SeededRun, plan: Plan, name: str) -> GrantedTask:
+    planned = next(task for task in plan.tasks if task.name == name)
+    return GrantedTask(dispatched(run, name), run.tenant_id, planned, plan, 1)
+
+
+def test_no_grant_is_made_for_a_missing_artifact_or_a_path_that_leads_nowhere(engine: Engine) -> None:
+    plan = Plan((task("use", model="{{ params.model }}"), task("lost", x="{{ params.nowhere }}"), task("well", x=1)))
+    run = seed_run(engine, plan=plan)
+    uri = f"artifact://{run.tenant_id}/m"
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE runs SET parameters = jsonb_build_object('model', CAST(:uri AS text))"), {"uri": uri}
+        )
+        connection.execute(
+            text(
+                "INSERT INTO artifacts (tenant_id, uri, digest, size, run_id, task, deleted_at, deleted_by) "
+                "VALUES (:tenant, :uri, '', 0, :run, 'train', clock_timestamp(), 'older than a day')"
+            ),
+            {"tenant": run.tenant_id, "uri": uri, "run": run.id},
+        )
+        items = [granted(run, plan, name) for name in ("use", "lost", "well")]
+        use, lost, well = build_specs(connection, items, {}, None).values()
+    assert isinstance(use, ArtifactMissing)
+    assert reason_of(use) == "artifact_missing"
+    assert "task 'train' of run" in str(use)
+    assert isinstance(lost, TemplateError)
+    assert reason_of(lost) == "template"
+    assert not isinstance(well, Exception)
+    assert well.parameters == {"x": 1}
+
+
+def test_circuits_and_learned_memory_are_written_over(engine: Engine) -> None:
+    pipeline = "00000000-0000-0000-0000-000000000001"
+    with engine.begin() as connection:
+        write(
+            connection,
+            [
+                SaveCircuit("s", "open", 5, "unreachable", 30.0),
+                LearnMemory(pipeline, "train", 100, 90),
+                SaveCircuit("s", "open", 6, "unreachable", 60.0),
+            ],
+            EPOCH,
+        )
+        write(connection, [LearnMemory(pipeline, "train", 80, 70)], EPOCH)
+    [row] = rows(engine, "SELECT *, open_until > clock_timestamp() + interval '50 s' AS longer FROM circuits")
+    assert (row.service, row.state, row.failures, row.longer) == ("s", "open", 6, True)
+    assert rows(engine, "SELECT memory, peak FROM learned_memory") == [(80, 90)]
+    with engine.begin() as connection:
+        write(connection, [SaveCircuit("s", "closed", 0)], EPOCH)
+    assert rows(engine, "SELECT state, failures, open_until FROM circuits") == [("closed", 0, None)]

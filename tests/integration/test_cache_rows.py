@@ -1,0 +1,201 @@
+"""The cache in the rows: equal tasks find each other, and what made the difference is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.effects import SaveOutcome, Transition
+from orchestrator.events import CacheAnswered
+from orchestrator.paths import DataRoots
+from orchestrator.records import CachePlan, InputLink, Outcome, Plan
+from orchestrator.states import AttemptState, Entity, TaskState
+from orchestrator.store.cache import Question, look_up
+from orchestrator.store.engine import create_store_engine
+from orchestrator.store.plans import PlanCache
+from orchestrator.store.writer import write
+from tests.integration.expanded_rows import set_task
+from tests.integration.seeded_runs import SeededRun, planned, seed_run
+from tests.integration.test_writer import dispatched, rows
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_store_engine(database_url)
+    yield made
+    made.dispose()
+
+
+def cached(*, operator: str = "model_training", cache: CachePlan | None = None, **parameters: Any) -> Plan:
+    """A task whose equal is looked for, behind one that makes its dataset."""
+    train = replace(
+        planned("train", "load"),
+        operator=operator,
+        operator_version="1",
+        cache=cache or CachePlan(),
+        parameters=parameters,
+        links=(InputLink("data", "dataset", "load"),),
+    )
+    return Plan((planned("load"), train))
+
+
+def begun(engine: Engine, plan: Plan, content: str = "sha256:a", **parameters: Any) -> SeededRun:
+    """A run whose dataset lies under a URI of its own."""
+    run = seed_run(engine, plan=plan, parameters=parameters)
+    set_task(
+        engine,
+        run,
+        "load",
+        outputs={"dataset": {"uri": f"artifact://{run.tenant_id}/{run.id}", "fingerprint": content}},
+    )
+    return run
+
+
+def asked(engine: Engine, run: SeededRun, plan: Plan, roots: DataRoots | None = None) -> CacheAnswered:
+    [(pipeline,)] = rows(engine, "SELECT pipeline_id FROM runs WHERE id = :id", id=run.id)
+    question = Question(run.tasks["train"], run.tenant_id, pipeline, plan)
+    with engine.begin() as connection:
+        [answer] = look_up(connection, PlanCache(), [question], roots)
+        connection.execute(
+            text("UPDATE task_runs SET cache_key = :key, state = 'ready' WHERE id = :id"),
+            {"key": answer.key, "id": run.tasks["train"]},
+        )
+    return answer
+
+
+def succeed(engine: Engine, run: SeededRun, outputs: dict[str, Any], state: TaskState = TaskState.SUCCESS) -> None:
+    """End the attempt of the task as the leader would."""
+    attempt = dispatched(run, "train")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO attempts (id, tenant_id, run_id, task_run_id, number, state, token, queue, host_id, "
+                "worker_id, cpu, memory, gpus) VALUES (:id, :tenant, :run, :task, 1, 'running', :token, 'cpu', 'h', "
+                "'w', 1, 1, 0)"
+            ),
+            {
+                "id": attempt.id, "tenant": run.tenant_id, "run": run.id, "task": run.tasks["train"],
+                "token": attempt.token,
+            },
+        )  # fmt: skip
+        connection.execute(text("UPDATE task_runs SET state = 'running' WHERE id = :id"), {"id": run.tasks["train"]})
+        outcome = Outcome(AttemptState.SUCCEEDED, outputs=outputs)
+        ended = Transition(Entity.TASK_RUN, run.tasks["train"], TaskState.RUNNING, state, "outcome", run_id=run.id)
+        write(connection, [SaveOutcome(attempt.id, run.tasks["train"], outcome, True), ended], 7)
+
+
+def test_an_equal_task_is_found_though_its_dataset_lies_elsewhere(engine: Engine) -> None:
+    plan = cached(epochs=3)
+    first, second = begun(engine, plan), begun(engine, plan)
+    missed = asked(engine, first, plan)
+    assert missed.origin is None
+    assert missed.message == "No task like it has left outputs in the cache."
+    succeed(engine, first, {"model": 1})
+    hit = asked(engine, second, plan)
+    assert (hit.key, hit.origin, hit.outputs) == (missed.key, first.tasks["train"], {"model": 1})
+    assert first.id in hit.message
+    [(detail,)] = rows(engine, "SELECT cache_detail FROM task_runs WHERE id = :id", id=second.tasks["train"])
+    assert detail["hit"] is True
+
+
+def test_a_miss_names_what_differs(engine: Engine) -> None:
+    plan = cached(epochs=3, depth=1)
+    first = begun(engine, plan)
+    asked(engine, first, plan)
+    succeed(engine, first, {})
+    # Another plan makes another pipeline in these rows; the entry is the tenant's own for this.
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE cache_entries SET scope = ''"))
+    shared = CachePlan(scope="tenant")
+    other = cached(epochs=4, depth=1, cache=shared)
+    answer = asked(engine, begun(engine, other, content="sha256:b"), other)
+    assert answer.message == f"Not in the cache: parameters.data, parameters.epochs differ from run {first.id}."
+
+
+def test_only_a_success_is_an_answer_and_only_where_it_may_be_written(engine: Engine) -> None:
+    plan = cached()
+    skipped = begun(engine, plan)
+    asked(engine, skipped, plan)
+    succeed(engine, skipped, {}, TaskState.SKIPPED)
+    reading = cached(cache=CachePlan(mode="read"))
+    reader = begun(engine, reading)
+    asked(engine, reader, reading)
+    succeed(engine, reader, {})
+    assert rows(engine, "SELECT * FROM cache_entries") == []
+
+
+def test_what_is_too_old_or_removed_or_on_a_host_that_is_away_is_no_answer(engine: Engine) -> None:
+    plan = cached(cache=CachePlan(ttl=60))
+    first = begun(engine, plan)
+    asked(engine, first, plan)
+    uri = f"artifact://{first.tenant_id}/model"
+    succeed(engine, first, {"model": {"uri": uri}})
+    second = begun(engine, plan)
+    assert asked(engine, second, plan).origin == first.tasks["train"]
+
+    def now(statement: str) -> CacheAnswered:
+        with engine.begin() as connection:
+            connection.execute(text(statement), {"uri": uri, "tenant": first.tenant_id, "run": first.id})
+        return asked(engine, second, plan)
+
+    removed = now(
+        "INSERT INTO artifacts (tenant_id, uri, digest, size, run_id, task, deleted_at, deleted_by) VALUES "
+        "(:tenant, :uri, '', 1, :run, 'train', clock_timestamp(), 'older than 30 days')"
+    )
+    assert removed.origin is None
+    assert "older than 30 days" in removed.message
+    away = now("UPDATE cache_entries SET local_to = 'gone'; DELETE FROM artifacts")
+    assert away.origin is None
+    assert "lies on host gone" in away.message
+    old = now("UPDATE cache_entries SET local_to = NULL, expires_at = clock_timestamp() - interval '1 s'")
+    assert old.origin is None
+    assert "their time in the cache is over" in old.message
+
+
+def test_an_operator_that_may_read_everything_is_given_no_outputs_of_a_run_with_other_parameters(
+    engine: Engine,
+) -> None:
+    plan = cached(operator="custom_script")
+    first = begun(engine, plan, seed=1)
+    asked(engine, first, plan)
+    succeed(engine, first, {})
+    answer = asked(engine, begun(engine, plan, seed=2), plan)
+    assert answer.origin is None
+    assert "run_parameters.seed" in answer.message
+
+
+def test_a_key_of_its_own_stands_for_all_but_the_operator(engine: Engine) -> None:
+    cache = CachePlan(key=("{{ params.seed }}", "{{ tasks.load.outputs.dataset.fingerprint }}"))
+    plan = cached(operator="custom_script", cache=cache)
+    first = begun(engine, plan, seed=1, name="a")
+    asked(engine, first, plan)
+    succeed(engine, first, {"x": 1})
+    assert asked(engine, begun(engine, plan, seed=1, name="b"), plan).outputs == {"x": 1}
+    assert asked(engine, begun(engine, plan, seed=2, name="a"), plan).origin is None
+
+
+def test_what_has_no_key_runs_uncached_and_says_why(engine: Engine) -> None:
+    plan = cached(value="{{ params.missing }}")
+    answer = asked(engine, begun(engine, plan), plan)
+    assert answer.key == ""
+    assert "params.missing" in answer.message
+    script = cached(operator="custom_script", script_path="train.py")
+    assert "no scripts root" in asked(engine, begun(engine, script), script).message
+
+
+def test_a_changed_script_is_another_task(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print(1)")
+    roots = DataRoots({}, tmp_path)
+    plan = cached(operator="custom_script", script_path="train.py")
+    first = begun(engine, plan)
+    before = asked(engine, first, plan, roots)
+    assert before.key
+    (tmp_path / "train.py").write_text("print(2)")
+    assert asked(engine, begun(engine, plan), plan, roots).key != before.key

@@ -1,0 +1,109 @@
+"""Runs that are tasks of others, as the leader makes them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.compile import Site
+from orchestrator.effects import StartChild
+from orchestrator.events import ChildRefused, RunSubmitted
+from orchestrator.records import ChildPlan, Plan, RunInput
+from orchestrator.store.children import start_child
+from orchestrator.store.engine import create_store_engine
+from orchestrator.store.plans import PlanCache
+from tests.integration.seeded_runs import SeededRun, planned, seed_run
+from tests.integration.test_writer import rows
+
+pytestmark = pytest.mark.timeout(60)
+
+OTHER = Plan((planned("x"), replace(planned("y", "x"), run_inputs=(RunInput("data", "dataset"),))))
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_store_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def parent(engine: Engine) -> SeededRun:
+    """A run; beside it a pipeline ``other`` that needs a dataset and says what ``depth`` is."""
+    other = seed_run(engine, plan=OTHER)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE pipelines SET name = 'other' WHERE id = (SELECT pipeline_id FROM runs WHERE id = :id)"),
+            {"id": other.id},
+        )
+        connection.execute(
+            text(
+                'UPDATE pipeline_versions SET definition = \'{"parameters": {"depth": 1, "width": 2}}\' '
+                "WHERE pipeline_id = (SELECT pipeline_id FROM runs WHERE id = :id)"
+            ),
+            {"id": other.id},
+        )
+        connection.execute(text("DELETE FROM runs"))
+    return seed_run(engine)
+
+
+def started(
+    engine: Engine, parent: SeededRun, child: ChildPlan, inherited: dict[str, Any] | None = None, depth: int = 1,
+    child_run_id: str = "", **given: Any,
+) -> RunSubmitted | ChildRefused | None:  # fmt: skip
+    effect = StartChild(
+        parent.id, parent.tasks["a"], parent.tenant_id, child_run_id or str(uuid.uuid4()), child, given, depth, 5
+    )
+    with engine.begin() as connection:
+        return start_child(connection, PlanCache(), effect, inherited or {}, Site(), 100.0)
+
+
+def test_a_child_is_inserted_with_its_tasks_and_submitted(engine: Engine, parent: SeededRun) -> None:
+    id_ = str(uuid.uuid4())
+    found = started(engine, parent, ChildPlan("other"), {"width": 3, "more": 1}, child_run_id=id_, data="x.csv")
+    assert isinstance(found, RunSubmitted)
+    assert (found.run.id, found.hold) == (id_, False)
+    assert (found.run.parent_task_run_id, found.run.depth, found.run.priority) == (parent.tasks["a"], 1, 5)
+    assert found.run.parameters == {"depth": 1, "width": 3, "more": 1, "data": "x.csv"}
+    assert [task.name for task in found.tasks] == ["x", "y"]
+    [row] = rows(engine, "SELECT parent_run_id, trigger, state FROM runs WHERE id = :id", id=id_)
+    assert tuple(row) == (parent.id, "pipeline", "queued")
+    again = started(engine, parent, ChildPlan("other"), child_run_id=id_)
+    assert isinstance(again, RunSubmitted), "asked twice, it is made once"
+    assert rows(engine, "SELECT count(*) FROM runs WHERE parent_run_id = :id", id=parent.id) == [(1,)]
+
+
+def test_what_it_does_not_inherit_it_has_to_be_given(engine: Engine, parent: SeededRun) -> None:
+    found = started(engine, parent, ChildPlan("other", inherit=False), {"data": "x.csv"})
+    assert isinstance(found, ChildRefused)
+    assert found.task_run_id == parent.tasks["a"]
+    assert "needs a dataset" in found.message
+
+
+@pytest.mark.parametrize(
+    ("child", "depth", "why"),
+    [
+        (ChildPlan("nobody"), 1, "no pipeline 'nobody'"),
+        (ChildPlan("other", version=9), 1, "no version 9"),
+        (ChildPlan("other"), 9, "at most 8 deep"),
+    ],
+)
+def test_what_is_not_there_or_too_deep_is_refused_with_a_sentence(
+    engine: Engine, parent: SeededRun, child: ChildPlan, depth: int, why: str
+) -> None:
+    found = started(engine, parent, child, depth=depth, data="x.csv")
+    assert isinstance(found, ChildRefused)
+    assert why in found.message
+    assert rows(engine, "SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_a_child_of_a_paused_pipeline_waits_in_the_queue(engine: Engine, parent: SeededRun) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE pipelines SET paused = true WHERE name = 'other'"))
+    assert started(engine, parent, ChildPlan("other"), data="x.csv") is None
+    assert rows(engine, "SELECT state FROM runs WHERE parent_run_id IS NOT NULL") == [("queued",)]

@@ -1,0 +1,129 @@
+"""Why a task does not run, from the rows; removing what is named is what lets it go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.errors import NotFound
+from orchestrator.records import MapPlan, Plan
+from orchestrator.store.engine import create_store_engine
+from orchestrator.store.explain import TaskExplained, explain_run, explain_task
+from tests.integration.expanded_rows import add_task, set_task
+from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
+from tests.integration.test_writer import granted_attempt
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_store_engine(database_url)
+    with made.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO leases (role, holder, epoch, expires_at) "
+                "VALUES ('scheduler', 'x', 7, now() + interval '1 h')"
+            )
+        )
+    yield made
+    made.dispose()
+
+
+def execute(engine: Engine, statement: str, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def explained(engine: Engine, run: SeededRun, task: str, plan: Plan = DIAMOND, most_runs: int = 10) -> TaskExplained:
+    with engine.connect() as connection:
+        return explain_task(connection, run.tenant_id, run.id, task, plan, most_runs)
+
+
+def kinds(engine: Engine, run: SeededRun, task: str, plan: Plan = DIAMOND, most_runs: int = 10) -> list[str]:
+    return [blocker.kind for blocker in explained(engine, run, task, plan, most_runs).blockers]
+
+
+def test_a_queued_run_says_for_what(engine: Engine) -> None:
+    first, second = seed_run(engine), seed_run(engine)
+    assert kinds(engine, second, "a") == ["admission"]
+    execute(engine, "UPDATE runs SET state = 'running' WHERE id = :id", id=first.id)
+    assert kinds(engine, second, "a", most_runs=1) == ["run_place"]
+    execute(engine, "UPDATE pipelines SET paused = true")
+    assert kinds(engine, second, "a") == ["pipeline_paused"]
+    execute(engine, "UPDATE leases SET expires_at = now() - interval '1 min'")
+    assert kinds(engine, second, "a")[0] == "no_leader"
+    with engine.connect() as connection:
+        whole = explain_run(connection, second.tenant_id, second.id, DIAMOND, 10)
+    assert (whole.state, [blocker.kind for blocker in whole.blockers]) == ("queued", ["no_leader", "pipeline_paused"])
+    assert whole.tasks == ()
+
+
+def test_open_upstreams_are_named_until_they_end(engine: Engine) -> None:
+    run = seed_run(engine)
+    execute(engine, "UPDATE runs SET state = 'running', started_at = now()")
+    set_task(engine, run, "a")
+    set_task(engine, run, "b", "running")
+    set_task(engine, run, "c", "retry_wait")
+    assert [blocker.needs for blocker in explained(engine, run, "d").blockers] == ["task b to end", "task c to end"]
+    set_task(engine, run, "b")
+    assert [blocker.needs for blocker in explained(engine, run, "d").blockers] == ["task c to end"]
+    assert kinds(engine, run, "a") == []
+    with engine.connect() as connection:
+        whole = explain_run(connection, run.tenant_id, run.id, DIAMOND, 10)
+    assert [task.name for task in whole.tasks] == ["c", "d"]
+    assert all(task.blockers for task in whole.tasks)
+
+
+def test_an_index_says_what_it_waits_for_inside_and_around(engine: Engine) -> None:
+    body = Plan((planned("split"), planned("fit", "split")))
+    plan = Plan(
+        (planned("load"), replace(planned("folds", "load"), map=MapPlan([], max_parallel=2), body=body, is_group=True))
+    )
+    run = seed_run(engine, plan=plan)
+    execute(engine, "UPDATE runs SET state = 'running'")
+    set_task(engine, run, "load")
+    set_task(engine, run, "folds", "running")
+    add_task(engine, run, "folds[0].split", "folds", 0, state="running")
+    add_task(engine, run, "folds[0].fit", "folds", 0, state="pending", position=1)
+    add_task(engine, run, "folds[2].split", "folds", 2, state="pending", reason="max_parallel")
+    [upstream] = explained(engine, run, "folds[0].fit", plan).blockers
+    assert upstream.needs == "task folds[0].split to end"
+    [parallel] = explained(engine, run, "folds[2].split", plan).blockers
+    assert (parallel.kind, "2 indices run at once" in parallel.message) == ("max_parallel", True)
+
+
+def test_a_task_that_was_sent_out_names_its_queue_and_worker(engine: Engine) -> None:
+    run, _ = granted_attempt(engine)
+    execute(engine, "UPDATE task_runs SET state = 'queued' WHERE id = :id", id=run.tasks["a"])
+    [blocker] = explained(engine, run, "a").blockers
+    assert blocker.kind == "hint"
+    assert "queue cpu" in blocker.message
+
+
+def test_a_ready_task_tells_its_reason_and_the_services_that_are_left_alone(engine: Engine) -> None:
+    plan = Plan((replace(planned("a"), connections=("warehouse",)),))
+    run = seed_run(engine, plan=plan)
+    execute(engine, "UPDATE runs SET state = 'running'")
+    execute(
+        engine,
+        "UPDATE task_runs SET state = 'ready', reason = 'waiting_for_memory', message = 'Asks 4; has 2.', "
+        "ready_at = now()",
+    )
+    [blocker] = explained(engine, run, "a", plan).blockers
+    assert (blocker.kind, blocker.message) == ("waiting_for_memory", "Asks 4; has 2.")
+    assert blocker.since is not None
+    execute(engine, "INSERT INTO circuits (service, state) VALUES ('warehouse', 'open'), ('other', 'open')")
+    assert kinds(engine, run, "a", plan) == ["waiting_for_memory", "service_open"]
+
+
+def test_what_is_not_there_is_not_explained(engine: Engine) -> None:
+    run = seed_run(engine)
+    with pytest.raises(NotFound):
+        explained(engine, run, "nobody")
+    with engine.connect() as connection, pytest.raises(NotFound):
+        explain_run(connection, run.id, run.id, DIAMOND, 10)

@@ -1,0 +1,67 @@
+"""The circuit of an external service."""
+
+from __future__ import annotations
+
+from orchestrator.breaker import FAILURES, LONGEST_HOLD, WITHIN, Circuit
+
+WELL = Circuit("warehouse")
+
+
+def failing(times: int, *, now: float = 0.0, circuit: Circuit = WELL) -> Circuit:
+    for n in range(times):
+        circuit = circuit.failed(f"a{n}", "unreachable", now)
+    return circuit
+
+
+def test_five_failures_in_a_row_open_it_and_four_do_not() -> None:
+    assert failing(FAILURES - 1).state == "closed"
+    opened = failing(FAILURES)
+    assert (opened.state, opened.failures, opened.reason) == ("open", FAILURES, "unreachable")
+    assert not opened.lets_through(29.9)
+    assert opened.lets_through(30.0)
+
+
+def test_a_success_in_between_begins_the_count_anew() -> None:
+    circuit = failing(FAILURES - 1).succeeded("b")
+    assert failing(FAILURES - 1, circuit=circuit).state == "closed"
+
+
+def test_failures_that_lie_too_far_apart_do_not_count_together() -> None:
+    circuit = Circuit("warehouse")
+    for n in range(3 * FAILURES):
+        circuit = circuit.failed(f"a{n}", "unavailable", n * WITHIN)
+    assert circuit.state == "closed"
+
+
+def test_after_the_hold_one_attempt_finds_out_and_the_others_wait() -> None:
+    probed = failing(FAILURES).sent("p")
+    assert probed.state == "half_open"
+    assert not probed.lets_through(1e6)
+    assert probed.succeeded("p") == Circuit("warehouse")
+
+
+def test_while_it_is_open_only_the_one_that_finds_out_counts() -> None:
+    probed = failing(FAILURES).sent("p")
+    assert probed.succeeded("earlier") == probed
+    assert probed.failed("earlier", "unreachable", 40.0) == probed
+    assert probed.told_nothing("earlier") == probed
+
+
+def test_each_failure_of_it_doubles_the_hold_up_to_ten_minutes() -> None:
+    circuit, now, holds = failing(FAILURES), 0.0, []
+    for n in range(8):
+        now = circuit.open_until
+        circuit = circuit.sent(f"p{n}").failed(f"p{n}", "rate_limited", now)
+        holds.append(circuit.open_until - now)
+    assert holds == [60, 120, 240, 480, LONGEST_HOLD, LONGEST_HOLD, LONGEST_HOLD, LONGEST_HOLD]
+
+
+def test_when_it_ends_without_telling_anything_another_finds_out() -> None:
+    circuit = failing(FAILURES).sent("p").told_nothing("p")
+    assert circuit.state == "open"
+    assert circuit.lets_through(30.0)
+
+
+def test_after_it_has_closed_it_holds_for_half_a_minute_again() -> None:
+    circuit = failing(FAILURES).sent("p").failed("p", "unreachable", 30.0).sent("q").succeeded("q")
+    assert failing(FAILURES, now=500.0, circuit=circuit).open_until == 530.0

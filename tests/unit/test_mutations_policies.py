@@ -1,0 +1,110 @@
+"""The simulation of the policies finds a violation as soon as one limit is not kept; else it would prove nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from orchestrator.kernel import Kernel, admission, dispatch, submit
+from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.flights import Flights
+from orchestrator.kernel.gatekeeping import shut
+from orchestrator.kernel.gates import Gate
+from orchestrator.kernel.held_runs import HeldBack, HeldRuns
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.waiting import Waiting
+from orchestrator.limits import Dispatches
+from orchestrator.placement import Wait
+from tests.unit.simulated_judge import Violation
+from tests.unit.test_simulation_policies import PolicySimulation
+
+
+def without_slots(patch: pytest.MonkeyPatch) -> None:
+    def without_its_slots(changes: Changes, gate: Gate) -> Wait | None:
+        return shut(changes, Gate(rate=gate.rate, services=gate.services))
+
+    patch.setattr(dispatch, "shut", without_its_slots)
+
+
+def without_limits_of_runs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(submit, "look", lambda _changes, _event: None)
+
+
+def without_slots_of_those_that_are_being_stopped(patch: pytest.MonkeyPatch) -> None:
+    """A run that is to make way counts as gone before it has ended."""
+    look = admission.look
+
+    def hasty(changes: Changes, event: object) -> admission.Refusal | None:
+        refusal = look(changes, event)  # type: ignore[arg-type]
+        return (
+            None if refusal is not None and any(run.is_cancelling for run in changes.kernel.runs.values()) else refusal
+        )
+
+    patch.setattr(submit, "look", hasty)
+
+
+def without_rates(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Dispatches, "next_at", lambda _self, _rate, now: now)
+
+
+def without_single_flight(patch: pytest.MonkeyPatch) -> None:
+    def asks_only(self: Flights, node: TaskNode) -> bool:
+        if node.planned.cache is None or node.cache_key:
+            return False
+        self.ask(node)
+        return True
+
+    patch.setattr(Flights, "holds", asks_only)
+
+
+def without_a_second_look_at_held_runs(patch: pytest.MonkeyPatch) -> None:
+    """What was held back once is never read again."""
+    patch.setattr(HeldRuns, "left_out", lambda self, _holders, _stopping: HeldBack(tuple(self._runs)))
+
+
+def without_a_look_for_runs_that_are_to_be_stopped(patch: pytest.MonkeyPatch) -> None:
+    """A run that is held back, or whose pipeline is paused, is not read though its task waits for its end."""
+    held_back = Kernel.held_back
+    patch.setattr(Kernel, "held_back", lambda self: replace(held_back(self), wanted=()))
+
+
+def without_waking_lines_that_rest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Waiting, "woken", lambda _self, _ask: None)
+
+
+MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
+    without_slots,
+    without_limits_of_runs,
+    without_slots_of_those_that_are_being_stopped,
+    without_rates,
+    without_single_flight,
+    without_a_second_look_at_held_runs,
+    without_a_look_for_runs_that_are_to_be_stopped,
+    without_waking_lines_that_rest,
+)
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_a_limit_that_is_not_kept_is_noticed(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    machine = seed(7)(PolicySimulation)
+    with pytest.raises(Violation):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=400,
+                stateful_step_count=50,
+                deadline=None,
+                database=None,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+                report_multiple_bugs=False,
+            ),
+        )
