@@ -190,7 +190,7 @@ def _sentence(error: HTTPException) -> str:
 def _drain() -> None:
     """Read away what is still being sent: a client that is cut off while sending never sees the answer."""
     stream = request.environ.get("wsgi.input")
-    left = min(request.content_length or 0, _DRAINED_BYTES)
+    left = min(_DRAINED_BYTES if request.content_length is None else request.content_length, _DRAINED_BYTES)
     while stream is not None and left > 0:
         chunk = stream.read(min(left, 65536))
         if not chunk:

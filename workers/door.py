@@ -17,6 +17,7 @@ from pathlib import Path
 PROTOCOL = 1
 """Of what is said through the door. A worker that does not know it leaves the trees alone."""
 SUFFIX = ".sock"
+OPENING = ".new"
 GREETING_SECONDS = 5.0
 
 
@@ -39,12 +40,14 @@ class Door:
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         former = os.umask(0o177)
+        # Found under its name only once it listens: who knocks before that is refused, as at a door nobody is behind.
+        unhung = self._folder / f"{self._name}{OPENING}"
         try:
-            # Of an earlier try that failed after it was bound, or of a fork server of ours that was killed.
-            (self._folder / self._name).unlink(missing_ok=True)
-            with reachable(self._folder, self._name) as path:
+            unhung.unlink(missing_ok=True)  # of an earlier try that failed after it was bound
+            with reachable(self._folder, unhung.name) as path:
                 listener.bind(path)
             listener.listen(8)
+            unhung.replace(self._folder / self._name)
         except OSError:
             listener.close()
             raise

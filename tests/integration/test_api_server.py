@@ -94,7 +94,7 @@ def test_the_api_works_over_a_socket(server: Server) -> None:
         assert large.json()["code"] == 413
         chunked = session.post(
             f"{server.url}/api/v1/pipelines",
-            data=iter([b" " * 100_000] * 40),
+            data=iter([b" " * 100_000] * 100),
             timeout=30,
             headers={**server.headers, "Content-Type": "application/json"},
         )
