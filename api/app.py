@@ -20,6 +20,7 @@ from api.sse import StreamSlots
 from api.throttle import Throttle
 from api.versions import VersionShelf
 from orchestrator.artifacts import open_artifacts
+from orchestrator.artifacts.presence import Presence
 from orchestrator.circuit import Circuit
 from orchestrator.compile import Site
 from orchestrator.config import Settings
@@ -57,6 +58,7 @@ def create_app(settings: Settings, *, hang_limit: float | None = None) -> Flask:
 
 def _services(settings: Settings, hangs: Hangs) -> Services:
     operators = load_operators(settings.operators_path)
+    artifacts = open_artifacts(settings)
     engine = create_store_engine(
         settings.database_url,
         pool_size=settings.database_pool_size,
@@ -68,7 +70,8 @@ def _services(settings: Settings, hangs: Hangs) -> Services:
         settings=settings,
         engine=engine,
         live=LiveWire(settings.redis_url, settings.redis_task_queue),
-        artifacts=open_artifacts(settings),
+        artifacts=artifacts,
+        presence=Presence(artifacts),
         operators=operators,
         site=Site.of(settings),
         keyring=Keyring(engine),

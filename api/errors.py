@@ -10,6 +10,7 @@ from flask_smorest import Api
 from marshmallow import Schema, fields
 from sqlalchemy.exc import DataError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import NotFound as NoSuchAddress
 from werkzeug.http import HTTP_STATUS_CODES
 
 from api.services import services
@@ -184,6 +185,9 @@ def _leaves(pointer: str, tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(error: HTTPException) -> str:
+    if isinstance(error, NoSuchAddress) and error.description == NoSuchAddress.description:
+        # Werkzeug's own words are for people who type addresses into a browser.
+        return f"There is nothing at {request.path[:200]}: no such address, or an id in it that can be none."
     return error.description or HTTP_STATUS_CODES.get(error.code or 500, "Error")
 
 

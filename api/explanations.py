@@ -20,10 +20,13 @@ from orchestrator.explain import Blocker
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, Entity, RunState, TaskState
 from orchestrator.store import run_queries
 from orchestrator.store.api_keys import Role
-from orchestrator.store.explain import explain_run, explain_task
+from orchestrator.store.explain import TaskExplained, explain_run, explain_task
 from orchestrator.store.pages import Order, Window
 
 blueprint = Resource("explain", __name__, url_prefix="/api/v1/runs", description="Why something does not go on.")
+
+_LOOKED_BACK = 10
+"""Transitions among which is the one that began a cancel."""
 
 TASK_EXAMPLE = {
     "name": "train",
@@ -37,6 +40,8 @@ TASK_EXAMPLE = {
             "message": "All 2 GPUs of host gpu-1 are reserved.",
         }
     ],
+    "reason": "waiting_for_gpu",
+    "message": "",
     "decided": None,
     "cache": None,
 }
@@ -44,8 +49,10 @@ TASK_EXAMPLE = {
 RUN_EXAMPLE = {
     "state": "running",
     "blockers": [],
+    "reason": "",
+    "message": "",
     "decided": None,
-    "tasks": [{name: TASK_EXAMPLE[name] for name in ("name", "state", "blockers")}],
+    "tasks": [{name: TASK_EXAMPLE[name] for name in ("name", "state", "blockers", "reason", "message")}],
     "more": 0,
 }
 
@@ -65,11 +72,18 @@ class ExplainedSchema(Schema):
         required=True,
         metadata={"description": "What stands in its way, the outermost first; empty while it runs and when it ended."},
     )
+    reason = fields.String(required=True)
+    message = fields.String(
+        required=True, metadata={"description": "Of what has ended: how, as a sentence; empty before."}
+    )
     decided = fields.Nested(
         TransitionSchema,
         required=True,
         allow_none=True,
-        metadata={"description": "Of what has ended: the transition that ended it, with its cause and actor."},
+        metadata={
+            "description": "Of what has ended: the transition that brought that about, with its cause and actor. Of "
+            "what was cancelled while it ran that is the cancel, and not the end of its last process."
+        },
     )
 
 
@@ -86,18 +100,23 @@ class TaskExplainedSchema(ExplainedSchema):
     )
 
 
-class WaitingTaskSchema(Schema):
+class TaskOfRunSchema(Schema):
     name = fields.String(required=True)
     state = fields.String(required=True, validate=validate.OneOf([state.value for state in TaskState]))
+    reason = fields.String(required=True)
+    message = fields.String(required=True, metadata={"description": "How it has ended, as a sentence."})
     blockers = fields.List(fields.Nested(BlockerSchema), required=True)
 
 
 class RunExplainedSchema(ExplainedSchema):
     state = fields.String(required=True, validate=validate.OneOf([state.value for state in RunState]))
     tasks = fields.List(
-        fields.Nested(WaitingTaskSchema),
+        fields.Nested(TaskOfRunSchema),
         required=True,
-        metadata={"description": "The first of its tasks that neither run nor have ended, in the plan's order."},
+        metadata={
+            "description": "The first of its tasks that neither run nor have ended, in the plan's order. Of a run that "
+            "has failed those because of which it has, the first to end first; of a map its indices."
+        },
     )
     more = fields.Integer(required=True, metadata={"description": "Further ones, which are not explained here."})
 
@@ -114,12 +133,14 @@ class RunExplanation(MethodView):
             version = services().versions.get(connection, tenant_id, run["version_id"])
             found = explain_run(connection, tenant_id, str(run_id), version.plan, _most_runs())
             ended = RunState(found.state) in RUN_TERMINAL
-            decided = _last(connection, tenant_id, str(run_id), Entity.RUN) if ended else None
+            decided = _decided(connection, tenant_id, str(run_id), Entity.RUN) if ended else None
         return {
             "state": found.state,
+            "reason": found.reason,
+            "message": found.message,
             "blockers": _shown(found.blockers),
             "decided": decided,
-            "tasks": [{"name": one.name, "state": one.state, "blockers": _shown(one.blockers)} for one in found.tasks],
+            "tasks": [_shown_task(one) for one in found.tasks],
             "more": found.more,
         }
 
@@ -140,11 +161,9 @@ class TaskExplanation(MethodView):
             row = run_queries.get_task(connection, tenant_id, str(run_id), task)
             found = explain_task(connection, tenant_id, str(run_id), task, version.plan, _most_runs())
             ended = TaskState(found.state) in TASK_TERMINAL
-            decided = _last(connection, tenant_id, str(run_id), Entity.TASK_RUN, task) if ended else None
+            decided = _decided(connection, tenant_id, str(run_id), Entity.TASK_RUN, task) if ended else None
         return {
-            "name": found.name,
-            "state": found.state,
-            "blockers": _shown(found.blockers),
+            **_shown_task(found),
             "decided": decided,
             "cache": show_cache(row["cache_detail"]),
         }
@@ -158,11 +177,23 @@ def _shown(blockers: Sequence[Blocker]) -> list[dict[str, Any]]:
     return [{**asdict(blocker), "unblock": blocker.would_unblock} for blocker in blockers]
 
 
-def _last(
+def _shown_task(task: TaskExplained) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "state": task.state,
+        "reason": task.reason,
+        "message": task.message,
+        "blockers": _shown(task.blockers),
+    }
+
+
+def _decided(
     connection: Connection, tenant_id: str, run_id: str, entity: Entity, task: str | None = None
 ) -> Mapping[str, Any] | None:
-    """Return the last transition of a run, or of one of its task runs."""
-    newest = Window(Order(run_queries.EVENT_ORDERS["id"], descending=True), limit=1)
+    """Return the transition by which a run, or one of its task runs, has come to its end."""
+    newest = Window(Order(run_queries.EVENT_ORDERS["id"], descending=True), limit=_LOOKED_BACK)
     wanted = run_queries.EventFilter(task, entity.value)
-    page = run_queries.list_events(connection, tenant_id, run_id, newest, wanted)
-    return page.items[0] if page.items else None
+    rows = run_queries.list_events(connection, tenant_id, run_id, newest, wanted).items
+    if not rows or rows[0]["before"] != "cancelling":
+        return rows[0] if rows else None
+    return next((row for row in rows if row["after"] == "cancelling"), rows[0])

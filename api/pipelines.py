@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +14,13 @@ from api.access import caller
 from api.address_checks import address_problems
 from api.bodies import read_object
 from api.definition_schema import DEFINITION_BODY
+from api.definition_warnings import child_warnings
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.request_bodies import ReasonSchema
 from api.resource import Resource, needs
 from api.services import services
 from orchestrator.compile import Compiled, compile_pipeline
-from orchestrator.errors import InvalidDefinition
+from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.plan_json import describe, plan_to_json
 from orchestrator.registry import operator_version
 from orchestrator.spec import ON_DRAIN, ON_WORKER_LOSS
@@ -45,8 +46,20 @@ class PipelineSummarySchema(Schema):
     updated_at = fields.DateTime(required=True)
 
 
+class ValidationProblemSchema(Schema):
+    pointer = fields.String(required=True)
+    message = fields.String(required=True)
+
+
+WARNINGS = {"description": "What is allowed and most likely meant otherwise, as RFC 6901 pointers into the definition."}
+
+
 class PipelineSchema(PipelineSummarySchema):
     definition = fields.Dict(required=True, metadata={"description": "Normalised; it may be saved again."})
+    warnings = fields.List(
+        fields.Nested(ValidationProblemSchema),
+        metadata={"description": f"{WARNINGS['description']} Only in the answer to a save, if there are any."},
+    )
 
 
 class VersionSchema(Schema):
@@ -55,11 +68,6 @@ class VersionSchema(Schema):
     definition = fields.Dict(required=True)
     created_by = fields.String(required=True)
     created_at = fields.DateTime(required=True)
-
-
-class ValidationProblemSchema(Schema):
-    pointer = fields.String(required=True)
-    message = fields.String(required=True)
 
 
 class PlannedTaskSchema(Schema):
@@ -126,6 +134,7 @@ class ValidationSchema(Schema):
         required=True,
         metadata={"description": "All problems, as RFC 6901 pointers into the definition."},
     )
+    warnings = fields.List(fields.Nested(ValidationProblemSchema), required=True, metadata=WARNINGS)
     plan = fields.Nested(
         PlanSchema,
         required=True,
@@ -193,10 +202,10 @@ class Pipelines(MethodView):
         The definition is checked as a whole; 422 lists all problems. An identical save returns what is there (200), as
         a new version where the site's settings or operators make another plan of it by now.
         """
-        definition = _compiled(read_object())[0]
+        definition, compiled = _compiled(read_object())
         with services().engine.begin() as connection:
             saved, made = definitions.create_pipeline(connection, caller().tenant_id, definition, caller().name)
-        return _shown(saved, 201 if made else 200)
+        return _shown({**saved, **_warned(compiled)}, 201 if made else 200)
 
 
 @blueprint.route("/validate")
@@ -213,9 +222,9 @@ class Validation(MethodView):
         try:
             compiled = _compiled(read_object())[1]
         except InvalidDefinition as invalid:
-            problems = [{"pointer": problem.pointer, "message": problem.message} for problem in invalid.problems]
-            return {"valid": False, "errors": problems, "plan": None, "definition": None}
-        return {"valid": True, "errors": [], "plan": describe(compiled), "definition": compiled.definition}
+            return {"valid": False, "errors": _told(invalid.problems), "warnings": [], "plan": None, "definition": None}
+        found = {"valid": True, "errors": [], "warnings": _warnings(compiled)}
+        return {**found, "plan": describe(compiled), "definition": compiled.definition}
 
 
 @blueprint.route("/by-name/<string:name>")
@@ -247,12 +256,12 @@ class Pipeline(MethodView):
         Content that the pipeline had before gets its old version number back, unless the site's settings or operators
         make another plan of it by now. Runs keep the version they began with.
         """
-        definition = _compiled(read_object())[0]
+        definition, compiled = _compiled(read_object())
         with services().engine.begin() as connection:
             saved = definitions.save_pipeline(
                 connection, caller().tenant_id, str(pipeline_id), definition, caller().name, _expected()
             )
-        return _shown(saved)
+        return _shown({**saved, **_warned(compiled)})
 
     @needs(Role.AUTHOR)
     @blueprint.refuses(409)
@@ -313,6 +322,21 @@ def _compiled(document: Mapping[str, Any]) -> tuple[Definition, Compiled]:
         plan=plan_to_json(compiled.plan),
     )
     return definition, compiled
+
+
+def _warnings(compiled: Compiled) -> list[dict[str, str]]:
+    """Look the other pipelines up apart from the save: two that name each other would wait for each other's locks."""
+    with services().engine.connect() as connection:
+        return _told([*compiled.warnings, *child_warnings(connection, caller().tenant_id, compiled.definition)])
+
+
+def _warned(compiled: Compiled) -> dict[str, Any]:
+    warnings = _warnings(compiled)
+    return {"warnings": warnings} if warnings else {}
+
+
+def _told(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"pointer": problem.pointer, "message": problem.message} for problem in problems]
 
 
 def _paused(pipeline_id: str, reason: str, *, pause: bool) -> Response:

@@ -14,6 +14,7 @@ from orchestrator.store.linked_reruns import LATEST, PINNED
 LONGEST_GRACE = 86_400.0
 _LONGEST_REASON = 1000
 _PINNED_OR_LATEST = (PINNED, LATEST)
+_NO_VERSION = f"This is no version: give its number, `{LATEST}`, or `{PINNED}` (the one that the run has)."
 
 
 def reason_field() -> fields.String:
@@ -91,7 +92,7 @@ class ChosenVersion(fields.Field[Any]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **_: Any) -> Any:
         if isinstance(value, str):
-            return validate.OneOf(_PINNED_OR_LATEST)(value)
+            return validate.OneOf(_PINNED_OR_LATEST, error=_NO_VERSION)(value)
         return self._number.deserialize(value, attr, data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from api.access import caller
 from api.once import IDEMPOTENCY_KEY, made_once
 from api.request_bodies import CancelRequestSchema, ReasonSchema, RerunRequestSchema
 from api.resource import Resource, needs
+from api.reuse import look_for_reused
 from api.run_view import AskedRunSchema, RunSchema, asked_run
 from api.services import services
 from api.task_requests import is_asked_for
@@ -35,6 +37,7 @@ WHY = {
     "downstream": "It is downstream of what runs again.",
     "inside": "A part of what is inside of it runs again.",
     "gone": "Something that runs again may read its outputs, and they are gone.",
+    "setup": "What it had set up was taken down, and something that runs again needs it.",
     "not_succeeded": "It has not succeeded, so there is nothing to take over.",
     "changed": "The version that is to run has another task of this name, or none before it.",
     "parameters": "It reads a parameter that is given anew.",
@@ -106,7 +109,7 @@ class RunPause(MethodView):
     @blueprint.optional_body(ReasonSchema, example={"reason": "the store is being moved"})
     @blueprint.answers(202, AskedRunSchema, description="The leader will start nothing more of it.")
     def post(self, body: Mapping[str, Any], run_id: UUID) -> Response:
-        """Pause a run: what runs goes on, nothing new of it starts; 409 unless it is running."""
+        """Pause a run: what runs goes on, nothing new of it starts; 409 unless it is running, or paused already."""
         return _paused(str(run_id), body, pause=True)
 
 
@@ -137,6 +140,7 @@ class RunRerun(MethodView):
         In place it is the same run's next generation. By another version or with other parameters it is a new run,
         which takes over the outputs of what need not run again, as long as they exist.
         """
+        look_for_reused(str(run_id), partial(_previewed, str(run_id), body))
         if not _is_in_place(body):
             return _linked(str(run_id), body)
         with services().engine.begin() as connection:
@@ -157,15 +161,20 @@ class RunRerunPreview(MethodView):
     @blueprint.body(RerunRequestSchema, example=RERUN_EXAMPLE)
     @blueprint.answers(200, RerunPreviewSchema, example=PREVIEW_EXAMPLE)
     def post(self, body: Mapping[str, Any], run_id: UUID) -> dict[str, Any]:
-        """Say what a rerun would run, what it would keep and why, without starting it."""
-        in_place = _is_in_place(body)
+        """Say what a rerun would run, what it would keep and why, without starting it; refused as that would be."""
+        preview = partial(_previewed, str(run_id), body)
+        look_for_reused(str(run_id), preview)
         with services().engine.begin() as connection:
-            _require_readable(connection, str(run_id))
-            if in_place:
-                plan = reruns.preview_rerun(connection, caller().tenant_id, str(run_id), body["chosen"])
-            else:
-                plan = linked_reruns.preview_linked(connection, caller().tenant_id, str(run_id), _wanted(body))
-        return {"in_place": in_place, **_described(plan)}
+            return {"in_place": _is_in_place(body), **_described(preview(connection))}
+
+
+def _previewed(run_id: str, body: Mapping[str, Any], connection: Connection) -> RerunPlan:
+    """Return what the rerun that is asked for would do; it is refused like that."""
+    _require_readable(connection, run_id)
+    tenant_id = caller().tenant_id
+    if _is_in_place(body):
+        return reruns.preview_rerun(connection, tenant_id, run_id, body["chosen"])
+    return linked_reruns.preview_linked(connection, tenant_id, run_id, _wanted(body), services().site)
 
 
 def _paused(run_id: str, body: Mapping[str, Any], *, pause: bool) -> Response:
@@ -174,7 +183,7 @@ def _paused(run_id: str, body: Mapping[str, Any], *, pause: bool) -> Response:
             connection, caller().tenant_id, run_id, caller().name, pause=pause, **body
         )
     services().live.wake()
-    return asked_run(run_id, command)
+    return asked_run(run_id, command or {})
 
 
 def _is_in_place(body: Mapping[str, Any]) -> bool:

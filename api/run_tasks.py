@@ -14,7 +14,15 @@ from api.access import caller
 from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.resource import Resource, needs
 from api.services import services
-from api.task_view import TaskRunSchema, UsageSchema, look_around, planned_of, show_tasks, show_usage
+from api.task_view import (
+    TaskRunSchema,
+    UsageSchema,
+    look_around,
+    outputs_field,
+    planned_of,
+    show_tasks,
+    show_usage,
+)
 from orchestrator.errors import TooLarge
 from orchestrator.states import AttemptState, TaskState
 from orchestrator.store import run_queries
@@ -69,6 +77,7 @@ class TaskListQuery(PageQuery):
         metadata={"description": "One or more states, separated by commas."},
     )
     operator = fields.String()
+    outputs = outputs_field()
     parent = fields.String(
         validate=validate.Length(1, 500),
         metadata={"description": "A container, by its name in the run: its indices or rounds, in their order."},
@@ -106,6 +115,7 @@ class Tasks(MethodView):
                 states=query.get("state"),
                 operator=query.get("operator"),
                 parent=query.get("parent"),
+                outputs=query["outputs"],
             )
             around = look_around(connection, tenant_id, str(run_id), page.items, version)
         return page_json(Page(show_tasks(page.items, around), page.after))

@@ -43,10 +43,13 @@ class RunSummarySchema(Schema):
     ended_at = fields.DateTime(required=True, allow_none=True)
 
 
-class RunSchema(RunSummarySchema):
+class LinkedRunSchema(RunSummarySchema):
     parent_task = fields.Nested(
         TaskLinkSchema, required=True, allow_none=True, metadata={"description": "The task that this run is."}
     )
+
+
+class RunSchema(LinkedRunSchema):
     tasks = fields.List(
         fields.Nested(TaskRunSchema),
         required=True,
@@ -61,16 +64,17 @@ class AskedRunSchema(RunSchema):
     command_id = command_id_field()
 
 
-def shown_run(run_id: str, status: int, schema: Schema | None = None, **more: Any) -> Response:
+def shown_run(run_id: str, status: int, schema: Schema | None = None, *, outputs: bool = True, **more: Any) -> Response:
     """Return the answer that shows the run, with these further fields.
 
+    :param outputs: whether with those of its tasks, of which each may have 256 KB.
     :raises NotFound: no such run of the caller's tenant.
     """
     tenant_id = caller().tenant_id
     with services().engine.connect() as connection:
         run = run_queries.get_run(connection, tenant_id, run_id)
         version = services().versions.get(connection, tenant_id, run["version_id"])
-        tasks = run_queries.all_tasks(connection, tenant_id, run_id)
+        tasks = run_queries.all_tasks(connection, tenant_id, run_id, outputs=outputs)
         around = look_around(connection, tenant_id, run_id, tasks, version)
         parent = run["parent_task_run_id"]
         parents = run_queries.named_task_runs(connection, tenant_id, [parent] if parent else [])

@@ -18,14 +18,16 @@ from api.lists import PageQuery, page_json, page_of, sort_field, window
 from api.moments import Moment
 from api.once import IDEMPOTENCY_KEY, made_once
 from api.resource import Resource, needs
-from api.run_view import RunSchema, RunSummarySchema, shown_run
+from api.run_view import LinkedRunSchema, RunSchema, RunSummarySchema, shown_run
 from api.services import services
+from api.task_view import outputs_field
 from orchestrator.compile import run_problems
 from orchestrator.errors import InvalidDefinition
 from orchestrator.states import RunState
 from orchestrator.store import run_queries, run_requests
 from orchestrator.store.api_keys import Role
 from orchestrator.store.definitions import find_run_target
+from orchestrator.store.pages import Page
 from orchestrator.store.run_queries import RunFilter
 from orchestrator.store.run_requests import NewRun
 
@@ -80,11 +82,16 @@ class RunListQuery(PageQuery):
     created_before = Moment(metadata={"description": "As above; exclusive."})
 
 
+class RunQuery(Schema):
+    outputs = outputs_field()
+
+
 class ChildListQuery(PageQuery):
     sort = sort_field(list(run_queries.RUN_ORDERS), "created_at")
 
 
 RunPage = page_of(RunSummarySchema)
+LinkedRunPage = page_of(LinkedRunSchema)
 EXAMPLE = {"pipeline_name": "ml-training-pipeline", "parameters": {"experiment_name": "baseline-model-v1"}}
 
 
@@ -126,23 +133,28 @@ class Runs(MethodView):
 @blueprint.route("/<uuid:run_id>")
 class Run(MethodView):
     @needs(Role.VIEWER)
+    @blueprint.query(RunQuery)
     @blueprint.answers(200, RunSchema)
-    def get(self, run_id: UUID) -> Response:
+    def get(self, query: Mapping[str, Any], run_id: UUID) -> Response:
         """Get a run with its task runs and their progress."""
-        return shown_run(str(run_id), 200)
+        return shown_run(str(run_id), 200, outputs=query["outputs"])
 
 
 @blueprint.route("/<uuid:run_id>/children")
 class RunChildren(MethodView):
     @needs(Role.VIEWER)
     @blueprint.query(ChildListQuery)
-    @blueprint.answers(200, RunPage)
+    @blueprint.answers(200, LinkedRunPage)
     def get(self, query: Mapping[str, Any], run_id: UUID) -> dict[str, Any]:
         """List the runs that are tasks of this one, and those that are reruns of it, oldest first."""
         with services().engine.connect() as connection:
-            run_queries.run_state(connection, caller().tenant_id, str(run_id))
-            page = window(query, run_queries.RUN_ORDERS)
-            return page_json(run_queries.children_of(connection, caller().tenant_id, str(run_id), page))
+            tenant_id = caller().tenant_id
+            run_queries.run_state(connection, tenant_id, str(run_id))
+            page = run_queries.children_of(connection, tenant_id, str(run_id), window(query, run_queries.RUN_ORDERS))
+            asked = [run["parent_task_run_id"] for run in page.items if run["parent_task_run_id"]]
+            parents = run_queries.named_task_runs(connection, tenant_id, asked)
+        shown = [{**run, "parent_task": parents.get(run["parent_task_run_id"])} for run in page.items]
+        return page_json(Page(shown, page.after))
 
 
 def _new_run(connection: Connection, run_id: str, body: Mapping[str, Any], triggered_by: str) -> NewRun:

@@ -20,6 +20,7 @@ from api.sse import StreamSlots
 from api.throttle import Throttle
 from api.versions import VersionShelf
 from orchestrator.artifacts import ArtifactStore
+from orchestrator.artifacts.presence import Presence
 from orchestrator.compile import Site
 from orchestrator.config import Settings
 from orchestrator.operator import Operator
@@ -33,6 +34,7 @@ class Services:
     engine: Engine
     live: LiveWire
     artifacts: ArtifactStore
+    presence: Presence
     operators: Mapping[str, type[Operator]]
     site: Site
     keyring: Keyring

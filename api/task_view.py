@@ -120,6 +120,14 @@ class TaskRunSchema(Schema):
     usage = fields.Nested(UsageSchema, required=True)
 
 
+def outputs_field() -> fields.Boolean:
+    """Return the parameter of a query by which outputs are left out."""
+    return fields.Boolean(
+        load_default=True,
+        metadata={"description": "Whether to tell the `outputs` of tasks, up to 256 KB each; else they are null."},
+    )
+
+
 class AskedTaskRunSchema(TaskRunSchema):
     command_id = command_id_field()
 

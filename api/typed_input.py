@@ -26,10 +26,16 @@ def require_fit(schema: Mapping[str, Any] | None, given: Any, pointer: str) -> N
     problems = list(unstorable(given, pointer))
     if not problems and json_bytes(given) > MOST_OUTPUT_BYTES:
         problems.append(Problem(pointer, f"This has more than {MOST_OUTPUT_BYTES} bytes as JSON; pass a URI instead."))
-    if not problems and schema is not None:
+    if not problems and schema is not None and given is None and not _takes_null(schema):
+        problems = [Problem(pointer, "Nothing was given; the task asks for something that fits its schema.")]
+    elif not problems and schema is not None:
         problems = _faults(schema, given, pointer)
     if problems:
         raise InvalidDefinition(problems)
+
+
+def _takes_null(schema: Mapping[str, Any]) -> bool:
+    return bool(Draft202012Validator(dict(schema), registry=Registry()).is_valid(None))
 
 
 def _faults(schema: Mapping[str, Any], given: Any, pointer: str) -> list[Problem]:

@@ -92,7 +92,8 @@ class Event(MethodView):
     @blueprint.answers(
         202,
         EventAnswerSchema,
-        description="The leader will let the task go on. The same report again answers with the first one's command.",
+        description="The leader will let the task go on. The same report again changes nothing: `command_id` is null. "
+        "With another payload it is 409.",
         example={"run_id": EXAMPLE["run_id"], "task": "export", "command_id": 7},
     )
     def post(self, body: Mapping[str, Any], token: str) -> dict[str, Any]:
@@ -101,15 +102,16 @@ class Event(MethodView):
             raise NoSuchToken("Nothing waits for an event with this token.")
         tenant_id = caller().tenant_id
         with services().engine.begin() as connection:
-            command = command_requests.find_report(connection, tenant_id, token)
-            if command is None:
-                wait = command_requests.find_wait(connection, token)
-                if wait.tenant_id != tenant_id:
-                    raise NoSuchToken("Nothing waits for an event with this token.")
-                command_requests.require_wait(wait.state, wait.reason, wait.task, wait.run_id, EVENT)
-                row = run_queries.get_task(connection, tenant_id, wait.run_id, wait.task)
-                event = planned_of(connection, tenant_id, wait.version_id, row).event
-                require_fit(None if event is None else event.payload, body["payload"], "/payload")
-                command = command_requests.report_event(connection, token, body["payload"], caller().name)
+            first = command_requests.find_report(connection, tenant_id, token, body["payload"])
+            if first is not None:
+                return {"run_id": first["run_id"], "task": first["task"], "command_id": None}
+            wait = command_requests.find_wait(connection, token)
+            if wait.tenant_id != tenant_id:
+                raise NoSuchToken("Nothing waits for an event with this token.")
+            command_requests.require_wait(wait.state, wait.reason, wait.task, wait.run_id, EVENT)
+            row = run_queries.get_task(connection, tenant_id, wait.run_id, wait.task)
+            event = planned_of(connection, tenant_id, wait.version_id, row).event
+            require_fit(None if event is None else event.payload, body["payload"], "/payload")
+            command = command_requests.report_event(connection, token, body["payload"], caller().name)
         services().live.wake()
         return {"run_id": command["run_id"], "task": command["task"], "command_id": command["id"]}

@@ -245,7 +245,7 @@ def _collect(
 ) -> Mapping[str, Json]:
     outputs = read_outputs(output_file)
     if "artifacts" in outputs:
-        raise OperatorFailure("bad_output", "The output 'artifacts' is ours: it lists the files the script leaves.")
+        raise OperatorFailure("bad_outputs", "The output 'artifacts' is ours: it lists the files the script leaves.")
     files = store_files(context, output_folder)
     outputs = complete_kinds(context, outputs, files, output_folder)
     require_kinds(outputs, CustomScript.produces(parameters))
@@ -255,5 +255,6 @@ def _collect(
             for name, file in files.items()
         }
     if len(json.dumps(outputs)) > MAX_OUTPUT_BYTES:
-        raise OperatorFailure("bad_output", "Outputs and the list of files are too large together; leave fewer files.")
+        message = "Outputs and the list of files are too large together; leave fewer files."
+        raise OperatorFailure("outputs_too_large", message)
     return outputs

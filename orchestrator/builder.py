@@ -7,10 +7,14 @@ server when the definition is saved. Imported as ``from orchestrator import Pipe
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from typing import Any, Protocol, Self, TypedDict, Unpack
+
+from orchestrator.graph import find_cycle
 
 KINDS = ("operator", "tasks", "pipeline", "approval", "event")
 """Fields of which a task has exactly one."""
@@ -101,7 +105,7 @@ class Task:
     def __init__(self, name: str, pipeline: Pipeline, fields: Mapping[str, Any]) -> None:
         self.name = name
         self.pipeline = pipeline
-        self._fields = {field: value for field, value in fields.items() if field != "upstream"}
+        self._fields = _plain_fields({name: fields[name] for name in fields if name != "upstream"}, f"task {name!r}")
         self.upstream: list[str] = []
         """Names of the tasks it waits for."""
         upstream = fields.get("upstream") or ()
@@ -154,7 +158,7 @@ class Task:
             if field == "upstream" and self.upstream:
                 document["upstream_tasks"] = list(self.upstream)
             elif self._fields.get(field) is not None:
-                document[field] = _plain(self._fields[field], f"{field} of task {self.name!r}")
+                document[field] = self._fields[field]
         return document
 
     def __repr__(self) -> str:
@@ -183,13 +187,14 @@ class Group(Task):
 class Pipeline:
     """A definition in the making.
 
-    :raises TypeError: a keyword that no pipeline has.
+    :raises TypeError: a keyword that no pipeline has, or a value of a type that JSON has not.
+    :raises ValueError: a number that JSON has not.
     """
 
     def __init__(self, name: str, **fields: Unpack[PipelineFields]) -> None:
         _refuse_unknown(fields, PipelineFields, f"Pipeline {name!r}")
         self.name = name
-        self._fields = dict(fields)
+        self._fields = _plain_fields(fields, f"pipeline {name!r}")
         self._tasks: list[Task] = []
         self._by_name: dict[str, Task] = {}
 
@@ -203,8 +208,8 @@ class Pipeline:
     def task(self, name: str, **fields: Unpack[TaskFields]) -> Task:
         """Add a task, to the group of this pipeline that is open or to the pipeline itself.
 
-        :raises TypeError: a keyword that no task has.
-        :raises ValueError: the name is taken, or it is not one kind of task.
+        :raises TypeError: a keyword that no task has, or a value of a type that JSON has not.
+        :raises ValueError: the name is taken, it is not one kind of task, or a number that JSON has not.
         """
         _refuse_unknown(fields, TaskFields, f"Task {name!r}")
         given = [kind for kind in KINDS if fields.get(kind) is not None]
@@ -228,33 +233,43 @@ class Pipeline:
         self._add(group)
         return group
 
-    def param(self, path: str) -> Reference:
+    def param(self, path: str, *, required: bool = False) -> Reference:
         """Return a reference to a parameter of the run.
 
-        :raises ValueError: this is no path.
+        :param required: each run has to give it: the pipeline's ``parameters`` hold no default.
+        :raises ValueError: this is no path, or the pipeline's ``parameters`` are others.
         """
         if not _PATH.fullmatch(path):
             raise ValueError(f"{path!r} is no path; write it like 'rate' or 'model.depth'.")
+        declared = self._fields.get("parameters")
+        name = next(part for part in re.split(r"[.\[\]'\"]", path) if part)
+        if declared and name not in declared and not required:
+            from orchestrator.documents import did_you_mean
+
+            hint = did_you_mean(name, declared) or " Add it, or say required=True where each run has to give it."
+            raise ValueError(f"Pipeline {self.name!r} has no parameter {name!r}.{hint}")
         return Reference(f"{{{{ params{'' if path.startswith('[') else '.'}{path} }}}}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the definition, the body of ``POST /api/v1/pipelines``.
 
-        :raises ValueError: a task waits for one that is not there.
+        :raises ValueError: a task waits for one that is not there, or tasks wait for each other.
         """
         for task in self._by_name.values():
             for name in task.upstream:
                 if name not in self._by_name:
                     raise ValueError(f"Task {task.name!r} waits for {name!r}, which pipeline {self.name!r} has not.")
+        if circle := find_cycle({name: task.upstream for name, task in self._by_name.items()}):
+            raise ValueError(f"These tasks wait for each other in a circle: {' → '.join(circle)}.")
         document: dict[str, Any] = {"name": self.name}
         for field in PipelineFields.__annotations__:
             if (value := self._fields.get(field)) is not None:
-                document[field] = _plain(value, f"{field} of pipeline {self.name!r}")
+                document[field] = value
         return {**document, "tasks": [task.to_dict() for task in self._tasks]}
 
     def to_json(self) -> str:
         """Return the definition as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_yaml(self) -> str:
         """Return the definition as YAML, for a file or for ``orchestrator apply -f -``."""
@@ -320,19 +335,31 @@ def _refuse_unknown(fields: Mapping[str, Any], known: type, what: str) -> None:
         raise TypeError(f"{what} has no field {unknown[0]!r}.{did_you_mean(unknown[0], names)}")
 
 
+def _plain_fields(fields: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    return {name: _plain(value, f"{name} of {whose}") for name, value in fields.items()}
+
+
 def _plain(value: Any, where: str) -> Any:
     """Return a value in JSON's own types; a task stands for its name.
 
     :raises TypeError: JSON has nothing like it.
+    :raises ValueError: it is no finite number.
     """
     if isinstance(value, Task):
         return value.name
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no JSON number; it is in {where}.")
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{key!r} is no text, and names of fields are; it is in {where}.")
         return {str(key): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, AbstractSet) and not isinstance(value, (KeysView, ItemsView)):
+        raise TypeError(f"A {type(value).__name__} has no order, and JSON no sets; write a list. It is in {where}.")
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         return [_plain(item, where) for item in value]
     raise TypeError(f"{type(value).__name__} is no JSON value; it is in {where}.")

@@ -9,21 +9,25 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn
 
 from orchestrator.compile_graph import Flow, Placed, graph_problems, placed_tasks, upstream_problems
-from orchestrator.compile_names import Names, name_problems, pipeline_problems
+from orchestrator.compile_names import Names, RunParameters, name_problems, parameters_read, pipeline_problems
 from orchestrator.compile_plan import Parts, make_plan
+from orchestrator.compile_runs import declared_problems
 from orchestrator.compile_shapes import Shapes
 from orchestrator.compile_site import Site
-from orchestrator.compile_tasks import order_problems, task_problems
+from orchestrator.compile_tasks import never_asked, order_problems, task_problems
+from orchestrator.compile_warnings import task_warnings
+from orchestrator.compile_width import width_problems
 from orchestrator.documents import did_you_mean, escaped
 from orchestrator.documents import parameter_problems as document_problems
 from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.operator import Operator
-from orchestrator.operator_checks import Declaration, declaration, verbatim_parameters
+from orchestrator.operator_checks import Declaration, declaration, inputs_named, verbatim_parameters
 from orchestrator.records import Plan, PlannedTask
-from orchestrator.spec import Reading, read_pipeline
+from orchestrator.spec import KINDS, Reading, read_pipeline
 from orchestrator.spec_document import to_document
 from orchestrator.wiring import Wiring, wire_inputs
 
@@ -54,6 +58,8 @@ class Compiled:
     """What a run has to give, the pipeline's own defaults left out of account."""
     connections: tuple[str, ...]
     """Named connections that tasks use."""
+    warnings: tuple[Problem, ...] = ()
+    """What is allowed and most likely meant otherwise, at most 200."""
 
 
 def own_version(operator: type[Operator]) -> str:
@@ -76,16 +82,12 @@ def compile_pipeline(
     reading = read_pipeline(document, site.max_tasks)
     tasks = placed_tasks(reading)
     flow = Flow(tasks)
-    verbatim = {
-        task.spec.name: verbatim_parameters(operators[task.spec.operator])
-        for task in tasks
-        if task.spec.operator in operators
-    }
+    verbatim = _verbatim(tasks, operators)
     problems = [*reading.problems, *_task_faults(reading, tasks, flow, operators, verbatim, site)]
-    problems += graph_problems(tasks, flow)
+    problems += [*graph_problems(tasks, flow), *width_problems(tasks)]
     declared: dict[str, Declaration] = {}
     wirings: dict[str, Wiring] = {}
-    if reading.spec is not None and not any(map(_hinders_wiring, problems)):
+    if tasks and not any(map(_hinders_wiring, problems)):
         declared, found = _declarations(tasks, operators)
         if not found:
             wirings, found = wire_inputs(tasks, declared, flow)
@@ -102,7 +104,8 @@ def compile_pipeline(
         if wanted.required
     )
     connections = tuple(sorted({name for task in everything for name in task.connections}))
-    return Compiled(plan, definition, content_hash(definition), needs, connections)
+    warnings = tuple(islice(task_warnings(tasks, verbatim), MAX_PROBLEMS))
+    return Compiled(plan, definition, content_hash(definition), needs, connections, warnings)
 
 
 def all_tasks(plan: Plan) -> Iterator[PlannedTask]:
@@ -114,17 +117,23 @@ def all_tasks(plan: Plan) -> Iterator[PlannedTask]:
 
 
 def run_problems(
-    plan: Plan, parameters: object, site: Site, defaults: Mapping[str, Any] | None = None
+    plan: Plan,
+    parameters: object,
+    site: Site,
+    defaults: Mapping[str, Any] | None = None,
+    named: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """Return why a run of this plan with these parameters is refused at its creation.
 
     :param parameters: of the run, as they came from JSON; pointers lead into them.
     :param defaults: the definition's own ``parameters``, under those of the run.
+    :param named: those of them that were named for this run alone, where others come with it from another run.
     """
     if problems := document_problems(parameters):
         return [Problem(f"/parameters{problem.pointer}", problem.message) for problem in problems]
     given = {**(defaults or {}), **(parameters if isinstance(parameters, Mapping) else {})}
-    found: list[Problem] = []
+    alone = named if named is not None else parameters
+    found = list(declared_problems(plan, alone if isinstance(alone, Mapping) else {}, defaults or {}))
     for task in all_tasks(plan):
         for wanted in task.run_inputs:
             here = f"/parameters/{wanted.parameter}"
@@ -179,14 +188,18 @@ def _task_faults(
 ) -> list[Problem]:
     """Return what is wrong with each task: by itself, with what it waits for, and with what it names."""
     groups = {task.spec.name: task.container for task in tasks}
-    shapes = Shapes(tasks, operators)
-    names = Names(flow, reading.names, groups, reading.defaults, shapes, complete=not reading.problems)
+    is_complete = reading.is_complete
+    parameters = RunParameters(reading.defaults, lambda: _brought(tasks, operators, verbatim))
+    names = Names(flow, reading.names, groups, parameters, Shapes(tasks, operators), complete=is_complete)
     found: list[Problem] = []
     for task in tasks:
         found += upstream_problems(task, reading.names, groups)
         found += task_problems(task, operators, site)
-        found += name_problems(task, names, verbatim.get(task.spec.name, frozenset()))
-        if not flow.cycle:
+        of_names = list(name_problems(task, names, verbatim.get(task.spec.name, frozenset())))
+        found += of_names
+        if all(problem.pointer != f"{task.pointer}/when" for problem in of_names):
+            found += never_asked(task)
+        if is_complete and not flow.cycle:
             found += order_problems(task, flow, reading.names, groups)
         if len(found) > MAX_LOOKED:
             break
@@ -194,10 +207,33 @@ def _task_faults(
     return found
 
 
+def _verbatim(tasks: Sequence[Placed], operators: Mapping[str, type[Operator]]) -> dict[str, frozenset[str]]:
+    """Return in which parameters of each task ``{{`` means nothing; under a mistyped operator, in those of any."""
+    of_any = frozenset[str]().union(*map(verbatim_parameters, operators.values()))
+    return {
+        task.spec.name: verbatim_parameters(operators[task.spec.operator])
+        if task.spec.operator in operators
+        else of_any
+        for task in tasks
+        if task.spec.kind == "operator"
+    }
+
+
+def _brought(
+    tasks: Sequence[Placed], operators: Mapping[str, type[Operator]], verbatim: Mapping[str, frozenset[str]]
+) -> frozenset[str]:
+    """Return the parameters that a run may have to bring: templates read them, or operators take them as an input."""
+    read = (parameters_read(task.spec, verbatim.get(task.spec.name, frozenset())) for task in tasks)
+    taken = (inputs_named(operators[task.spec.operator]) for task in tasks if task.spec.operator in operators)
+    return frozenset[str]().union(*read, *taken)
+
+
 def _hinders_wiring(problem: Problem) -> bool:
     """Say whether a problem leaves open who makes what, and for whom: what followed from a guess would be no fault."""
     parts = problem.pointer.split("/")
-    return parts[-1] == "tasks" or not {"operator", "parameters", "upstream_tasks"}.isdisjoint(parts)
+    if parts[-1] == "tasks" or parts[-2:-1] == ["tasks"] or (len(parts) > 2 and parts[-1] in ("name", *KINDS)):
+        return True
+    return not {"operator", "parameters", "upstream_tasks"}.isdisjoint(parts)
 
 
 def _declarations(

@@ -30,17 +30,21 @@ class Placed:
     repeated: str = ""
     siblings: frozenset[str] = frozenset()
     """The tasks it may wait for: those of its own group, or of none."""
+    faulty: frozenset[str] = frozenset()
+    """Its fields in which there are faults; ``spec`` is without them."""
 
 
 def placed_tasks(reading: Reading) -> list[Placed]:
-    """Return all tasks without faults of their own, each group before what is inside of it."""
+    """Return all tasks, each group before what is inside of it; of those with faults the sound parts."""
     return list(_placed(reading.tasks, Placed("", TaskSpec(""))))
 
 
 def _placed(tasks: Sequence[ReadTask], around: Placed) -> Iterator[Placed]:
     siblings = frozenset(task.spec.name for task in tasks)
     for task in tasks:
-        yield Placed(task.pointer, task.spec, task.body, around.spec.name, around.mapped, around.repeated, siblings)
+        yield Placed(
+            task.pointer, task.spec, task.body, around.spec.name, around.mapped, around.repeated, siblings, task.faulty
+        )
         if task.body:
             mapped = around.mapped if task.spec.map is None else task.spec.name
             repeated = around.repeated if task.spec.repeat is None else task.spec.name
@@ -81,7 +85,7 @@ class Flow:
 def upstream_problems(task: Placed, names: frozenset[str], groups: Mapping[str, str]) -> list[Problem]:
     """Return the upstreams that are no tasks, or are in another group.
 
-    :param groups: the group that each task without faults is in.
+    :param groups: the group that each task is in.
     """
     found: list[Problem] = []
     for at, upstream in enumerate(task.spec.upstream_tasks):

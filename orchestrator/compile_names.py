@@ -4,7 +4,7 @@ outside of the map, what a schema says that it is not there."""
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,30 @@ class View:
     why_no_tasks: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RunParameters:
+    """What is known of the parameters of a pipeline's runs."""
+
+    defaults: Mapping[str, Any]
+    """Those that the definition declares."""
+    brought: Callable[[], frozenset[str]]
+    """Works out those that a run has to bring without being declared."""
+
+    def undeclared(self, path: Path) -> str | None:
+        """Say that an expression reads a parameter which no run of this pipeline takes: it would be null in each.
+
+        A pipeline that declares none takes any.
+        """
+        if path[0] != "params" or len(path) < 2 or not self.defaults or path[1] in self.defaults:
+            return None
+        name = str(path[1])
+        if name in (brought := self.brought()):
+            return None
+        hint = did_you_mean(name, [*self.defaults, *brought])
+        hint = hint or " Declare it there, as null where runs may leave it out."
+        return f"The pipeline's parameters have no {name!r}, so it would be null in every run.{hint}"
+
+
 class Names:
     """All names of a definition."""
 
@@ -51,20 +75,20 @@ class Names:
         flow: Flow,
         names: frozenset[str],
         groups: Mapping[str, str],
-        defaults: Mapping[str, Any],
+        parameters: RunParameters,
         shapes: Shapes,
         complete: bool,
     ) -> None:
         """Take in what is known.
 
-        :param groups: the group that each task without faults is in; empty where it is in none.
-        :param complete: whether every task could be read: else who comes before whom is not known.
+        :param groups: the group that each task is in; empty where it is in none.
+        :param complete: whether who waits for whom could be read: else who comes before whom is not known.
         """
         self._flow = flow
         self._names = names
         self._groups = groups
         self._shapes = shapes
-        self.defaults = defaults
+        self.parameters = parameters
         self._is_complete = complete and not flow.cycle
         self._sorted = sorted(names)
         self._by_end = {name.rpartition("-")[2]: name for name in reversed(self._sorted) if "-" in name}
@@ -87,7 +111,7 @@ class Names:
             hint = f" The outputs of the task are {path_text(('tasks', root, 'outputs'))}."
         elif root in self._by_end:
             hint = f" A name with '-' is written {path_text(('tasks', self._by_end[root]))}."
-        elif root in self.defaults:
+        elif root in self.parameters.defaults:
             hint = f" The run's parameter is params.{root}."
         return f"There is no {root!r} here; there are {', '.join(ROOTS)}.{hint or did_you_mean(root, ROOTS)}"
 
@@ -112,19 +136,25 @@ class Names:
         elif path[:3] == ("repeat", "previous", "outputs") and view.repeated:
             start, at = shapes.left(view.repeated), 3
         elif root == "params":
-            start = self._default(path)
+            return self._default(path)
         elif path[1:] == ("index",):
             start = INTEGER
         elif root == "run" or path[1:] == ("key",):
             start = TEXT
         return behind(start, path, at)
 
-    def _default(self, path: Path) -> Schema:
-        """Return the schema of what a parameter usually is. A run may bring more: what is not there is no fault."""
-        try:
-            return of_value(value_at({"params": self.defaults}, path))
-        except Missing:
-            return ANYTHING
+    def _default(self, path: Path) -> tuple[Schema, str | None]:
+        """Follow a parameter's default. A run may bring more, so what is not there is no fault; another type is."""
+        found: Any = self.parameters.defaults
+        for at in range(1, len(path)):
+            _, fault = behind(of_value(found), path[: at + 1], at)
+            if fault is not None:
+                return ANYTHING, fault
+            try:
+                found = value_at({"found": found}, ("found", path[at]))
+            except Missing:
+                return ANYTHING, None
+        return of_value(found), None
 
     def _task_fault(self, path: Path, view: View) -> str | None:
         if not view.task:
@@ -204,15 +234,18 @@ def name_problems(task: Placed, names: Names, verbatim: frozenset[str]) -> Itera
         inner = inside_map if spec.map is not None else in_round
     if spec.when:
         yield from _expression_problems(spec.when, f"{here}/when", names, inner if is_inner(spec) else outer)
+    # Of a task with faults, what has to be there may have been taken out.
     if spec.map is not None:
-        yield from _template_problems(spec.map["over"], f"{here}/map/over", names, outer)
-        yield from _list_problems(spec.map["over"], f"{here}/map/over", names, outer)
+        over = spec.map.get("over")
+        yield from _template_problems(over, f"{here}/map/over", names, outer)
+        yield from _list_problems(over, f"{here}/map/over", names, outer)
         yield from _template_problems(spec.map.get("key", ""), f"{here}/map/key", names, inside_map)
         yield from _key_problems(spec.map, f"{here}/map/key")
     if spec.repeat is not None:
         body = frozenset(item.spec.name for item in task.body)
         after = replace(in_round, own=body, ended=spec.name if len(body) < 2 else "")
-        yield from _expression_problems(spec.repeat["until"], f"{here}/repeat/until", names, after)
+        if until := spec.repeat.get("until"):
+            yield from _expression_problems(until, f"{here}/repeat/until", names, after)
     for name, value in spec.parameters.items():
         if name not in verbatim:
             yield from _template_problems(value, f"{here}/parameters/{escaped(name)}", names, inner)
@@ -224,23 +257,23 @@ def _policy_problems(spec: TaskSpec, here: str, names: Names, view: View) -> Ite
         given = spec.pipeline.get("parameters", {})
         yield from _template_problems(given, f"{here}/pipeline/parameters", names, view)
     if spec.approval is not None:
-        yield from _template_problems(spec.approval["message"], f"{here}/approval/message", names, view)
+        yield from _template_problems(spec.approval.get("message"), f"{here}/approval/message", names, view)
     if isinstance(spec.cache, Mapping):
         yield from _template_problems(spec.cache.get("key", ""), f"{here}/cache/key", names, view)
     if not (spec.concurrency or spec.rate_limit):
         return
     key = replace(view, task="", why_no_tasks="a limit's key is known before any task has run.")
     for at, limit in enumerate(spec.concurrency):
-        yield from _template_problems(limit["key"], f"{here}/concurrency/{at}/key", names, key)
+        yield from _template_problems(limit.get("key"), f"{here}/concurrency/{at}/key", names, key)
     if spec.rate_limit is not None:
-        yield from _template_problems(spec.rate_limit["key"], f"{here}/rate_limit/key", names, key)
+        yield from _template_problems(spec.rate_limit.get("key"), f"{here}/rate_limit/key", names, key)
 
 
 def pipeline_problems(limits: tuple[Mapping[str, Any], ...], names: Names) -> Iterator[Problem]:
     """Yield what is wrong with the keys of a pipeline's own limits."""
     view = View("", why_no_tasks="a limit's key is known before any task has run.")
     for at, limit in enumerate(limits):
-        yield from _template_problems(limit["key"], f"/concurrency/{at}/key", names, view)
+        yield from _template_problems(limit.get("key"), f"/concurrency/{at}/key", names, view)
 
 
 def parameters_read(spec: TaskSpec, verbatim: frozenset[str]) -> frozenset[str]:
@@ -249,17 +282,17 @@ def parameters_read(spec: TaskSpec, verbatim: frozenset[str]) -> frozenset[str]:
     What an expression reads is null without them.
     """
     texts: list[Any] = [value for name, value in spec.parameters.items() if name not in verbatim]
-    texts += [limit["key"] for limit in spec.concurrency]
+    texts += [limit.get("key") for limit in spec.concurrency]
     if spec.map is not None:
-        texts += [spec.map["over"], spec.map.get("key")]
+        texts += [spec.map.get("over"), spec.map.get("key")]
     if spec.pipeline is not None:
         texts.append(spec.pipeline.get("parameters"))
     if spec.approval is not None:
-        texts.append(spec.approval["message"])
+        texts.append(spec.approval.get("message"))
     if isinstance(spec.cache, Mapping):
         texts.append(spec.cache.get("key"))
     if spec.rate_limit is not None:
-        texts.append(spec.rate_limit["key"])
+        texts.append(spec.rate_limit.get("key"))
     return frozenset(str(path[1]) for path in references(texts) if path[0] == "params" and len(path) > 1)
 
 
@@ -272,7 +305,8 @@ def _expression_problems(text: str, pointer: str, names: Names, view: View) -> l
         expression = compile_expression(text)
     except ExpressionError as error:
         return [Problem(pointer, str(error))]
-    found = [fault for path in sorted(expression.references, key=str) if (fault := names.fault(path, view))]
+    paths = sorted(expression.references, key=str)
+    found = [said for path in paths if (said := names.fault(path, view) or names.parameters.undeclared(path))]
     # What a faulty path leads to has no kind.
     found = found or kind_faults(expression, lambda path: names.kind(path, view))
     return [Problem(pointer, fault) for fault in found]

@@ -67,7 +67,9 @@ class Shapes:
             return ANYTHING
         spec = task.spec
         if spec.tasks:
-            return closed({inner.name: self.outputs(inner.name) for inner in spec.tasks})
+            # A task without a name of its own goes by its pointer: under which name it leaves something is not known.
+            is_known = "tasks" not in task.faulty and not any(inner.name.startswith("/") for inner in spec.tasks)
+            return closed({inner.name: self.outputs(inner.name) for inner in spec.tasks}) if is_known else ANYTHING
         if spec.approval is not None:
             return closed({**_APPROVAL, "input": spec.approval.get("input", ANYTHING)})
         if spec.event is not None:
@@ -88,7 +90,7 @@ class Shapes:
         if name not in self._items:
             task = self._tasks.get(name)
             map_ = None if task is None else task.spec.map
-            self._items[name] = ANYTHING if map_ is None else _item(map_["over"])
+            self._items[name] = ANYTHING if map_ is None else _item(map_.get("over"))
         return self._items[name]
 
 

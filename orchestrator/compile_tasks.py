@@ -12,24 +12,26 @@ from orchestrator.expressions import compile_expression
 from orchestrator.operator import Operator
 from orchestrator.operator_checks import parameter_faults
 from orchestrator.rules import ROOT_RULES
-from orchestrator.spec import TaskSpec
+from orchestrator.spec import KINDS, TaskSpec
 
 
 def task_problems(task: Placed, operators: Mapping[str, type[Operator]], site: Site) -> list[Problem]:
     """Return what is wrong with the task by itself; names of other tasks are checked elsewhere."""
     spec, here = task.spec, task.pointer
     found: list[Problem] = []
-    if not spec.upstream_tasks and spec.trigger_rule not in ROOT_RULES:
+    waits_for_none = not spec.upstream_tasks and "upstream_tasks" not in task.faulty
+    if waits_for_none and spec.trigger_rule not in ROOT_RULES:
         message = f"A task without upstreams can't have the rule {spec.trigger_rule!r}: nothing ever happens before it."
         found.append(Problem(f"{here}/trigger_rule", f"{message} Choose one of {', '.join(sorted(ROOT_RULES))}."))
     if spec.kind == "operator":
         if spec.operator in operators:
-            found += parameter_faults(operators[spec.operator], spec.parameters, f"{here}/parameters")
-        else:
+            if "parameters" not in task.faulty:
+                found += parameter_faults(operators[spec.operator], spec.parameters, f"{here}/parameters")
+        elif task.faulty.isdisjoint(KINDS):
             message = f"There is no operator {spec.operator!r} on this site.{did_you_mean(spec.operator, operators)}"
             found.append(Problem(f"{here}/operator", f"{message} There are {', '.join(operators) or 'none'}."))
-    found += _teardown_problems(spec, here)
-    found += _resource_problems(spec, here, site)
+    found += _teardown_problems(spec, here, waits_for_none)
+    found += _resource_problems(task, here, site)
     found += _retry_problems(spec, here, site)
     found += _contradictions(spec, here)
     return found
@@ -38,7 +40,7 @@ def task_problems(task: Placed, operators: Mapping[str, type[Operator]], site: S
 def order_problems(task: Placed, flow: Flow, names: frozenset[str], groups: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is wrong with the set-ups of a teardown: they come before it, in its own graph.
 
-    :param groups: the group that each task without faults is in.
+    :param groups: the group that each task is in.
     """
     for at, setup in enumerate(task.spec.teardown if isinstance(task.spec.teardown, tuple) else ()):
         here = f"{task.pointer}/teardown/{at}"
@@ -49,10 +51,10 @@ def order_problems(task: Placed, flow: Flow, names: frozenset[str], groups: Mapp
             yield Problem(here, f"{message} for it; add it to upstream_tasks, or something that comes after it.")
 
 
-def _teardown_problems(task: TaskSpec, here: str) -> Iterator[Problem]:
+def _teardown_problems(task: TaskSpec, here: str, waits_for_none: bool) -> Iterator[Problem]:
     if not task.teardown:
         return
-    if not task.upstream_tasks:
+    if waits_for_none:
         message = "A teardown runs when its upstreams are done, and this one has none; add upstream_tasks."
         yield Problem(f"{here}/teardown", message)
     for name in ("tasks", "pipeline", "approval", "event", "map", "repeat"):
@@ -66,13 +68,14 @@ def _teardown_problems(task: TaskSpec, here: str) -> Iterator[Problem]:
         yield Problem(f"{here}/cache", "A teardown has to act, so nothing can stand for it; leave 'cache' out.")
 
 
-def _resource_problems(task: TaskSpec, here: str, site: Site) -> Iterator[Problem]:
+def _resource_problems(placed: Placed, here: str, site: Site) -> Iterator[Problem]:
+    task = placed.spec
     if task.queue is not None:
         yield from _queue_problems(task.queue, f"{here}/queue", site)
     if task.queue == "cpu" and task.gpu:
         message = "The queue 'cpu' is for tasks without a GPU and this one asks for one; leave the queue out."
         yield Problem(f"{here}/queue", message)
-    if task.gpu_memory_gb and not task.gpu:
+    if task.gpu_memory_gb and not task.gpu and "gpu" not in placed.faulty:
         yield Problem(f"{here}/gpu_memory_gb", 'GPU memory is asked for and no GPU; add "gpu": 1.')
 
 
@@ -109,12 +112,17 @@ def _contradictions(task: TaskSpec, here: str) -> Iterator[Problem]:
     if task.exclusive and task.cache:
         message = "An exclusive task acts on something outside, which no cached result does; leave one of the two out."
         yield Problem(f"{here}/cache", message)
-    yield from _never_asked(task, here)
 
 
-def _never_asked(task: TaskSpec, here: str) -> Iterator[Problem]:
-    """Yield a condition that asks under ``all_success`` whether an upstream failed: the rule settles it before."""
+def never_asked(placed: Placed) -> Iterator[Problem]:
+    """Yield a condition that asks under ``all_success`` whether an upstream failed: the rule settles it before.
+
+    :param placed: its condition is in order otherwise: a state that there is not is never met under any rule.
+    """
+    task = placed.spec
     if not task.when or task.trigger_rule != "all_success" or task.teardown:
+        return
+    if not placed.faulty.isdisjoint({"trigger_rule", "upstream_tasks", "teardown"}):
         return
     try:
         expression = compile_expression(task.when)
@@ -125,4 +133,4 @@ def _never_asked(task: TaskSpec, here: str) -> Iterator[Problem]:
     except ExpressionError:
         return  # told elsewhere
     message = "Under the rule 'all_success' this is asked only when all upstreams have succeeded, so it is never met"
-    yield Problem(f"{here}/when", f'{message}; add "trigger_rule": "all_done".')
+    yield Problem(f"{placed.pointer}/when", f'{message}; add "trigger_rule": "all_done".')

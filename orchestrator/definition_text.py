@@ -13,6 +13,7 @@ from orchestrator.yaml_text import read_yaml
 
 SUFFIXES = (".json", ".yaml", ".yml")
 STANDARD_INPUT = "-"
+DEFINITION = "a definition is an object with name and tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,10 @@ class WrittenDocument:
         return f"{self.place(problem.pointer)}: {problem.pointer or '/'}: {problem.message}"
 
 
-def read_documents(text: str, source: str) -> list[WrittenDocument]:
+def read_documents(text: str, source: str, wanted: str = DEFINITION) -> list[WrittenDocument]:
     """Return the objects in a JSON text, or in the documents of a YAML text; empty documents are passed over.
 
+    :param wanted: the end of the sentence that says what is missing where there is no object.
     :raises ConfigurationError: it is neither, or holds something else; the message names the line.
     """
     try:
@@ -57,10 +59,10 @@ def read_documents(text: str, source: str) -> list[WrittenDocument]:
             continue
         if not isinstance(value, dict):
             place = f"{source}:{lines.get('', 1)}"
-            raise ConfigurationError(f"{place}: This holds no object; a definition is an object with name and tasks.")
+            raise ConfigurationError(f"{place}: This holds no object; {wanted}.")
         documents.append(WrittenDocument(source, value, lines))
     if not documents:
-        raise ConfigurationError(f"{source}: This holds no object; a definition is an object with name and tasks.")
+        raise ConfigurationError(f"{source}: This holds no object; {wanted}.")
     return documents
 
 
@@ -79,10 +81,13 @@ def _read(text: str, source: str) -> list[tuple[Any, Mapping[str, int]]]:
         raise
 
 
-def read_files(paths: Iterable[str], standard_input: Iterable[bytes] = ()) -> tuple[list[WrittenDocument], list[str]]:
+def read_files(
+    paths: Iterable[str], standard_input: Iterable[bytes] = (), wanted: str = DEFINITION
+) -> tuple[list[WrittenDocument], list[str]]:
     """Return what the files hold, and a line for each file that can't be read; a folder stands for the files below it.
 
     :param standard_input: what ``-`` stands for.
+    :param wanted: as of :func:`read_documents`.
     """
     documents: list[WrittenDocument] = []
     problems: list[str] = []
@@ -90,7 +95,7 @@ def read_files(paths: Iterable[str], standard_input: Iterable[bytes] = ()) -> tu
         try:
             for source, content in _contents(path, standard_input):
                 try:
-                    documents += read_documents(content.decode("utf-8"), source)
+                    documents += read_documents(content.decode("utf-8"), source, wanted)
                 except UnicodeDecodeError:
                     problems.append(f"{source}: This is no text in UTF-8.")
                 except ConfigurationError as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.limits import Rate
 from orchestrator.records import AttemptRecord, ChildPlan, Heartbeat, Outcome, Reservation, TaskRunRecord
 from orchestrator.states import AnyState, Entity
 
@@ -58,6 +59,8 @@ class CreateAttempt:
     attempt: AttemptRecord
     tenant_id: str
     task: str
+    rate: Rate | None = None
+    """For which limit, and for how long, it counts as a dispatch."""
 
 
 @dataclass(frozen=True, slots=True)

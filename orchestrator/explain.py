@@ -150,6 +150,14 @@ def _of_queued(run: RunFacts) -> Iterator[Blocker]:
             "Wait for one of those that hold it, cancel one, or raise the limit.",
             run.message or "As many runs as may go on at once do.",
         )
+    if run.reason == "put_off":
+        yield Blocker(
+            "put_off",
+            run.since,
+            "the scheduler's next try to start it, which comes within the hour",
+            "Read the scheduler's log for what failed; cancel the run if its definition asks for too much.",
+            run.message or "To start it has failed each time.",
+        )
     if not run.is_child and run.active_runs >= run.most_runs:
         ahead = f" {run.before_it} run(s) wait in front of it." if run.before_it else ""
         yield Blocker(
@@ -159,7 +167,7 @@ def _of_queued(run: RunFacts) -> Iterator[Blocker]:
             "Wait for another run to end, cancel one, give this one a higher priority, or raise MAX_CONCURRENT_RUNS.",
             f"{run.active_runs} runs are active and MAX_CONCURRENT_RUNS is {run.most_runs}.{ahead}",
         )
-    elif not run.pipeline_paused and run.reason != "concurrency":
+    elif not run.pipeline_paused and run.reason not in ("concurrency", "put_off"):
         yield Blocker(
             "admission",
             run.since,
@@ -167,6 +175,38 @@ def _of_queued(run: RunFacts) -> Iterator[Blocker]:
             "Nothing is to be done; it looks every second.",
             f"The run has a place and is taken in next, after {run.before_it} in front of it.",
         )
+
+
+def ending_of_run(run: RunFacts, tasks: Mapping[str, int]) -> str:
+    """Return how a run that is over has ended, as a sentence; empty for one that is not.
+
+    :param tasks: how many of its own tasks are in which state.
+    """
+    counted = ", ".join(f"{number} {state}" for state, number in sorted(tasks.items()))
+    if run.state is RunState.SUCCESS:
+        return f"All tasks that decide it have succeeded or were skipped: {counted}."
+    if run.state is RunState.CANCELLED:
+        return run.message or "It was cancelled."
+    if run.state is RunState.FAILED:
+        return f"{run.message or 'It has failed.'} Its tasks: {counted}."
+    return ""
+
+
+_ENDINGS: Mapping[TaskState, str] = {
+    TaskState.SUCCESS: "It has succeeded.",
+    TaskState.FAILED: "It has failed.",
+    TaskState.UPSTREAM_FAILED: "It was not run, for what is upstream of it has failed.",
+    TaskState.SKIPPED: "It was skipped.",
+    TaskState.CANCELLED: "It was cancelled.",
+}
+
+
+def ending_of_task(state: TaskState, message: str) -> str:
+    """Return how a task run that is over has ended, as a sentence; empty for one that is not.
+
+    :param message: what its row says.
+    """
+    return message or _ENDINGS[state] if state in TASK_TERMINAL else ""
 
 
 def blockers_of_task(task: TaskFacts, around: Sequence[TaskFacts], run: RunFacts) -> list[Blocker]:
@@ -201,7 +241,7 @@ def _of_pending(task: TaskFacts) -> list[Blocker]:
             "upstream",
             task.since,
             f"task {up.name} to end",
-            f"{_what_to_do(up)} Or mark {up.name} as success, failed or skipped.",
+            _what_to_do(up),
             f"{task.name} ({task.rule}) waits for {up.name}, which is {up.state}{_why(up.reason)}.",
         )
         for up in is_open[:MOST_UPSTREAMS]
@@ -227,9 +267,12 @@ def _of_pending(task: TaskFacts) -> list[Blocker]:
 
 
 def _what_to_do(up: Upstream) -> str:
-    if up.state is TaskState.RUNNING:
-        return "Wait for it."
-    return f"See what {up.name} waits for."
+    """Return what brings its end about. Nothing can be marked while an attempt of it may be alive."""
+    if up.state is TaskState.CANCELLING:
+        return "Wait until it is stopped, or cancel it again by force."
+    if up.state in (TaskState.RUNNING, TaskState.QUEUED):
+        return f"Wait for it. Or cancel {up.name}, and mark it as success or skipped once it is cancelled."
+    return f"See what {up.name} waits for. Or mark {up.name} as success, failed or skipped."
 
 
 _READY: Mapping[str, tuple[str, str]] = {

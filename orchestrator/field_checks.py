@@ -51,16 +51,25 @@ def is_name(value: Any) -> str | None:
 
 def is_number(low: float, high: float, *, above: bool = False, whole: bool = False) -> Check:
     word = "a whole number" if whole else "a number"
-    span = f"{word} {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
+    span = f"{word} {'above' if above else 'from'} {_digits(low)} {'and at most' if above else 'to'} {_digits(high)}"
 
     def check(value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"must be {span}, not {kind_of(value)}"
         if whole and value != int(value):
-            return f"must be {span}, not {value:g}"
-        return None if (low < value if above else low <= value) and value <= high else f"must be {span}, not {value:g}"
+            return f"must be {span}, not {_digits(value)}"
+        return (
+            None
+            if (low < value if above else low <= value) and value <= high
+            else f"must be {span}, not {_digits(value)}"
+        )
 
     return check
+
+
+def _digits(number: float) -> str:
+    """Write a number as people do: a year's seconds with all their digits."""
+    return f"{number:.12g}"
 
 
 def is_memory(value: Any) -> str | None:
@@ -134,3 +143,7 @@ def is_tasks(value: Any) -> str | None:
     if not isinstance(value, list):
         return f"must be a list of tasks, not {kind_of(value)}"
     return None if value else "is empty; a pipeline has at least one task"
+
+
+def is_body(value: Any) -> str | None:
+    return is_tasks(value) if value != [] else "is empty; a group has at least one task"

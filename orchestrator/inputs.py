@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator import s3_objects
 from orchestrator.artifacts import SCHEME, is_artifact, key_of, task_segment
+from orchestrator.artifacts.recorded import record_missing
 from orchestrator.documents import all_texts
 from orchestrator.errors import ForbiddenPath, NotFound, StoreUnavailable
 from orchestrator.operator import Json, OperatorFailure, TaskContext
@@ -57,7 +58,9 @@ def fingerprint(path: Path) -> str:
 
 
 def artifact_missing(context: TaskContext, uri: str) -> OperatorFailure:
-    """Return the failure that says that an artifact is gone, and which task had made it."""
+    """Return the failure that says that an artifact is gone, and which task had made it. It is told with the outcome,
+    so that neither a rerun nor the cache takes it for there again."""
+    record_missing(context.records, uri)
     makers = sorted(task for task, outputs in _outputs_by_task(context) if _names(outputs, uri))
     parts = key_of(uri).split("/")
     if makers:

@@ -1,7 +1,8 @@
 """Limits on how much goes on at once and how often: their keys worked out, who holds a slot, when the last ones went.
 
-Pure values and two small indexes. Nothing of it is stored: slots are those of the attempts and runs that are alive, so
-they cannot leak, and a leader that is rebuilt from rows finds the same ones.
+Pure values and two small indexes. Slots are not stored: they are those of the attempts and runs that are alive, so they
+cannot leak, and a leader that is rebuilt from rows finds the same ones. For how long a dispatch counts is said by the
+row of its attempt.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Dispatches:
     """When the latest attempts of each rate limit's key were sent out.
 
     As many are remembered as a limit has units, so that no window of its length holds more than them, wherever it
-    begins. A new leader remembers those whose attempts still live.
+    begins. A new leader learns them from the rows of the attempts.
     """
 
     __slots__ = ("_logs",)
@@ -135,10 +136,13 @@ class Dispatches:
     def __init__(self) -> None:
         self._logs: dict[Key, _Log] = {}
 
-    def note(self, rate: Rate, now: float) -> None:
+    def note(self, rate: Rate, now: float) -> Rate:
+        """Note a dispatch; returns for how long and how many it counts, for all limits that use its key."""
         if len(self._logs) >= KEYS_KEPT and rate.key not in self._logs:
             self._logs = {key: log for key, log in self._logs.items() if not log.is_over(now)}
-        self._logs.setdefault(rate.key, _Log()).note(rate, now)
+        log = self._logs.setdefault(rate.key, _Log())
+        log.note(rate, now)
+        return Rate(rate.key, log.units, log.per)
 
     def next_at(self, rate: Rate, now: float) -> float:
         """Return when the next one may go; ``now`` for at once."""

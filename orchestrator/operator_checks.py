@@ -85,6 +85,14 @@ def verbatim_parameters(operator: type[Operator]) -> frozenset[str]:
         return frozenset()
 
 
+def inputs_named(operator: type[Operator]) -> frozenset[str]:
+    """Return the parameters under which a run may bring what the operator takes, in whatever way it is used."""
+    try:
+        return frozenset(wanted.parameter for wanted in operator.inputs)
+    except Exception:  # noqa: BLE001 - see above
+        return frozenset()
+
+
 def parameter_faults(
     operator: type[Operator], parameters: Mapping[str, Any], pointer: str, *, filled: bool = False
 ) -> list[Problem]:

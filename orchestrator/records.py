@@ -297,12 +297,15 @@ class RunRecord:
     """The task that this run is, in another run."""
     depth: int = 0
     """How many runs it is inside of."""
+    paused_with_parent: bool = False
+    """While it is paused: it is so because the run around it is, and goes on with that one."""
     deadline_at: float | None = None
     pipeline: str = ""
     """Its pipeline's name."""
     learned: Mapping[str, int] = field(default_factory=dict)
     """Bytes that earlier runs of the pipeline have taught to ask for, by the planned name of a task with
     ``memory_gb: "auto"`` (``train``; ``folds.train`` for one of a group). Its own task runs have theirs already."""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +346,8 @@ class TaskRunRecord:
     deadline_at: float | None = None
     ready_at: float | None = None
     """Since when it has waited for its next attempt to be claimed."""
+    resumed: bool = False
+    """Of a container that waits to run again: whether it goes on with what it has expanded into before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +456,8 @@ class Heartbeat:
     store_scope: str = "shared"
     """``shared`` or ``local:<host_id>``: who can read the outputs this worker writes."""
     version: str = ""
+    environment: str = ""
+    """Digest of its Python and the packages there; empty: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@ events can't matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -156,10 +156,23 @@ def run_result(
     critical: Sequence[bool],
     watchers: Mapping[int, Sequence[int]] = NOBODY,
 ) -> RunState:
-    """Decide how a run ends whose tasks are all terminal; all but the last are by the task's position.
+    """Decide how a run ends whose tasks are all terminal; the parameters are those of :func:`failing`.
 
     ``success`` only if every leaf is success or skipped, and no task failed without a downstream that handled it. What
     is not critical decides nothing, so that what has only such tasks below it is a leaf too.
+    """
+    has_failed = next(failing(states, downstream, rules, critical, watchers), None) is not None
+    return RunState.FAILED if has_failed else RunState.SUCCESS
+
+
+def failing(
+    states: Sequence[TaskState],
+    downstream: Sequence[Sequence[int]],
+    rules: Sequence[str],
+    critical: Sequence[bool],
+    watchers: Mapping[int, Sequence[int]] = NOBODY,
+) -> Iterator[int]:
+    """Yield the positions of the tasks because of which a run fails; all parameters but the last are by position.
 
     :param critical: of each task whether it decides; a teardown never does.
     :param watchers: by position the tasks whose ``when`` names its state.
@@ -167,11 +180,11 @@ def run_result(
     for position, state in enumerate(states):
         if not critical[position]:
             continue
-        if state not in _GOOD and not any(critical[child] for child in downstream[position]):
-            return RunState.FAILED
-        if state in _BROKEN and not _is_handled(position, states, downstream, rules, watchers.get(position, ())):
-            return RunState.FAILED
-    return RunState.SUCCESS
+        is_bad_leaf = state not in _GOOD and not any(critical[child] for child in downstream[position])
+        if is_bad_leaf or (
+            state in _BROKEN and not _is_handled(position, states, downstream, rules, watchers.get(position, ()))
+        ):
+            yield position
 
 
 def _is_handled(

@@ -14,6 +14,7 @@ from orchestrator.errors import Problem
 from orchestrator.field_checks import (
     Check,
     field_problems,
+    is_body,
     is_flag,
     is_labels,
     is_memory,
@@ -49,6 +50,7 @@ from orchestrator.spec_policies import (
     rate_problems,
     retry_problems,
 )
+from orchestrator.spec_remains import sound_parts
 
 ON_DRAIN = ("wait", "checkpoint", "kill")
 ON_WORKER_LOSS = ("kill", "adopt")
@@ -134,12 +136,14 @@ class PipelineSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReadTask:
-    """A task without faults of its own, and where it stands."""
+    """A task, as far as it could be read, and where it stands."""
 
     pointer: str
     spec: TaskSpec
     body: tuple[ReadTask, ...] = ()
-    """Of a group: its tasks without faults."""
+    """Of a group: its tasks."""
+    faulty: frozenset[str] = frozenset()
+    """Its fields in which there are faults; ``spec`` is without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +154,18 @@ class Reading:
     spec: PipelineSpec | None = None
     """Only when there are no problems."""
     tasks: tuple[ReadTask, ...] = ()
-    """The tasks without faults of their own."""
+    """All tasks that are objects; of those with faults the sound parts."""
     names: frozenset[str] = frozenset()
-    """The names of all tasks, those with faults too, so that nothing is reported twice."""
+    """The names of all tasks."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The pipeline's ``parameters``, if they can be read."""
     concurrency: tuple[Mapping[str, Any], ...] = ()
-    """The pipeline's own limits, if they can be read."""
+    """The pipeline's own limits, as far as they can be read."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is known who waits for whom: no name, no upstream and no task as a whole is faulty."""
+        return not any(_leaves_gap(problem.pointer) for problem in self.problems)
 
 
 def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
@@ -170,6 +179,8 @@ def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
     limits = document.get("concurrency")
     faults = list(concurrency_problems(limits, "/concurrency")) if isinstance(limits, list) else []
     problems += faults
+    if faults:
+        limits = sound_parts({"concurrency": limits}, faults, "")[0].get("concurrency")
     tasks = document.get("tasks")
     if not isinstance(tasks, list):
         return Reading(tuple(problems))
@@ -188,8 +199,14 @@ def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
         tuple(read),
         frozenset(names),
         defaults if isinstance(defaults, Mapping) else {},
-        tuple(limits) if isinstance(limits, list) and not faults else (),
+        tuple(limits) if isinstance(limits, list) else (),
     )
+
+
+def _leaves_gap(pointer: str) -> bool:
+    parts = pointer.split("/")
+    is_of_task = parts[-3:-2] == ["tasks"] or pointer == "/tasks"
+    return parts[-2:-1] == ["tasks"] or (is_of_task and parts[-1] in ("name", "upstream_tasks", "tasks"))
 
 
 def _count(tasks: list[Any], most: int) -> int:
@@ -213,25 +230,36 @@ def _read_tasks(
     for position, task in enumerate(tasks):
         pointer = f"{above}/tasks/{position}"
         found = _task_problems(task, pointer)
-        body: list[ReadTask] = []
-        if isinstance(task, Mapping):
-            problems += _name_problems(task, pointer, names)
-            inner = task.get("tasks")
-            if isinstance(inner, list) and groups < MAX_GROUPS:
-                body = _read_tasks(inner, pointer, problems, names, groups + 1)
-                if not body:
-                    problems += found
-                    continue
-            elif isinstance(inner, list):
-                message = f"Groups are nested more than {MAX_GROUPS} deep; flatten them."
-                found.append(Problem(f"{pointer}/tasks", message))
-        if found:
+        if not isinstance(task, Mapping):
             problems += found
-        else:
-            inside = {"tasks": tuple(item.spec for item in body)} if body else {}
-            spec = TaskSpec(**{**_normalised(task), **inside})
-            read.append(ReadTask(pointer, spec, tuple(body)))
+            continue
+        problems += _name_problems(task, pointer, names)
+        body: list[ReadTask] = []
+        inner = task.get("tasks")
+        if isinstance(inner, list) and groups < MAX_GROUPS:
+            body = _read_tasks(inner, pointer, problems, names, groups + 1)
+        elif isinstance(inner, list):
+            found.append(Problem(f"{pointer}/tasks", f"Groups are nested more than {MAX_GROUPS} deep; flatten them."))
+        problems += found
+        read.append(_read_task(task, pointer, found, body, is_first=names.get(str(task.get("name"))) == pointer))
     return read
+
+
+def _read_task(
+    task: Mapping[str, Any], pointer: str, found: list[Problem], body: list[ReadTask], *, is_first: bool
+) -> ReadTask:
+    """Return what can be read of a task.
+
+    :param found: what is wrong with its own fields.
+    :param is_first: whether it is the first of its name; what has none of its own goes by its place.
+    """
+    left, faulty = sound_parts(task, found, pointer) if found else (task, frozenset())
+    values = _normalised(left)
+    values["name"] = task["name"] if is_first else pointer
+    if "tasks" in values:
+        values["tasks"] = tuple(item.spec for item in body)
+        faulty = faulty if body else faulty | {"tasks"}
+    return ReadTask(pointer, TaskSpec(**values), tuple(body), faulty)
 
 
 def _name_problems(task: Mapping[str, Any], pointer: str, names: dict[str, str]) -> list[Problem]:
@@ -260,7 +288,7 @@ PIPELINE_FIELDS: Mapping[str, Check] = {
 TASK_FIELDS: Mapping[str, Check] = {
     "name": is_name,
     "operator": is_text(128),
-    "tasks": is_tasks,
+    "tasks": is_body,
     "pipeline": is_object,
     "approval": is_object,
     "event": is_object,

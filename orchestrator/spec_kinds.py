@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.documents import kind_of
+from orchestrator.documents import did_you_mean, kind_of
 from orchestrator.errors import Problem
 from orchestrator.field_checks import (
     Check,
@@ -41,8 +41,10 @@ def _is_over(value: Any) -> str | None:
 def _is_success(value: Any) -> str | None:
     if isinstance(value, Mapping):
         return None
-    wrong = is_one_of("all", "any")(value)
-    return f'{wrong}; or write {{"min_count": 3}} or {{"min_ratio": 0.8}}' if wrong else None
+    if value in ("all", "any"):
+        return None
+    hint = did_you_mean(value, ("all", "any")) if isinstance(value, str) else ""
+    return f'must be "all", "any", {{"min_count": 3}} or {{"min_ratio": 0.8}}.{hint}'
 
 
 _MAP: Mapping[str, Check] = {

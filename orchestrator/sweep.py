@@ -19,6 +19,10 @@ from orchestrator.expressions.templates import OPEN
 
 KINDS = ("range", "grid", "random", "zip")
 MAX_SIZE = 10_000
+MAX_EXPANDED = 10_000
+"""Task runs that a map makes at once: its items by the tasks of its group."""
+MAX_TASK_RUNS = 20_000
+"""Task runs of a run, those of all its maps and repeats included."""
 MAX_NAMES = 50
 _BESIDE = ("samples", "seed")
 _SPREAD = ("low", "high", "log", "integer")

@@ -23,6 +23,8 @@ _WORDS: Mapping[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }  # fmt: skip
+_NO_NUMBER = re.compile(r"NaN|[-+]?Infinity")
+"""What Python writes in place of a number; as a text, which YAML takes it for, it would pass unseen."""
 _TAG = "tag:yaml.org,2002:"
 _RESOLVER: Any = yaml.resolver.Resolver()
 """Tells a tag that was written from the one that the library gives a scalar by itself."""
@@ -150,6 +152,10 @@ def plain_value(text: str, line: int = 1) -> Any:
         return number
     if text.lower() in (".nan", ".inf", "-.inf", "+.inf"):
         raise UnreadableText(f"{text} is no JSON; leave it out or write a finite number.", line)
+    if _NO_NUMBER.fullmatch(text):
+        raise UnreadableText(
+            f"{text} is no JSON number; write a finite one, or put it in quotes to make it a text.", line
+        )
     return text
 
 
@@ -167,6 +173,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 _Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _NO_NUMBER, list("NI-+"))
 _Dumper.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
 
 

@@ -1,7 +1,9 @@
 """Removes artifacts past their time, on a thread and connection of its own; the row says which rule it was.
 
 The row is marked first, in a transaction at the leader's epoch, so that nobody takes an object for there that goes.
-Only then the object is deleted, outside of it: a slow store must not hold the lease row. Deleting twice does no harm.
+Only then the object is deleted, outside of it: a slow store must not hold the lease row. Until that is done a task may
+have made it again, as equal content is, so the row is read and the object looked at right before. Deleting twice does
+no harm.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from sqlalchemy import Connection, Engine
 
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.effects import Count
-from orchestrator.errors import ForbiddenPath, LostLeadership, OrchestratorError
+from orchestrator.errors import ForbiddenPath, LostLeadership, NotFound, OrchestratorError
 from orchestrator.logs import get_logger
 from orchestrator.store.artifact_retention import (
     PastArtifact,
+    RemovedArtifact,
+    find_mark,
     mark_removed,
     past_artifacts,
     removed_lately,
+    spare,
     still_needed,
 )
 from orchestrator.store.engine import unanswered_is_unavailable
@@ -47,7 +52,7 @@ class ArtifactCollector(threading.Thread):
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._counts: list[Count] = []
-        self._undeleted: dict[str, None] = {}
+        self._undeleted: dict[RemovedArtifact, None] = {}
         """Marked as removed, but the store did not answer."""
         self._has_begun = False
 
@@ -79,10 +84,9 @@ class ArtifactCollector(threading.Thread):
             with unanswered_is_unavailable(), self._engine.begin() as connection:
                 lock_epoch(connection, self._epoch)
                 found = past_artifacts(connection, self._days, last, BATCH)
-                uris = self._mark(connection, found) if found else []
-            self._undeleted.update(dict.fromkeys(uris))
-            self._remove(uris)
-            removed += len(uris)
+                marked = self._mark(connection, found) if found else []
+            self._undeleted.update(dict.fromkeys(marked))
+            removed += self._remove(marked)
             if len(found) < BATCH:
                 break
             last = found[-1]
@@ -100,7 +104,7 @@ class ArtifactCollector(threading.Thread):
         self._ended.set()
         self.join()
 
-    def _mark(self, connection: Connection, found: list[PastArtifact]) -> list[str]:
+    def _mark(self, connection: Connection, found: list[PastArtifact]) -> list[RemovedArtifact]:
         is_shared = self._artifacts.scope == "shared"
         # Of stores that other hosts can't read each host has its own; what lies elsewhere stays.
         here = [one for one in found if is_shared or self._is_here(one.uri)]
@@ -113,12 +117,35 @@ class ArtifactCollector(threading.Thread):
         except ForbiddenPath:
             return False
 
-    def _remove(self, uris: Iterable[str]) -> None:
-        for uri in list(uris):
+    def _remove(self, marked: Iterable[RemovedArtifact]) -> int:
+        """Delete the objects that are still to go, and return how many that were."""
+        removed = 0
+        for one in list(marked):
             try:
-                self._artifacts.delete(uri)
+                if self._may_go(one):
+                    self._artifacts.delete(one.uri)
+                    removed += 1
+                    with self._lock:
+                        self._counts.append(Count("artifact_removed", one.uri))
             except ForbiddenPath as error:  # it names no object, so there is none
-                log.warning("artifact_not_deleted", uri=uri, why=str(error))
-            self._undeleted.pop(uri, None)
-            with self._lock:
-                self._counts.append(Count("artifact_removed", uri))
+                log.warning("artifact_not_deleted", uri=one.uri, why=str(error))
+            self._undeleted.pop(one, None)
+        return removed
+
+    def _may_go(self, one: RemovedArtifact) -> bool:
+        """Say whether the object is the one that was marked, and still is; one that was written again is spared."""
+        with unanswered_is_unavailable(), self._engine.begin() as connection:
+            mark = find_mark(connection, one)
+        if mark is None:
+            return False
+        try:
+            modified = self._artifacts.stat(one.uri).modified
+        except NotFound:
+            return True
+        if not mark.is_made_again(modified):
+            return True
+        log.info("artifact_made_again", uri=one.uri)
+        with unanswered_is_unavailable(), self._engine.begin() as connection:
+            lock_epoch(connection, self._epoch)
+            spare(connection, one)
+        return False

@@ -133,7 +133,7 @@ class Term:
     def _step(self) -> None:
         """Do one round; whatever goes wrong in it makes the memory worthless."""
         found = Gathered()
-        self._leader.taking = ()
+        self._leader.begin()
         try:
             if self._kernel is None:
                 self._rebuild()
@@ -157,13 +157,13 @@ class Term:
         except StoreUnavailable as error:
             log.warning("postgres_away", why=str(error))
             self._drop_memory()
-            self._note_commands()
+            self._note_taken()
             self._troubles.ask_less(found.entries)
             self._recover(found, may_mend=False)
         except Exception:
             log.exception("round_failed", reports=len(found.entries))
             self._drop_memory()
-            self._note_commands()
+            self._note_taken()
             if not self._troubles.may_go_on(found.entries):
                 raise
             self._recover(found, may_mend=True)
@@ -195,17 +195,25 @@ class Term:
         self._hearing.hand_to(kernel, self._heard_until, now)
         # Neither heartbeats nor reports are read yet, but whether Redis can be read is known.
         round_ = Round(now, [*self._inbox.take_news(), ReconcileDue()], unread_for=math.inf)
-        self._finish(kernel, Gathered(), self._leader.take_in(kernel, self._polling(round_)))
+        self._finish(kernel, Gathered(), self._leader.take_in(kernel, self._polling(self._bounded(round_))))
         self._kernel, self._in_doubt = kernel, True
 
     def _polling(self, round_: Round) -> Round:
-        """Return the round with a look at the rows: no larger than may be tried now."""
-        put_off = self._troubles.put_off(round_.now)
-        return replace(round_, poll=True, most_tasks=self._troubles.most_tasks, put_off=put_off)
+        """Return the round with a look at the rows."""
+        return replace(round_, poll=True, put_off=self._troubles.put_off(round_.now))
 
-    def _note_commands(self) -> None:
-        """After a failed round: note which commands were in it."""
-        self._troubles.note_commands(self._leader.taking, self._clock())
+    def _bounded(self, round_: Round) -> Round:
+        """Return the round no larger than may be tried now."""
+        put_off = self._troubles.put_off_runs(round_.now)
+        return replace(round_, most_tasks=self._troubles.most_tasks, put_off_runs=put_off)
+
+    def _note_taken(self) -> None:
+        """After a failed round: note which commands and runs were in it."""
+        commands, runs = self._leader.taking, self._leader.starting
+        if self._troubles.note_taken(commands, runs, self._clock()):
+            what = f"command {commands[0]}" if commands else f"run {runs[0]}"
+            log.error("put_off", what=what)
+            self._own_counts.append(Count("put_off", f"The {what} failed each time that it was tried alone."))
 
     def _patience(self) -> float:
         """Return how long to wait on the stream: not at all when something is due."""
@@ -233,7 +241,8 @@ class Term:
         if poll:
             counts += self._take_counts()
             self._poll_due = now + POLL_SECONDS
-        round_ = Round(now, events, counts, claims_waiting=found.claims_waiting, unread_for=now - found.read_until)
+        unread_for = now - found.read_until
+        round_ = self._bounded(Round(now, events, counts, claims_waiting=found.claims_waiting, unread_for=unread_for))
         done = self._leader.take_in(kernel, self._polling(round_) if poll else round_)
         self._own_counts = []
         self._heard_until, self._has_heard = now, True

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.compile import Site
-from orchestrator.effects import Count, Effect, RowEffect, SendGrant, Transition, is_durable
+from orchestrator.effects import Annotate, Count, Effect, RowEffect, SendGrant, Transition, is_durable
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
 from orchestrator.kernel import Kernel, decide, would_publish
 from orchestrator.paths import DataRoots
@@ -26,19 +26,26 @@ from orchestrator.store.loader import (
     load_ended_runs,
     load_queued_runs,
     load_runs,
+    paused_pipelines,
+    untold,
 )
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from orchestrator.wire.messages import GrantSpec
-from scheduler.questions import Questions
+from scheduler.questions import MOST_CHILDREN, Questions, Room
 from scheduler.registered_models import settle_registrations
 
 _RELAXED = text("SET LOCAL synchronous_commit TO off")
 _ROW_EFFECTS = get_args(RowEffect)
 OF_ENDED_RUNS = frozenset({"rerun", "mark"})
 """Kinds of commands that may start a run again."""
-MOST_TURNS = 100
-"""Far above what runs inside of each other can ask for one after the other (``store.children.MOST_DEPTH``)."""
+MOST_AHEAD = 100
+"""Runs that are looked at beyond the free places where some of those before them are held back by a limit."""
+PUT_OFF = "put_off"
+PUT_OFF_MESSAGE = (
+    "To start it has failed each time, so that it waits while others are started, and is tried again later; the "
+    "scheduler's log says why."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,12 @@ class Round:
     poll: bool = False
     """Also look for open commands and queued runs in the rows."""
     most_tasks: int = MOST_TASKS
-    """Take of either only what comes to so many tasks, or one."""
+    """Take of either only what comes to so many tasks, or one. With 1 the round takes in one thing alone: a command, or
+    a run, or makes a run that is a task; should it fail, that is the cause."""
     put_off: frozenset[int] = frozenset()
     """Commands to leave for later."""
+    put_off_runs: frozenset[str] = frozenset()
+    """Runs to leave for later."""
     claims_waiting: bool = False
     unread_for: float = 0.0
     """See :class:`Tick`."""
@@ -62,6 +72,15 @@ class Round:
     @property
     def tick(self) -> Tick:
         return Tick(self.claims_waiting, self.unread_for)
+
+    @property
+    def is_alone(self) -> bool:
+        return self.most_tasks == 1
+
+    @property
+    def room(self) -> Room:
+        """What may be made in it for tasks that are runs."""
+        return Room(children=min(MOST_CHILDREN, self.most_tasks), tasks=self.most_tasks, put_off=self.put_off_runs)
 
 
 @dataclass(slots=True)
@@ -74,7 +93,7 @@ class Committed:
     more_queued: bool = False
     """Runs may still be waiting for a place under ``MAX_CONCURRENT_RUNS``."""
     more_at_once: bool = False
-    """There may be more commands, or runs that have a place, than one transaction was to take."""
+    """There may be more commands, or runs that have a place, or runs to be made, than one transaction was to take."""
     follow_up: list[Event] = field(default_factory=list)
     """Outcomes of attempts that can never run, because no grant of them can be made, or none was sent."""
 
@@ -119,6 +138,17 @@ class Leader:
         self._questions = Questions(self.plans, Site(connections=frozenset(connections)), roots)
         self.taking: tuple[int, ...] = ()
         """The commands in the present transaction, or in the one that failed."""
+        self._starting: tuple[str, ...] = ()
+        self._ahead = 0
+
+    @property
+    def starting(self) -> tuple[str, ...]:
+        """The runs that were to be started, or to be made, in the present transaction, or in the one that failed."""
+        return (*self._starting, *self._questions.making)
+
+    def begin(self) -> None:
+        """Begin a step: nothing has been taken yet."""
+        self.taking, self._starting, self._questions.making = (), (), ()
 
     def take_in(self, kernel: Kernel, round_: Round) -> Committed:
         """Decide and commit one round. When it raises, the kernel's memory is worthless: rebuild it.
@@ -128,8 +158,8 @@ class Leader:
         :raises StoreUnavailable: PostgreSQL does not answer; whether it was written is unknown.
         """
         done = Committed()
-        self.taking = ()
-        self._questions.begin(kernel)
+        self.begin()
+        self._questions.begin(kernel, round_.room)
         if not (round_.events or round_.counts or round_.poll or self._questions.are_open):
             # Most rounds are only the passing of time; without effects they need no transaction.
             done.effects += decide(kernel, round_.tick, round_.now)
@@ -152,24 +182,48 @@ class Leader:
         for event in settle_registrations(connection, events, partial(would_publish, kernel)):
             done.effects += decide(kernel, event, now)
         if round_.poll:
+            for run_id in untold(connection, round_.put_off_runs, PUT_OFF):
+                columns = {"reason": PUT_OFF, "message": PUT_OFF_MESSAGE}
+                done.effects.append(Annotate(Entity.RUN, run_id, RunState.QUEUED, columns))
             for event in self._commands(connection, kernel, round_):
                 done.effects += decide(kernel, event, now)
                 done.commanded = True
-            free = kernel.run_slots_free()
-            queued = load_queued_runs(
-                connection,
-                self.plans,
-                now,
-                limit=free,
-                most_tasks=round_.most_tasks,
-                held_back=kernel.held_back(),
-            )
-            is_full = sum(len(run.tasks) for run in queued) >= round_.most_tasks
-            done.more_queued = is_full or free <= 0 or sum(run.run.depth == 0 for run in queued) >= free
-            done.more_at_once = is_full or done.commanded
-            for run in queued:
-                done.effects += decide(kernel, run, now)
+            done.more_at_once = done.commanded
+            if not (round_.is_alone and (self.taking or self._questions.are_children_open)):
+                self._start_runs(connection, kernel, round_, done)
+        if round_.is_alone and (self.taking or self._starting):
+            self._questions.make_none()
         done.effects += decide(kernel, round_.tick, now)
+
+    def _start_runs(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
+        """Take in the queued runs that have a place. Where some of those are held back by a limit, others further
+        behind are looked at for their places, more of them at once."""
+        free, paused = kernel.run_slots_free(), paused_pipelines(connection)
+        queued = load_queued_runs(
+            connection,
+            self.plans,
+            round_.now,
+            limit=free + self._ahead if free else 0,
+            most_tasks=round_.most_tasks,
+            held_back=kernel.held_back(paused),
+            put_off=round_.put_off_runs,
+        )
+        is_full = sum(len(run.tasks) for run in queued) >= round_.most_tasks
+        done.more_queued = is_full or free <= 0 or sum(run.run.depth == 0 for run in queued) >= free
+        self._starting = tuple(run.run.id for run in queued)
+        looked_at: list[str] = []
+        for run in queued:
+            needs_place = run.run.parent_task_run_id is None and not run.unreadable
+            if needs_place and free <= 0:
+                continue
+            done.effects += decide(kernel, run, round_.now)
+            if not kernel.knows_run(run.run.id):
+                looked_at.append(run.run.id)
+            elif needs_place:
+                free -= 1
+        is_held = bool(looked_at) and not set(kernel.held_back(paused).runs).isdisjoint(looked_at)
+        self._ahead = MOST_AHEAD if is_held else 0
+        done.more_at_once |= is_full or is_held
 
     def _commands(self, connection: Connection, kernel: Kernel, round_: Round) -> Iterable[Event]:
         """Yield the open commands, each run they concern before them when the kernel does not hold it; one that may
@@ -209,10 +263,11 @@ class Leader:
     def _finish(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
         """Write what was decided and answer what the rules ask, in turns, until nothing is asked; then build grants.
 
-        A question may be about what was just decided, so that is written before it is answered.
+        A question may be about what was just decided, so that is written before it is answered. There is an end to it,
+        for a round has room for so many answers.
         """
         effects = list(done.effects)
-        for _ in range(MOST_TURNS):
+        while True:
             if rows := [effect for effect in effects if isinstance(effect, _ROW_EFFECTS)]:
                 write(connection, rows, self._epoch)
             answers = self._questions.answer(connection, kernel, effects, round_.now)
@@ -222,8 +277,8 @@ class Leader:
             # What became ready by an answer is dispatched at once.
             effects += decide(kernel, round_.tick, round_.now)
             done.effects += effects
-        else:
-            raise RuntimeError(f"After {MOST_TURNS} turns there are still questions to answer.")
+        # Workers are heard in between; what could not be answered is asked again at once.
+        done.more_at_once |= self._questions.are_children_open
         if not is_durable(done.effects):
             connection.execute(_RELAXED)
         wanted = [effect.attempt for effect in done.effects if isinstance(effect, SendGrant)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from orchestrator.events import Event, OutcomeReceived
 from orchestrator.records import Outcome
@@ -19,13 +20,40 @@ it again, for nobody has answered."""
 ROUNDS = 20
 """After so many failed rounds in a row the process ends; its supervisor starts another."""
 PUT_OFF_SECONDS = 60.0
-"""For so long a command waits whose round has failed :data:`TRIES` times, each time with no other command."""
+"""For so long a command or a run waits whose round has failed :data:`TRIES` times, each time with no other; after each
+further failure for twice as long as the last time."""
+LONGEST_PUT_OFF = 3600.0
 UNUSABLE = Outcome(
     AttemptState.FAILED,
     reason="unusable_report",
     message="What the task reported could not be stored; the scheduler's log says why.",
     retryable=False,
 )
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class _PutOff(Generic[K]):
+    """What has failed alone, again and again, and waits while others are tried."""
+
+    def __init__(self) -> None:
+        self._failed: Counter[K] = Counter()
+        self._until: dict[K, float] = {}
+
+    def note(self, key: K, now: float) -> bool:
+        """Note that it failed alone; says whether it waits from now on."""
+        self._failed[key] += 1
+        more = self._failed[key] - TRIES
+        if more < 0:
+            return False
+        # The exponent is bounded as well: who fails for weeks must not overflow.
+        self._until[key] = now + min(LONGEST_PUT_OFF, PUT_OFF_SECONDS * 2 ** min(more, 10))
+        return True
+
+    def waiting(self, now: float) -> frozenset[K]:
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        return frozenset(self._until)
 
 
 class Troubles:
@@ -38,8 +66,8 @@ class Troubles:
         self._failed: Counter[str] = Counter()
         self._unusable: set[str] = set()
         self._tasks = MOST_TASKS
-        self._commands: Counter[int] = Counter()
-        self._put_off: dict[int, float] = {}
+        self._commands = _PutOff[int]()
+        self._runs = _PutOff[str]()
 
     @property
     def batch(self) -> int:
@@ -49,8 +77,8 @@ class Troubles:
 
     @property
     def most_tasks(self) -> int:
-        """For runs of how many tasks to take commands in the next round: one command after a failure, for the round may
-        have been too large, and then more with each that passes."""
+        """For runs of how many tasks to take commands in the next round, and how many tasks of queued runs: one command
+        or one run after a failure, for the round may have been too large, and then more with each that passes."""
         return self._tasks
 
     def passed(self) -> None:
@@ -84,20 +112,24 @@ class Troubles:
         self._failed.update(reports if len(reports) == 1 else ())
         return self._in_a_row < ROUNDS
 
-    def note_commands(self, commands: Sequence[int], now: float) -> None:
-        """Note the commands of a failed round. One that fails alone, again and again, must not stop all others, and is
-        not refused either: it may be the machine that is too slow at the moment."""
-        if len(commands) != 1:
-            return
-        self._commands.update(commands)
-        if self._commands[commands[0]] >= TRIES:
+    def note_taken(self, commands: Sequence[int], runs: Sequence[str], now: float) -> bool:
+        """Note the commands of a failed round, and the runs that were to start in it. One that fails alone, again and
+        again, must not stop all others, and is not refused either: it may be the machine that is too slow at the
+        moment. Says whether it is put off now."""
+        if len(commands) + len(runs) != 1:
+            return False
+        is_put_off = self._commands.note(commands[0], now) if commands else self._runs.note(runs[0], now)
+        if is_put_off:
             self._in_a_row = 0
-            self._put_off[commands[0]] = now + PUT_OFF_SECONDS
+        return is_put_off
 
     def put_off(self, now: float) -> frozenset[int]:
         """Return the commands that wait."""
-        self._put_off = {id_: until for id_, until in self._put_off.items() if until > now}
-        return frozenset(self._put_off)
+        return self._commands.waiting(now)
+
+    def put_off_runs(self, now: float) -> frozenset[str]:
+        """Return the runs that wait."""
+        return self._runs.waiting(now)
 
     def hopeless(self, reports: Sequence[str], events: Sequence[Event], *, may_mend: bool = True) -> list[str]:
         """Return the report of the failed round when it is to be dropped.

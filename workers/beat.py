@@ -13,6 +13,7 @@ from orchestrator.config import Settings
 from orchestrator.records import Heartbeat
 from workers import capacity
 from workers.gpus import Gpus
+from workers.packages import environment_digest
 from workers.running import Running
 
 KNOWN_SECONDS = 3.0
@@ -100,6 +101,7 @@ class Beat:
                 draining=draining,
                 store_scope=me.store_scope,
                 version=__version__,
+                environment=environment_digest(),
             )
         )
         if not draining:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.artifacts.recorded import ARTIFACT
+from orchestrator.artifacts.recorded import ARTIFACT, MISSING
 from orchestrator.documents import escaped
 from orchestrator.operator import OperatorFailure
 from workers.verdict import MAX_OUTPUT_BYTES, MAX_RECORDS_BYTES
@@ -51,12 +51,12 @@ def read_records(records: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def artifact_records(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return what a failed attempt left in the artifact store, as far as it can be told."""
+    """Return what a failed attempt left in the artifact store or missed there, as far as it can be told."""
     room = MAX_RECORDS_BYTES
     return [
         record
         for record in records
-        if record.get("kind") == ARTIFACT and (room := room - len(json.dumps(record)) - 2) > 0
+        if record.get("kind") in (ARTIFACT, MISSING) and (room := room - len(json.dumps(record)) - 2) > 0
     ]
 
 

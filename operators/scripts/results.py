@@ -25,23 +25,23 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=@+:-]{0,199}")
 def read_outputs(path: Path) -> dict[str, Json]:
     """Return the JSON object in the output file; no file or an empty one is an empty object.
 
-    :raises OperatorFailure: ``bad_output``: too large, no JSON object, or with NaN in it.
+    :raises OperatorFailure: ``outputs_too_large``; ``bad_outputs``: no JSON object, or with NaN in it.
     """
     content = _read_regular(path)
     if not content.strip():
         return {}
     if len(content) > MAX_OUTPUT_BYTES:
         raise OperatorFailure(
-            "bad_output",
+            "outputs_too_large",
             f"The script wrote more than {MAX_OUTPUT_BYTES // 1024} KiB of outputs; write large things as files into "
             "ORCHESTRATOR_OUTPUT_DIR.",
         )
     try:
         outputs = json.loads(content.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise OperatorFailure("bad_output", f"The script's output file is no JSON: {error}.") from error
+        raise OperatorFailure("bad_outputs", f"The script's output file is no JSON: {error}.") from error
     if not isinstance(outputs, dict):
-        raise OperatorFailure("bad_output", "The script's output file must hold a JSON object.")
+        raise OperatorFailure("bad_outputs", "The script's output file must hold a JSON object.")
     return outputs
 
 
@@ -59,17 +59,17 @@ def read_message(path: Path) -> tuple[str, str]:
 def store_files(context: TaskContext, folder: Path) -> dict[str, Artifact]:
     """Put every file of the output folder into the artifact store; return them by their path in the folder.
 
-    :raises OperatorFailure: ``bad_output``: too many files, or a name the store can't hold.
+    :raises OperatorFailure: ``bad_outputs``: too many files, or a name the store can't hold.
     """
     found: dict[str, Artifact] = {}
     for path in sorted(_regular_files(context, folder)):
         name = path.relative_to(folder).as_posix()
         if not all(_SEGMENT.fullmatch(part) for part in name.split("/")):
             raise OperatorFailure(
-                "bad_output", f"The file {name!r} can't be stored: use letters, digits and _.=@+:- in names."
+                "bad_outputs", f"The file {name!r} can't be stored: use letters, digits and _.=@+:- in names."
             )
         if len(found) == MAX_FILES:
-            raise OperatorFailure("bad_output", f"The script left more than {MAX_FILES} files; pack them into one.")
+            raise OperatorFailure("bad_outputs", f"The script left more than {MAX_FILES} files; pack them into one.")
         found[name] = context.artifacts.put_file(context.artifact_key(f"files/{name}"), path)
     return found
 
@@ -81,7 +81,7 @@ def complete_kinds(
 
     A script says ``{"dataset": {"file": "clean.csv"}}``; a model or dataset of an ancestor may be handed on as it is.
 
-    :raises OperatorFailure: ``bad_output``: the file is not there, or a URI is another tenant's.
+    :raises OperatorFailure: ``bad_outputs``: the file is not there, or a URI is another tenant's.
     """
     completed = dict(outputs)
     for kind in KINDS:
@@ -98,13 +98,13 @@ def complete_kinds(
 def require_kinds(outputs: Mapping[str, Json], promised: frozenset[str]) -> None:
     """Check that downstream tasks find what the definition promised them.
 
-    :raises OperatorFailure: ``bad_output``, naming what is missing.
+    :raises OperatorFailure: ``bad_outputs``, naming what is missing.
     """
     for kind in sorted(promised):
         value = outputs.get(kind)
         if not isinstance(value, Mapping) or not isinstance(value.get("uri"), str):
             raise OperatorFailure(
-                "bad_output",
+                "bad_outputs",
                 f"The task promises a {kind} (produces), but the script's outputs hold none. Write "
                 f'{{"{kind}": {{"file": "name"}}}} for a file in ORCHESTRATOR_OUTPUT_DIR, or hand on one with its uri.',
             )
@@ -114,7 +114,7 @@ def _from_file(kind: str, value: Mapping[str, Json], files: Mapping[str, Artifac
     name = value["file"]
     if name not in files:
         there = ", ".join(files) or "no file"
-        raise OperatorFailure("bad_output", f"The {kind} names the file {name!r}; the script left {there}.")
+        raise OperatorFailure("bad_outputs", f"The {kind} names the file {name!r}; the script left {there}.")
     artifact = files[name]
     rest = {key: item for key, item in value.items() if key != "file"}
     found: dict[str, Json] = {**rest, "uri": artifact.uri, "bytes": artifact.bytes}
@@ -135,7 +135,7 @@ def _table(path: Path, told: Json) -> dict[str, Json]:
     }
     known = told if told in scans else format_of_path(path.name)
     if known is None:
-        raise OperatorFailure("bad_output", f"The dataset {path.name!r} doesn't tell its format; end it in .csv, "
+        raise OperatorFailure("bad_outputs", f"The dataset {path.name!r} doesn't tell its format; end it in .csv, "
                               ".json or .parquet, or say 'format'.")  # fmt: skip
     try:
         frame = scans[str(known)](path)
@@ -143,7 +143,7 @@ def _table(path: Path, told: Json) -> dict[str, Json]:
         return {"format": known, "rows": rows, "columns": describe_columns(frame.collect_schema())}
     except pl.exceptions.PolarsError as error:
         first = str(error).splitlines()[0][:300]
-        raise OperatorFailure("bad_output", f"The dataset {path.name!r} can't be read as {known}: {first}") from error
+        raise OperatorFailure("bad_outputs", f"The dataset {path.name!r} can't be read as {known}: {first}") from error
 
 
 def _regular_files(context: TaskContext, folder: Path) -> Iterator[Path]:
@@ -165,10 +165,10 @@ def _read_regular(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise OperatorFailure("bad_output", f"The script's output file can't be read: {error.strerror}.") from error
+        raise OperatorFailure("bad_outputs", f"The script's output file can't be read: {error.strerror}.") from error
     with os.fdopen(descriptor, "rb") as content:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OperatorFailure("bad_output", "The script replaced its output file by something that is no file.")
+            raise OperatorFailure("bad_outputs", "The script replaced its output file by something that is no file.")
         return content.read(MAX_OUTPUT_BYTES + 1)
 
 

@@ -10,6 +10,8 @@ from orchestrator.artifacts.port import Artifact, ArtifactStore, Stored, is_arti
 
 ARTIFACT = "artifact"
 """Kind of the records."""
+MISSING = "missing_artifact"
+"""Kind of the records of what a task has looked for in vain."""
 
 
 class RecordedArtifacts:
@@ -68,6 +70,12 @@ def record_artifact(records: list[Mapping[str, Any]], uri: str, digest: str, siz
     place = next((place for place, record in enumerate(records) if _is_of(record, uri)), None)
     known = {} if place is None else records.pop(place)
     records.append({**known, "kind": ARTIFACT, "uri": uri, "digest": digest, "size": size, **fields})
+
+
+def record_missing(records: list[Mapping[str, Any]], uri: str) -> None:
+    """Note an object that is named and is not in the store: nobody is to take its producer's outputs for there."""
+    if not any(record.get("kind") == MISSING and record.get("uri") == uri for record in records):
+        records.append({"kind": MISSING, "uri": uri})
 
 
 def _is_of(record: Mapping[str, Any], uri: str) -> bool:

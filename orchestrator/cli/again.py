@@ -27,7 +27,11 @@ STATES = ("success", "failed", "skipped")
 @click.option("--new", is_flag=True, help="As a new run, linked to this one, which stays as it is.")
 @click.option("--preview", is_flag=True, help="Say what would run and what would be kept, but start nothing.")
 @click.option("--json", "raw", is_flag=True, help="Of a preview: as JSON.")
-@click.option("--wait", is_flag=True, help="Wait for the end in silence; exit status 1 unless the run succeeds.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for the end, and tell it on standard error; exit status 1 unless it is a success.",
+)
 @click.option("--follow", "-f", is_flag=True, help="Show the run until it ends; exit status as with --wait.")
 @with_client
 def rerun(
@@ -98,7 +102,7 @@ def preview_lines(preview: Mapping[str, Any]) -> Iterator[str]:
 @with_client
 def mark(client: Client, run_id: str, task: str, state: str, outputs_file: str | None, reason: str) -> None:
     """Settle a TASK of a RUN by hand. What it had settled downstream is decided anew."""
-    outputs = read_object(outputs_file) if outputs_file else None
+    outputs = read_object(outputs_file, 'outputs are an object, as in {"rows": 10}') if outputs_file else None
     client.settled(client.mark(run_id, task, state, reason=reason, outputs=outputs))
     click.echo(client.get_task(run_id, task)["state"])
 

@@ -67,8 +67,9 @@ def event(client: Client, token: str, payload: str | None) -> None:
 
     `orchestrator waits` shows the tokens.
     """
-    client.settled(client.send_event(token, None if payload is None else parse_value(payload)))
-    click.echo("reported")
+    answer = client.send_event(token, None if payload is None else parse_value(payload))
+    client.settled(answer)
+    click.echo("reported" if answer["command_id"] is not None else "was reported before; nothing changes")
 
 
 COMMANDS = (waits, approve, reject, event)

@@ -32,20 +32,24 @@ def explain(client: Client, run_id: str, task: str | None, raw: bool) -> None:
 
 
 def explanation_lines(what: str, answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield an explanation of a run with its waiting tasks, or of a task."""
-    yield f"{what}: {answer['state']}"
+    """Yield an explanation of a run with the tasks that wait or are to blame, or of a task."""
+    message = answer.get("message")
+    yield f"{what}: {answer['state']}{_in_brackets(answer.get('reason')) if message else ''}"
+    if message:
+        yield f"  {message}"
     for blocker in answer["blockers"]:
         yield from blocker_lines(blocker)
     if decided := answer.get("decided"):
-        yield f"  since {_moment(decided['at'])}, by {decided['actor']} ({decided['cause']}){_because(decided)}"
+        because = "" if message else _because(decided)
+        yield f"  since {_moment(decided['at'])}, by {decided['actor']} ({decided['cause']}){because}"
     if cache := answer.get("cache"):
         yield f"  cache: {cache['message']}"
     tasks = answer.get("tasks", ())
     for task in tasks:
         yield from explanation_lines(task["name"], task)
     if more := answer.get("more"):
-        yield f"… and {more} more tasks that wait; ask for one by its name."
-    if not (answer["blockers"] or answer.get("decided") or tasks):
+        yield f"… and {more} more tasks like these; ask for one by its name."
+    if not (answer["blockers"] or answer.get("decided") or tasks or message):
         yield "  Nothing holds it up."
 
 
@@ -57,6 +61,10 @@ def blocker_lines(blocker: Mapping[str, Any]) -> Iterator[str]:
         yield f"      needs {blocker['needs']}"
     if blocker["unblock"]:
         yield f"      → {blocker['unblock']}"
+
+
+def _in_brackets(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _because(decided: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -106,7 +106,28 @@ def _checked(client: Client, paths: Sequence[str], trouble: int) -> tuple[list[W
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         click.echo(f"{count}; nothing was saved.", err=True)
         sys.exit(trouble)
+    for document, verdict in zip(documents, verdicts, strict=True):
+        for line in _warnings(document, verdict, documents):
+            click.echo(line, err=True)
     return documents, verdicts
+
+
+def _warnings(
+    document: WrittenDocument, verdict: Mapping[str, Any], beside: Sequence[WrittenDocument]
+) -> Iterator[str]:
+    """Yield what the server warns of, save for pipelines that it has not and that are saved with this one."""
+    names = {other.name for other in beside}
+    for warning in verdict.get("warnings", ()):
+        pointer = warning["pointer"]
+        place, _, field = pointer.rpartition("/pipeline/")
+        if not (field and _at(document.value, f"{place}/pipeline/name") in names):
+            yield document.told(Problem(pointer, f"Warning: {warning['message']}"))
+
+
+def _at(value: Any, pointer: str) -> Any:
+    for part in pointer.split("/")[1:]:
+        value = value[int(part) if isinstance(value, list) else part]
+    return value
 
 
 def _twice(documents: Sequence[WrittenDocument]) -> list[str]:

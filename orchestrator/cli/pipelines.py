@@ -11,6 +11,7 @@ from orchestrator.cli.connection import with_client
 from orchestrator.cli.printing import as_json, print_items, print_json
 from orchestrator.cli.values import read_object
 from orchestrator.client import Client
+from orchestrator.definition_text import DEFINITION
 
 
 @click.group()
@@ -23,7 +24,7 @@ def pipelines() -> None:
 @with_client
 def create(client: Client, file: str) -> None:
     """Save the definition in FILE (JSON or YAML, - for standard input); a known name gets a new version."""
-    pipeline = client.save_pipeline(read_object(file))
+    pipeline = client.save_pipeline(read_object(file, DEFINITION))
     click.echo(f"{pipeline['name']} version {pipeline['version']} ({pipeline['id']})")
 
 
@@ -32,7 +33,7 @@ def create(client: Client, file: str) -> None:
 @with_client
 def validate(client: Client, file: str) -> None:
     """Check the definition in FILE and print the plan, or all its problems."""
-    verdict = client.validate_pipeline(read_object(file))
+    verdict = client.validate_pipeline(read_object(file, DEFINITION))
     if not verdict["valid"]:
         raise click.ClickException("\n".join(["the definition has these problems:", *map(_told, verdict["errors"])]))
     print_json(verdict["plan"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from orchestrator.cli.connection import FAILED, with_client
+from orchestrator.cli.connection import with_client
 from orchestrator.cli.printing import RUN_COLUMNS, as_json, print_items, print_json, print_run
+from orchestrator.cli.start import wait_for_end
 from orchestrator.cli.values import given_parameters, params_options
 from orchestrator.client import Client
 
@@ -21,7 +20,11 @@ def runs() -> None:
 @click.argument("name")
 @params_options
 @click.option("--key", "idempotency_key", help="Idempotency key: one key starts one run.")
-@click.option("--wait", is_flag=True, help="Wait for the end; exit status 1 unless the run succeeds.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for the end, and tell it on standard error; exit status 1 unless it is a success.",
+)
 @with_client
 def start(
     client: Client,
@@ -35,14 +38,7 @@ def start(
     run = client.start_run(name, given_parameters(params, params_file), idempotency_key=idempotency_key)
     click.echo(run["id"])
     if wait:
-        _wait(client, run["id"])
-
-
-def _wait(client: Client, run_id: str) -> None:
-    """Wait for the run's end and exit with what it came to."""
-    run = client.wait(run_id)
-    print_run(run)
-    sys.exit(0 if run["state"] == "success" else FAILED)
+        wait_for_end(client, run["id"])
 
 
 @runs.command("list")
@@ -82,7 +78,11 @@ def cancel(client: Client, run_id: str) -> None:
 @click.argument("run_id")
 @click.argument("tasks", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Run all tasks again, not only what failed.")
-@click.option("--wait", is_flag=True, help="Wait for the end; exit status 1 unless the run succeeds.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for the end, and tell it on standard error; exit status 1 unless it is a success.",
+)
 @with_client
 def rerun(client: Client, run_id: str, tasks: tuple[str, ...], everything: bool, wait: bool) -> None:
     """Start a run again that has ended: from what failed, or from TASKS; all below them is run again too."""
@@ -91,7 +91,7 @@ def rerun(client: Client, run_id: str, tasks: tuple[str, ...], everything: bool,
     run = client.rerun(run_id, "all" if everything else tasks or "failed")
     click.echo(f"{run['state']} as generation {run['generation']}")
     if wait:
-        _wait(client, run_id)
+        wait_for_end(client, run_id)
 
 
 @runs.command("logs")

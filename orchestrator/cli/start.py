@@ -16,7 +16,11 @@ from orchestrator.client import Client
 @click.command()
 @click.argument("name")
 @params_options
-@click.option("--wait", is_flag=True, help="Wait for the end in silence; exit status 1 unless the run succeeds.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for the end, and tell it on standard error; exit status 1 unless it is a success.",
+)
 @click.option("--follow", "-f", is_flag=True, help="Show the run until it ends; exit status as with --wait.")
 @click.option("--version", type=click.IntRange(1), help="A version of the pipeline; the current one when left out.")
 @click.option("--priority", type=click.IntRange(-1000, 1000), help="Higher goes first; the definition's when left out.")
@@ -34,7 +38,7 @@ def run(
     priority: int | None,
     idempotency_key: str | None,
 ) -> None:
-    """Start a run of the pipeline NAME and print its id.
+    """Start a run of the pipeline NAME and print its id, which unless --follow is all of standard output.
 
     Ctrl-C while it is waited for or shown leaves the run going on (exit status 130).
     """
@@ -48,15 +52,14 @@ def run(
 
 
 def wait_for_end(client: Client, run_id: str) -> None:
-    """Wait for the run's end, and leave with what it came to."""
+    """Wait for the run's end, tell it on standard error, which `R=$(…)` does not take up, and leave with its status."""
     try:
         ended = client.wait(run_id)
     except KeyboardInterrupt:
         click.echo(f"\nRun {run_id} goes on. `orchestrator cancel {run_id}` cancels it.", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(run_line(ended))
-    for line in failure_lines(ended):
-        click.echo(line)
+    for line in (run_line(ended), *failure_lines(ended)):
+        click.echo(line, err=True)
     sys.exit(0 if ended["state"] == "success" else FAILED)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from orchestrator.definition_text import read_files
 
-PARAMS = "A run parameter; VALUE may be JSON."
+PARAMS = "A run parameter; VALUE may be JSON: 5 is a number, '\"5\"' a text."
 
 
 def params_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -25,15 +25,17 @@ def params_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def given_parameters(pairs: Iterable[str], file: str | None) -> dict[str, Any]:
     """Return the parameters of a file, with the pairs put over them."""
-    return {**(read_object(file) if file else {}), **parse_pairs(pairs)}
+    given = read_object(file, "parameters are an object of names and values") if file else {}
+    return {**given, **parse_pairs(pairs)}
 
 
-def read_object(path: str) -> dict[str, Any]:
+def read_object(path: str, wanted: str) -> dict[str, Any]:
     """Return the one object that a JSON or YAML file holds.
 
+    :param wanted: the end of the sentence that refuses anything else: what the file is for.
     :raises click.ClickException: it holds none, or several.
     """
-    documents, problems = read_files([path], sys.stdin.buffer)
+    documents, problems = read_files([path], sys.stdin.buffer, wanted)
     if problems:
         raise click.ClickException("\n".join(problems))
     if len(documents) != 1:
@@ -58,6 +60,10 @@ def parse_pairs(pairs: Iterable[str], hint: str = "--param") -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """Return what a text is as JSON, else the text."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=_no_json)
+    except ValueError:
         return text
+
+
+def _no_json(word: str) -> NoReturn:
+    raise ValueError(word)

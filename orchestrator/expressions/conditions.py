@@ -92,7 +92,10 @@ def _unread(text: str, error: Exception) -> str:
         if sign in text.replace("!=", ""):
             return f"The expression can't be read; {sign} is written {word!r}."
     if isinstance(error, SyntaxError) and error.msg:
-        at = f" at character {error.offset}" if error.offset else ""
+        if not error.offset:
+            last = text.rsplit(maxsplit=1)[-1][-20:]
+            return f"The expression can't be read: something is missing at its end, after {last!r}."
+        at = f" at character {error.offset}"
         hint = " Equality is ==." if "=" in text.replace("==", "") and "==" not in text else ""
         return f"The expression can't be read{at}: {error.msg.rstrip('.')}.{hint}"
     return "The expression can't be read: it is nested too deep, or holds what is no character."

@@ -174,7 +174,10 @@ def _power(number: Any, exponent: Any) -> Any:
     whole = isinstance(number, int) and isinstance(exponent, int)
     if whole and exponent >= 0 and number.bit_length() * exponent > MAX_BITS and abs(number) > 1:
         raise ExpressionError("A power gets too large.")
-    found = float(number) ** exponent if whole and exponent < 0 else number**exponent
+    try:
+        found = float(number) ** exponent if whole and exponent < 0 else number**exponent
+    except OverflowError as error:
+        raise ExpressionError("A power gets too large.") from error
     if isinstance(found, complex):
         raise ExpressionError("A root of a negative number is no JSON number.")
     return found

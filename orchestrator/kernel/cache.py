@@ -11,6 +11,8 @@ from orchestrator.kernel.nodes import TaskNode
 from orchestrator.states import Entity, TaskState
 
 CACHE_LOOKUP, CACHE_HIT, CACHE_FLIGHT = "cache_lookup", "cache_hit", "cache_flight"
+ONE_OF_MANY = "An equal task is under way, and others wait before this one; outputs are taken when one has left them."
+"""Said to those far behind: who leads may change as often as there are tasks before them."""
 
 
 def answered(changes: Changes, event: CacheAnswered) -> None:
@@ -20,17 +22,18 @@ def answered(changes: Changes, event: CacheAnswered) -> None:
     - A miss lets it run, unless a task with the same key is under way: then it waits for that one.
     - Without a key it runs uncached.
     """
-    node = changes.kernel.tasks.get(event.task_run_id)
-    if node is None or not changes.kernel.flights.answered(node, has_key=bool(event.key)):
-        return
-    if node.state is not TaskState.READY or node.planned.cache is None:
+    node, flights = changes.kernel.tasks.get(event.task_run_id), changes.kernel.flights
+    if node is None or not flights.is_asking(node) or node.planned.cache is None:
         return
     if event.origin is not None and node.planned.cache.mode != "write":
         _hit(changes, node, event)
         return
     if event.key != node.cache_key:
+        # Those that wait for it under its old key would wait for something else now.
+        changes.step_aside(node)
         node.cache_key = event.key
         changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"cache_key": event.key}))
+    flights.answered(node, has_key=bool(event.key))
     changes.kernel.line_up(node, changes.now)
 
 
@@ -56,6 +59,9 @@ def _hit(changes: Changes, node: TaskNode, event: CacheAnswered) -> None:
 def attend(changes: Changes) -> None:
     """Ask the questions that are open, and tell those that wait for another task which one it is."""
     flights = changes.kernel.flights
+    for node in list(flights.untold.values()):
+        if (leader := flights.leader_of(node)) is not None and flights.is_stuck(leader):
+            make_way(changes, leader)
     for node in list(flights.unasked.values()):
         if node.dispatches:
             del flights.unasked[node.id]
@@ -66,7 +72,33 @@ def attend(changes: Changes) -> None:
         leader = flights.leader_of(node)
         if leader is not None and node.state is TaskState.READY and node.dispatches:
             node.reason = CACHE_FLIGHT
-            message = (
-                f"Task {leader.name} of run {leader.run.id} works on the same; its outputs are taken when it ends."
-            )
+            message = _whom_it_waits_for(leader) if flights.is_near(node) else ONE_OF_MANY
             changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, {"reason": CACHE_FLIGHT, "message": message}))
+
+
+def _whom_it_waits_for(leader: TaskNode) -> str:
+    return f"Task {leader.name} of run {leader.run.id} works on the same; its outputs are taken when it ends."
+
+
+def stuck(changes: Changes, node: TaskNode) -> None:
+    """No worker there is could take this ready task: it keeps nobody waiting who asks for something else."""
+    if node.planned.cache is not None and changes.kernel.flights.stuck(node):
+        make_way(changes, node)
+
+
+def make_way(changes: Changes, node: TaskNode) -> None:
+    """Let an equal task that asks for something else go first, if there is one; this one stays in its line."""
+    kernel = changes.kernel
+    heir = kernel.flights.make_way(node, lambda other: kernel.ask_of(other) != node.ask)
+    if heir is not None:
+        kernel.line_up(heir, changes.now)
+
+
+def goes_back(changes: Changes, node: TaskNode) -> bool:
+    """Say whether a task that a worker could take now, having stood aside, first waits for what others have left or
+    are at work on; it has left its line then."""
+    kernel = changes.kernel
+    if node.planned.cache is None or not kernel.flights.comes_back(node):
+        return False
+    kernel.waiting_lines.drop(node)
+    return True

@@ -1,4 +1,4 @@
-"""Commands of people: cancel a run or one task of it, pause, resume, drain a worker. Asking twice does no harm."""
+"""Commands of people, and what cancelling a run or one task of it does. Asking twice does no harm."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.choosing import tasks_named
 from orchestrator.kernel.drain import drain, undrain
 from orchestrator.kernel.marks import mark
-from orchestrator.kernel.nodes import FORCED, RUN_PAUSED, RunNode
+from orchestrator.kernel.nodes import FORCED, RunNode
+from orchestrator.kernel.pausing import pause, resume
 from orchestrator.kernel.rerun import rerun
 from orchestrator.kernel.stopping import Stop, stop_inside, stop_run, stop_task
 from orchestrator.kernel.waits import approve, reject, report_event
-from orchestrator.states import TASK_TERMINAL, RunState, TaskState
+from orchestrator.states import TASK_TERMINAL, RunState
 
 
 def apply_command(changes: Changes, command: Command) -> None:
     """Apply one command and close it with a sentence."""
     kinds = {
         "cancel": _cancel,
-        "pause": _pause,
-        "resume": _resume,
+        "pause": pause,
+        "resume": resume,
         "rerun": rerun,
         "mark": mark,
         "approve": approve,
@@ -59,7 +60,8 @@ def _cancel(changes: Changes, command: Command) -> str:
 def stop_of(command: Command) -> Stop:
     """Read how a person wants it stopped: ``mode`` ``graceful`` or ``force``, ``grace_seconds`` and ``reason``."""
     said = command.payload.get("reason")
-    message = f"{command.actor}: {said}" if isinstance(said, str) and said.strip() else ""
+    has_said = isinstance(said, str) and said.strip()
+    message = f"{command.actor}: {said}" if has_said else f"{command.actor} has cancelled it."
     if command.payload.get("mode") == "force":
         return Stop(FORCED, message, actor=command.actor, grace=0.0)
     grace = command.payload.get("grace_seconds")
@@ -75,32 +77,3 @@ def _cancel_run(changes: Changes, run: RunNode, stop: Stop) -> str:
     if not had_started:
         return f"Run {run.id} is cancelled; it had not started."
     return f"Run {run.id} is being cancelled; {run.open} of its tasks still have to stop."
-
-
-def _pause(changes: Changes, command: Command) -> str:
-    run = changes.kernel.runs.get(command.run_id or "")
-    if run is None or run.state is not RunState.RUNNING:
-        return f"Refused: run {command.run_id} is not running, so it can't be paused."
-    changes.run(run, RunState.PAUSED, "pause", reason="paused", actor=command.actor)
-    for node in run.tasks:
-        if node.state is TaskState.READY:
-            changes.explain(node, RUN_PAUSED, f"Run {run.id} is paused; resume it.")
-            changes.step_aside(node)
-            if node.ask is not None:
-                # Else the room held for it would be held as long as the pause lasts.
-                changes.kernel.ledger.drop_hold(node.ask)
-    changes.kernel.waiting_lines.unblock()
-    return f"Run {run.id} is paused; tasks that are running go on."
-
-
-def _resume(changes: Changes, command: Command) -> str:
-    run = changes.kernel.runs.get(command.run_id or "")
-    if run is None or run.state is not RunState.PAUSED:
-        return f"Refused: run {command.run_id} is not paused."
-    changes.run(run, RunState.RUNNING, "resume", actor=command.actor)
-    for node in run.tasks:
-        if node.state is TaskState.READY:
-            changes.wait_anew(node)
-        elif node.state is TaskState.PENDING and node.reason == RUN_PAUSED:
-            changes.kernel.unsettled.append(node)
-    return f"Run {run.id} goes on."

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.effects import Annotate, Transition
 from orchestrator.kernel.ledgered import Ledgered
-from orchestrator.kernel.nodes import RESUMED, RUN_PAUSED, RunNode, TaskNode
+from orchestrator.kernel.nodes import RUN_PAUSED, WAITS_FOR_ITS_HOST, RunNode, TaskNode
 from orchestrator.kernel.scopes import note_host, recount
 from orchestrator.kernel.services import note_end
 from orchestrator.kernel.timers import set_timers
@@ -30,7 +30,8 @@ from orchestrator.states import (
 
 NONE: Mapping[str, Any] = {}
 NOT_YET = ("attempt_id", "retry_at", "local_to", "deadline_at", "child_run_id", "wait_token", "outputs")
-AS_IT_BEGAN: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", **dict.fromkeys(NOT_YET)}
+ZERO: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", "resumed": False}
+AS_IT_BEGAN: Mapping[str, Any] = {**ZERO, **dict.fromkeys(NOT_YET)}
 """Of a task run that has not begun; the number of its attempts goes on."""
 
 
@@ -54,6 +55,9 @@ class Changes(Ledgered):
         before = run.state
         if self._is_refused(Entity.RUN, run.id, before, after):
             return False
+        if before is RunState.CANCELLING:
+            message = message or run.stopped_because
+        run.stopped_because = message if after is RunState.CANCELLING else ""
         why = (cause, reason, message, actor, run.id)
         self.emit(Transition(Entity.RUN, run.id, before, after, *why, changes=columns, durable=True))
         run.state, run.reason = after, reason
@@ -91,6 +95,11 @@ class Changes(Ledgered):
         if retry_in is not None:
             columns["retry_at"] = ("in", retry_in)
         columns |= {**self._note_times(node, after), **row}
+        if before is TaskState.CANCELLING:
+            message = message or node.stopped_because
+        node.stopped_because = (
+            message.removesuffix(WAITS_FOR_ITS_HOST).rstrip() if after is TaskState.CANCELLING else ""
+        )
         why = (cause, reason, message, actor, node.run.id, node.name)
         self.emit(Transition(Entity.TASK_RUN, node.id, before, after, *why, changes=columns, durable=durable))
         node.state, node.reason = after, reason
@@ -144,10 +153,12 @@ class Changes(Ledgered):
         its outputs if it has succeeded, else one of them takes its place."""
         if node.planned.cache is None:
             return
-        for follower in self.kernel.flights.leave(node):
-            if follower.state is TaskState.READY and node.state is TaskState.SUCCESS:
+        is_done = node.state is TaskState.SUCCESS
+        for follower in self.kernel.flights.leave(node, has_left_outputs=is_done):
+            if is_done:
+                self.kernel.waiting_lines.drop(follower)
                 self.kernel.flights.ask(follower)
-            elif follower.state is TaskState.READY:
+            else:
                 self.kernel.line_up(follower, self.now)
 
     def reopen(
@@ -184,7 +195,7 @@ class Changes(Ledgered):
     ) -> None:
         """Let these task runs wait for their upstreams again. Counters are left as they are."""
         for node in nodes:
-            self.renew(node, TaskState.PENDING, cause, actor=actor, reason=RESUMED if node in resumed else "")
+            self.renew(node, TaskState.PENDING, cause, actor=actor, resumed=node in resumed)
 
     def renew(
         self,
@@ -195,15 +206,19 @@ class Changes(Ledgered):
         actor: str = "scheduler",
         reason: str = "",
         message: str = "",
+        resumed: bool = False,
         row: Mapping[str, Any] = NONE,
     ) -> bool:
         """Bring a task run back to where it began, save for the number of its attempts; or to what a person marks it
-        as. One that was over is its next generation then. Its neighbours' counters are left as they are."""
+        as. One that was over is its next generation then. Its neighbours' counters are left as they are.
+
+        :param resumed: a container goes on with what is inside of it, instead of expanding anew.
+        """
         before = node.state
         is_over = before in TASK_TERMINAL
         if not (is_reopening(Entity.TASK_RUN, before, after) or (cause == "mark" and after in MARKS)):
             return not self._is_refused(Entity.TASK_RUN, node.id, before, after)
-        columns: dict[str, Any] = {"generation": node.generation + is_over, **AS_IT_BEGAN}
+        columns: dict[str, Any] = {"generation": node.generation + is_over, **AS_IT_BEGAN, "resumed": resumed}
         for name, value in columns.items():
             setattr(node, name, value)
         columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))

@@ -6,11 +6,13 @@ from typing import Any
 
 from orchestrator.effects import StartChild
 from orchestrator.errors import TemplateError
-from orchestrator.events import ChildRefused
+from orchestrator.events import ChildRefused, EndedRun
 from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import resolve
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.scopes import populate, recount
+from orchestrator.kernel.shape import Shape
 from orchestrator.kernel.values import outputs_of, values_in
 from orchestrator.states import RunState, TaskState
 
@@ -20,13 +22,11 @@ MAX_DEPTH = 8
 
 
 def start_child(changes: Changes, node: TaskNode) -> None:
-    """Ask for the run that the task is; its parameters stand over the run's own, where it inherits them."""
+    """Ask for the run that the task is."""
     child, run = node.planned.child, node.run
     assert child is not None
-    try:
-        given = resolve(dict(child.parameters), lookup_in(values_in(node.scope)), "/pipeline/parameters")
-    except TemplateError as error:
-        changes.task(node, TaskState.FAILED, "upstream", reason=TEMPLATE, message=str(error), durable=True)
+    given = _parameters_of(changes, node)
+    if given is None:
         return
     if run.depth >= MAX_DEPTH:
         message = f"Run {run.id} is inside of {run.depth} others already; at most {MAX_DEPTH} are allowed."
@@ -35,8 +35,44 @@ def start_child(changes: Changes, node: TaskNode) -> None:
     id_ = changes.kernel.settings.new_id()
     message = f"Run {id_} of pipeline {child.pipeline}."
     changes.task(node, TaskState.RUNNING, "upstream", reason=CHILD, message=message, durable=True, child_run_id=id_)
-    parameters = {**run.parameters, **given} if child.inherit else given
+    _ask(changes, node, given)
+
+
+def ask_again(changes: Changes, node: TaskNode) -> None:
+    """The run that the task is was asked for and never made: the leader that was to make it is gone."""
+    if node.state is TaskState.CANCELLING:
+        _cancelled(changes, node)
+    elif node.state is TaskState.RUNNING and (given := _parameters_of(changes, node)) is not None:
+        _ask(changes, node, given)
+
+
+def _parameters_of(changes: Changes, node: TaskNode) -> dict[str, Any] | None:
+    """Work out the parameters of the task's run: its own stand over those of the run around, where it inherits them.
+    The task fails where that can't be done."""
+    child = node.planned.child
+    assert child is not None
+    try:
+        given = resolve(dict(child.parameters), lookup_in(values_in(node.scope)), "/pipeline/parameters")
+    except TemplateError as error:
+        changes.task(node, TaskState.FAILED, "upstream", reason=TEMPLATE, message=str(error), durable=True)
+        return None
+    return {**node.run.parameters, **given} if child.inherit else dict(given)
+
+
+def _ask(changes: Changes, node: TaskNode, parameters: dict[str, Any]) -> None:
+    child, run, id_ = node.planned.child, node.run, node.child_run_id
+    assert child is not None
+    assert id_ is not None
     changes.emit(StartChild(run.id, node.id, run.tenant_id, id_, child, parameters, run.depth + 1, run.priority))
+
+
+def found_ended(changes: Changes, node: TaskNode, ended: EndedRun) -> None:
+    """The run that the task is was over before this leader has begun, and the task does not know."""
+    run = RunNode(ended.run, Shape(ended.plan))
+    populate(run, ended.tasks)
+    recount(run)
+    let_go(changes, node)
+    give_back(changes, run)
 
 
 def refused(changes: Changes, event: ChildRefused) -> None:

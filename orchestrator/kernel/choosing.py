@@ -1,8 +1,11 @@
-"""Which task runs a person means: by name, by index or key, and what runs again when they do."""
+"""Which task runs a person means: by name, by index or key, and what runs again when they do.
+
+The preview of a rerun is worked out here too (``rerun_plan``), so that it shows what will be done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +18,11 @@ class Choice:
     """What runs again."""
 
     nodes: tuple[TaskNode, ...]
-    """In the order of the run's task runs."""
+    """In the order of the run's task runs; what a container of these is expanded into anew is not among them."""
     resumed: frozenset[TaskNode]
     """Containers among them that go on with what is inside of them."""
+    setups: frozenset[TaskNode] = frozenset()
+    """Those that run again because a teardown has taken down what they had set up, and others need it again."""
 
 
 def tasks_named(run: RunNode, name: str) -> list[TaskNode]:
@@ -37,11 +42,20 @@ def _in_scope(scope: Scope, text: str) -> list[TaskNode]:
 
 def _inside(node: TaskNode, text: str) -> list[TaskNode]:
     scopes = [] if node.inside is None else node.inside.scopes
-    for labels in (((str(scope.index), scope) for scope in scopes), ((scope.key, scope) for scope in scopes)):
-        for label, scope in labels:
-            if text.startswith(f"[{label}]") and (found := _at(node, scope, text[len(label) + 2 :])):
-                return found
+    at = _index_in(text)
+    if at is not None and at < len(scopes) and (found := _at(node, scopes[at], text.partition("]")[2])):
+        return found
+    for scope in scopes:
+        if text.startswith(f"[{scope.key}]") and (found := _at(node, scope, text[len(scope.key) + 2 :])):
+            return found
     return []
+
+
+def _index_in(text: str) -> int | None:
+    """Return the index at the beginning of ``[3].train``; ``None``: if it is anything, it is a key."""
+    label, bracket, _ = text[1:].partition("]")
+    is_index = bool(bracket) and len(label) < 10 and label.isdecimal() and str(int(label)) == label
+    return int(label) if is_index else None
 
 
 def _at(node: TaskNode, scope: Scope, rest: str) -> list[TaskNode]:
@@ -53,44 +67,91 @@ def _at(node: TaskNode, scope: Scope, rest: str) -> list[TaskNode]:
 
 
 def to_run_again(run: RunNode, wanted: Any) -> Choice:
-    """Return what runs again when a person asks for ``failed``, ``all`` or named tasks of a run that is over.
+    """Return what runs again when a person asks for ``failed``, ``all`` or named tasks of a run that is over."""
+    return with_all_below(run, chosen_by(run, wanted))
+
+
+def chosen_by(run: RunNode, wanted: Any) -> list[TaskNode]:
+    """Return the task runs that a rerun starts from."""
+    if wanted == "all":
+        return list(run.root.tasks)
+    if wanted == "failed":
+        return list(_broken(run.root))
+    return [node for name in wanted for node in tasks_named(run, name)]
+
+
+def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
+    """Return what runs again with these.
 
     - All that is downstream of a chosen one runs again too, in its own scope and below each container around it. These
       containers go on with what is inside of them, so that of their indices only the chosen ones run again.
     - A container that is chosen itself, or is downstream of a chosen task, expands anew.
+    - What was set up and has been taken down is set up again, if anything that runs again works on it.
     """
-    if wanted == "all":
-        chosen = list(run.root.tasks)
-    elif wanted == "failed":
-        chosen = list(_broken(run.root))
-    else:
-        chosen = [node for name in wanted for node in tasks_named(run, name)]
-    fresh, resumed = set[TaskNode](), set[TaskNode]()
-    for node in chosen:
-        _take(node, fresh, resumed)
-    resumed -= fresh
-    anew = {node for node in fresh | resumed if not any(owner in fresh for owner in _owners(node))}
-    return Choice(tuple(node for node in run.tasks if node in anew), frozenset(resumed & anew))
+    fresh, partly = dict[TaskNode, None](), dict[TaskNode, None]()
+    setups = set[TaskNode]()
+    looked_at = 0
+    _take(chosen, fresh, partly)
+    while looked_at < len(fresh):
+        downs = [node for node in list(fresh)[looked_at:] if node.planned.setups and _has_torn_down(node)]
+        looked_at = len(fresh)
+        for down in downs:
+            needed = [
+                setup for setup in _setups_of(down) if setup not in fresh and _is_used(setup, down, fresh, partly)
+            ]
+            setups.update(needed)
+            _take(needed, fresh, partly)
+    anew = {node for node in (*fresh, *partly) if not any(owner in fresh for owner in _owners(node))}
+    resumed = frozenset(node for node in partly if node in anew and node not in fresh)
+    return Choice(tuple(node for node in run.tasks if node in anew), resumed, frozenset(setups))
 
 
-def _take(node: TaskNode, fresh: set[TaskNode], resumed: set[TaskNode]) -> None:
-    fresh.update(with_descendants([node]))
-    for owner in _owners(node):
-        resumed.add(owner)
-        fresh.update(task for task in with_descendants([owner]) if task is not owner)
-
-
-def with_descendants(nodes: Iterable[TaskNode]) -> list[TaskNode]:
-    """Return these tasks of one scope and everything downstream of them there."""
-    found: dict[TaskNode, None] = {}
+def _take(nodes: Iterable[TaskNode], fresh: dict[TaskNode, None], partly: dict[TaskNode, None]) -> None:
+    """Add these and what is downstream of them; of the containers around them a part runs again."""
     open_nodes = list(nodes)
     while open_nodes:
         node = open_nodes.pop()
-        if node not in found:
-            found[node] = None
-            scope = node.scope
-            open_nodes.extend(scope.tasks[at] for at in scope.shape.downstream[node.position])
-    return list(found)
+        if node in fresh:
+            continue
+        fresh[node] = None
+        open_nodes += _below(node)
+        for owner in _owners(node):
+            if owner in partly:
+                break
+            partly[owner] = None
+            open_nodes += _below(owner)
+
+
+def _below(node: TaskNode) -> list[TaskNode]:
+    return [node.scope.tasks[at] for at in node.scope.shape.downstream[node.position]]
+
+
+def _has_torn_down(node: TaskNode) -> bool:
+    """Say whether a teardown has been at work; one that was cancelled before it began has not."""
+    was_cut_off = node.state is TaskState.CANCELLED and node.attempts > 0
+    return was_cut_off or node.state in (TaskState.SUCCESS, TaskState.FAILED)
+
+
+def _setups_of(node: TaskNode) -> Iterator[TaskNode]:
+    position, tasks = node.scope.shape.position, node.scope.tasks
+    return (tasks[position[name]] for name in node.planned.setups if name in position)
+
+
+def _is_used(setup: TaskNode, down: TaskNode, *taken: Collection[TaskNode]) -> bool:
+    """Say whether a task between the two runs again: to tear down anew alone nothing has to be set up."""
+    scope, found, open_nodes = setup.scope, set[int](), [down.position]
+    while open_nodes:
+        for at in scope.shape.upstream[open_nodes.pop()]:
+            if at not in found:
+                found.add(at)
+                open_nodes.append(at)
+    between, open_nodes = set[int](), [setup.position]
+    while open_nodes:
+        for at in scope.shape.downstream[open_nodes.pop()]:
+            if at in found and at not in between:
+                between.add(at)
+                open_nodes.append(at)
+    return any(scope.tasks[at] in some for at in between if not scope.shape.teardown[at] for some in taken)
 
 
 def _owners(node: TaskNode) -> Iterator[TaskNode]:

@@ -38,10 +38,10 @@ def resume(changes: Changes, node: TaskNode) -> None:
     as it is."""
     assert node.inside is not None
     reason = MAPPED if node.planned.map is not None else REPEATING
-    changes.task(node, TaskState.RUNNING, "upstream", reason=reason, durable=True)
+    changes.task(node, TaskState.RUNNING, "upstream", reason=reason, durable=True, resumed=False)
     node.inside.live = node.inside.next = 0
     for scope in node.inside.scopes:
-        scope.is_started = any(task.state not in STILL for task in scope.tasks)
+        scope.is_started = any(_is_at_work(task) for task in scope.tasks)
         node.inside.live += scope.is_started
     start_scopes(changes, node)
     for scope in node.inside.scopes:
@@ -49,6 +49,16 @@ def resume(changes: Changes, node: TaskNode) -> None:
             for task in filter(_comes_first, scope.tasks):
                 changes.explain(task, MAX_PARALLEL, "It waits for its turn.")
     changes.kernel.advancing[node.id] = node
+
+
+def _is_at_work(node: TaskNode) -> bool:
+    """Say whether anything of it is under way, though it may wait itself to go on with what is inside of it."""
+    if node.state not in STILL:
+        return True
+    inside = node.inside
+    if inside is None or not inside.open:
+        return False
+    return any(_is_at_work(task) for scope in inside.scopes for task in scope.tasks)
 
 
 def _comes_first(node: TaskNode) -> bool:

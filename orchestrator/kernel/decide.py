@@ -27,6 +27,7 @@ from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import refused
 from orchestrator.kernel.claims import claim
 from orchestrator.kernel.dispatch import dispatch, redispatch
+from orchestrator.kernel.expanding import go_on
 from orchestrator.kernel.heartbeats import see
 from orchestrator.kernel.incarnations import leave
 from orchestrator.kernel.index import Kernel
@@ -62,6 +63,7 @@ def _dispatch(changes: Changes) -> None:
 
 
 def _tick(changes: Changes, event: Tick) -> None:
+    go_on(changes)
     fire_timers(changes, event.unread_for)
     fire_limits(changes, event.unread_for, event.claims_waiting)
     watch_leases(changes)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from orchestrator.effects import CreateAttempt, SendHint
+from orchestrator.kernel.cache import goes_back, stuck
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.gatekeeping import is_ended_by_its_gate, shut
 from orchestrator.kernel.index import Kernel
@@ -40,7 +41,7 @@ def dispatch(changes: Changes) -> None:
         # Again when a task was placed for which room was held: what was kept from others is theirs now.
         waiting.stirred = False
         _place_heads(changes)
-    for line in waiting.awake:
+    for line in list(waiting.awake):
         _explain_line(changes, line)
 
 
@@ -95,9 +96,13 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
     waiting = changes.kernel.waiting_lines
     answer = shut(changes, line.gate) or waiting.full.get(line.ask) or _chosen(changes, node, line.ask)
     if isinstance(answer, Choice):
-        send_out(changes, node, answer)
+        if not goes_back(changes, node):
+            send_out(changes, node, answer)
         return True
     told = line.told
+    if answer.for_nobody and told is not None and not told.for_nobody:
+        for member in list(line.members()):
+            stuck(changes, member)
     if told is not None and told.reason != answer.reason and _is_told_to_all(line, told, answer):
         line.unexplained = list(line.members())
     if answer.for_capacity:
@@ -155,6 +160,8 @@ def _explain_line(changes: Changes, line: Line) -> None:
         for node in line.unexplained:
             if node.state is TaskState.READY and node.dispatches and node.ask == line.ask:
                 changes.explain(node, line.told.reason, line.told.message)
+                if line.told.for_nobody:
+                    stuck(changes, node)
     line.unexplained = []
 
 
@@ -233,7 +240,8 @@ def send_out(changes: Changes, node: TaskNode, choice: Choice) -> None:
     if not changes.task(node, TaskState.QUEUED, "dispatch", attempts=attempt.number, attempt_id=attempt.id):
         return
     node.avoid = ""
-    changes.emit(CreateAttempt(attempt, node.run.tenant_id, node.name))
+    rate = kernel.passed.note_dispatch(node, changes.now)
+    changes.emit(CreateAttempt(attempt, node.run.tenant_id, node.name, rate))
     kernel.keep_attempt(attempt)
     note_sent(changes, node, attempt)
     changes.reserve(Reservation(attempt.id, choice.host_id, choice.worker_id, ask.resources, choice.devices))

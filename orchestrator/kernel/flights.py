@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import islice
 
 from orchestrator.kernel.nodes import TaskNode
+from orchestrator.records import CachePlan
 from orchestrator.states import TASK_TERMINAL, TaskState
 
 FlightKey = tuple[str, str, str]
 """Tenant, pipeline (empty: all of the tenant's), and the key of the cache."""
+NEAR = 10
+"""Followers at the head of their queue that are told by name whom they wait for, each time that it is another."""
 
 
 class Flights:
-    """Which ready tasks wait for an answer of the cache, or for another task that works on the same."""
+    """Which ready tasks wait for an answer of the cache, or for another task that works on the same.
 
-    __slots__ = ("_asking", "_followers", "_keys", "_leaders", "_uncached", "unasked", "untold")
+    A task asks whenever it is lined up and nothing is known of an answer: when it is ready, when its run goes on after
+    a pause, and when a new leader finds it ready. Meanwhile an equal one may have left its outputs.
+
+    Of equal tasks one leads and the others follow it, as far as that is of use: one that only reads leaves nothing to
+    wait for and never leads, one that only writes takes nothing and never follows.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_aside",
+        "_asking",
+        "_beside",
+        "_followers",
+        "_keys",
+        "_leaders",
+        "_stuck",
+        "unasked",
+        "untold",
+    )
 
     def __init__(self) -> None:
         self._asking: dict[str, TaskNode] = {}
-        self._uncached: set[str] = set()
-        """Tasks whose key can't be worked out: they run as if they had no cache."""
+        self._answered: dict[str, bool] = {}
+        """Tasks for which the cache has nothing; whether there is a key: one without runs as if it had no cache."""
         self._leaders: dict[FlightKey, TaskNode] = {}
-        self._followers: dict[FlightKey, dict[str, TaskNode]] = {}
+        self._followers: dict[FlightKey, OrderedDict[str, TaskNode]] = {}
         self._keys: dict[str, FlightKey] = {}
         """Of leaders and followers."""
+        self._stuck: set[str] = set()
+        """Leaders that no worker could take when they were looked at last."""
+        self._aside: dict[FlightKey, dict[str, TaskNode]] = {}
+        """Tasks that no worker could take, and that let others lead: they stand in their lines all the same."""
+        self._beside: dict[str, FlightKey] = {}
+        """Of those."""
         self.unasked: dict[str, TaskNode] = {}
         """Of those that wait for an answer, the ones the question of which was not asked yet."""
         self.untold: dict[str, TaskNode] = {}
@@ -37,41 +66,63 @@ class Flights:
         """Return the task that works for this one; itself, if it is the one."""
         return self._leaders.get(self._keys[node.id]) if node.id in self._keys else None
 
+    def is_near(self, node: TaskNode) -> bool:
+        """Say whether this follower is one of the next to take the place of the one it follows."""
+        followers = self._followers.get(self._keys[node.id], OrderedDict[str, TaskNode]())
+        return node.id in islice(followers, NEAR)
+
     def holds(self, node: TaskNode) -> bool:
         """Say whether a task that is ready must wait before it is lined up, and note what for."""
         cache = node.planned.cache
-        if cache is None or node.id in self._uncached:
+        if cache is None or self._answered.get(node.id) is False:
             return False
-        if not node.cache_key:
-            self.ask(node)
+        self._forget_aside(node)
+        if node.cache_key and cache.single_flight and self._joins(node, cache):
             return True
-        if not cache.single_flight:
+        if node.id in self._answered:
             return False
-        key = _key_of(node)
-        self._keys[node.id] = key
-        leader = self._leaders.setdefault(key, node)
-        if leader is node:
-            return False
-        self._followers.setdefault(key, {})[node.id] = self.untold[node.id] = node
+        self.ask(node)
         return True
+
+    def _joins(self, node: TaskNode, cache: CachePlan) -> bool:
+        """Let it lead or follow those that work on the same; says whether it follows."""
+        key = _key_of(node)
+        leader = self._leaders.get(key)
+        if leader is None and cache.mode != "read":
+            leader = self._leaders[key] = node
+        if leader is node:
+            self._keys[node.id] = key
+        if leader is None or leader is node or cache.mode == "write":
+            return False
+        self._follow(key, node)
+        return True
+
+    def _follow(self, key: FlightKey, node: TaskNode) -> None:
+        self._keys[node.id] = key
+        self._followers.setdefault(key, OrderedDict())[node.id] = self.untold[node.id] = node
+        self._asking.pop(node.id, None)
+        self.unasked.pop(node.id, None)
 
     def ask(self, node: TaskNode) -> None:
         """Let it wait for an answer of the cache."""
+        self._forget_aside(node)
         self._asking[node.id] = self.unasked[node.id] = node
 
-    def answered(self, node: TaskNode, *, has_key: bool) -> bool:
-        """Note that the answer came; says whether it was waited for."""
+    def is_asking(self, node: TaskNode) -> bool:
+        return node.id in self._asking
+
+    def answered(self, node: TaskNode, *, has_key: bool) -> None:
+        """Note that the answer came, and that it does not end the task."""
+        self._asking.pop(node.id, None)
         self.unasked.pop(node.id, None)
-        if not has_key:
-            self._uncached.add(node.id)
-        return self._asking.pop(node.id, None) is not None
+        self._answered[node.id] = has_key
 
     def found_flying(self, node: TaskNode) -> TaskNode | None:
         """Note a task that a new leader finds beyond the ready state; returns the ready one that has to follow it."""
         cache = node.planned.cache
-        if cache is None or not cache.single_flight or not node.cache_key or node.state in TASK_TERMINAL:
+        if cache is None or not cache.single_flight or cache.mode == "read" or not node.cache_key:
             return None
-        if node.state in (TaskState.PENDING, TaskState.READY):
+        if node.state in TASK_TERMINAL or node.state in (TaskState.PENDING, TaskState.READY):
             return None
         key = _key_of(node)
         self._keys[node.id] = key
@@ -79,32 +130,116 @@ class Flights:
         if before is not None and before.state is not TaskState.READY:
             return None  # two of them were under way already
         self._leaders[key] = node
-        if before is not None:
-            self._followers.setdefault(key, {})[before.id] = self.untold[before.id] = before
+        if before is None:
+            return None
+        if before.planned.cache is not None and before.planned.cache.mode == "write":
+            del self._keys[before.id]
+            return None
+        self._follow(key, before)
         return before
 
-    def leave(self, node: TaskNode) -> list[TaskNode]:
-        """Forget a task that has ended or does not go on; returns those that waited for it, and now for nobody."""
-        for ids in (self._asking, self.unasked, self.untold):
+    def leave(self, node: TaskNode, *, has_left_outputs: bool) -> list[TaskNode]:
+        """Forget a task that has ended or does not go on.
+
+        Returns those to which that makes a difference: if it has left outputs all that can use them, else the one that
+        leads now; or all, where none of them can lead.
+        """
+        for ids in (self._asking, self.unasked, self.untold, self._answered):
             ids.pop(node.id, None)
-        self._uncached.discard(node.id)
+        self._forget_aside(node)
+        self._stuck.discard(node.id)
         key = self._keys.pop(node.id, None)
         if key is None:
             return []
         if self._leaders.get(key) is not node:
-            followers = self._followers.get(key, {})
+            self._drop_follower(key, node)
+            return []
+        if not has_left_outputs and (heir := self._heir(key, lambda _: True)) is not None:
+            self._enthrone(key, heir)
+            return [heir]
+        del self._leaders[key]
+        found = self._unbound(key)
+        if has_left_outputs:
+            found += self._aside.get(key, {}).values()
+        return found
+
+    def stuck(self, node: TaskNode) -> bool:
+        """Note that no worker could take this task; says whether others wait for it."""
+        key = self._keys.get(node.id)
+        if key is None or self._leaders.get(key) is not node:
+            return False
+        self._stuck.add(node.id)
+        return key in self._followers
+
+    def is_stuck(self, node: TaskNode) -> bool:
+        return node.id in self._stuck and node.state is TaskState.READY
+
+    def make_way(self, node: TaskNode, asks_else: Callable[[TaskNode], bool]) -> TaskNode | None:
+        """Let one that follows this stuck task, and asks for something else, lead in its place; returns that one."""
+        key = self._keys[node.id]
+        heir = self._heir(key, asks_else)
+        if heir is not None:
+            self._step_out(key, node)
+            self._enthrone(key, heir)
+        return heir
+
+    def comes_back(self, node: TaskNode) -> bool:
+        """A worker can take this task that stood aside; says whether it has to leave its line for what others do."""
+        key = self._forget_aside(node)
+        if key is None:
+            return False
+        leader = self._leaders.get(key)
+        if leader is not None and self.is_stuck(leader):
+            self._step_out(key, leader)
+            self._enthrone(key, node)
+            self._keys[node.id] = key
+        return self.holds(node)
+
+    def _step_out(self, key: FlightKey, node: TaskNode) -> None:
+        """The answer it has had will be old when it comes back."""
+        del self._keys[node.id]
+        self._stuck.discard(node.id)
+        self._answered.pop(node.id, None)
+        self._aside.setdefault(key, {})[node.id] = node
+        self._beside[node.id] = key
+
+    def _forget_aside(self, node: TaskNode) -> FlightKey | None:
+        key = self._beside.pop(node.id, None)
+        if key is not None:
+            del self._aside[key][node.id]
+            if not self._aside[key]:
+                del self._aside[key]
+        return key
+
+    def _heir(self, key: FlightKey, suits: Callable[[TaskNode], bool]) -> TaskNode | None:
+        """Return the follower that may lead next."""
+        for node in self._followers.get(key, {}).values():
+            cache = node.planned.cache
+            if cache is not None and cache.mode != "read" and suits(node):
+                return node
+        return None
+
+    def _enthrone(self, key: FlightKey, node: TaskNode) -> None:
+        """Let this one lead. Those next to it are told; all of a long queue, each time, would be told n² times."""
+        self._leaders[key] = node
+        self._drop_follower(key, node)
+        self.untold.pop(node.id, None)
+        for follower in islice(self._followers.get(key, {}).values(), NEAR):
+            self.untold[follower.id] = follower
+
+    def _drop_follower(self, key: FlightKey, node: TaskNode) -> None:
+        followers = self._followers.get(key)
+        if followers is not None:
             followers.pop(node.id, None)
             if not followers:
-                self._followers.pop(key, None)
-            return []
-        del self._leaders[key]
-        return list(self._unbound(key))
+                del self._followers[key]
 
-    def _unbound(self, key: FlightKey) -> Iterator[TaskNode]:
-        for follower in self._followers.pop(key, {}).values():
+    def _unbound(self, key: FlightKey) -> list[TaskNode]:
+        followers = list(self._followers.pop(key, {}).values())
+        for follower in followers:
             self._keys.pop(follower.id, None)
             self.untold.pop(follower.id, None)
-            yield follower
+        return followers
 
 
 def _key_of(node: TaskNode) -> FlightKey:

@@ -93,9 +93,10 @@ def _too_soon(changes: Changes, gate: Gate) -> Wait | None:
     rate, kernel = gate.rate, changes.kernel
     if rate is None or (due := kernel.passed.dispatches.next_at(rate, changes.now)) <= changes.now:
         return None
-    kernel.timers.set(GATE, "/".join(rate.key), due)
+    # Several limits may use one key, and each has its own next turn.
+    kernel.timers.set(GATE, f"{'/'.join(rate.key)}/{rate.units}/{rate.per:g}", due)
+    dispatches = "1 dispatch" if rate.units == 1 else f"{rate.units} dispatches"
     message = (
-        f"Key {rate.key[2]!r} allows {rate.units} dispatches in {rate.per:g} s; the next one is in "
-        f"{due - changes.now:.3g} s."
+        f"Key {rate.key[2]!r} allows {dispatches} in {rate.per:g} s; the next one is in {due - changes.now:.3g} s."
     )
     return Wait(RATE_LIMIT, message)

@@ -61,11 +61,13 @@ class Passed:
             return
 
     def take_attempt(self, node: TaskNode, attempt: AttemptRecord) -> None:
-        """Let a live attempt have its slots, and its place under its rate limit."""
-        gate = gate_of(node)
-        self.attempts.take(attempt.id, gate.slots)
-        if gate.rate is not None:
-            self.dispatches.note(gate.rate, attempt.hinted_at)
+        """Let a live attempt have its slots."""
+        self.attempts.take(attempt.id, gate_of(node).slots)
+
+    def note_dispatch(self, node: TaskNode, now: float) -> Rate | None:
+        """Count a dispatch against the task's rate limit; returns what a new leader has to know of it."""
+        rate = gate_of(node).rate
+        return None if rate is None else self.dispatches.note(rate, now)
 
     def circuit(self, service: str) -> Circuit:
         return self.circuits.get(service) or Circuit(service)

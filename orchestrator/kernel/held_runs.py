@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from orchestrator.limits import Holders, Key, Slot
-
-MOST_OF_A_PIPELINE = 100
-"""Runs of one pipeline that are remembered; with so many the whole pipeline is left out but for those whose turn it
-is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +26,6 @@ class HeldBack:
     """What the reader of queued runs leaves out."""
 
     runs: tuple[str, ...] = ()
-    pipelines: tuple[str, ...] = ()
-    """All runs of these,"""
-    but: tuple[str, ...] = ()
-    """save for these."""
     wanted: tuple[str, ...] = ()
     """To be read whatever holds them back, though their pipeline is paused: they are to be stopped."""
 
@@ -61,27 +53,25 @@ class HeldRuns:
             if not waiting:
                 del self._by_key[held.slot.key]
 
-    def left_out(self, holders: Holders, stopping: Iterable[str]) -> HeldBack:
-        """Return what can't start now: of each key all but the first ones, as many as have a place.
+    def left_out(self, holders: Holders, stopping: Iterable[str], paused: Collection[str] = ()) -> HeldBack:
+        """Return what can't start now: of each key all but the first ones, as many as have a place. Each is named, for
+        others of its pipeline may wait for another key, or for none.
 
         :param stopping: runs that are being stopped: who waits with ``cancel_running`` may stop the others.
+        :param paused: pipelines whose runs don't start: whoever comes after them goes before them.
         """
         going = set(stopping)
         held: dict[str, HeldRun] = {}
         for key, waiting in self._by_key.items():
-            held |= self._behind(key, waiting, holders, going)
-        counts: dict[str, int] = {}
-        for one in held.values():
-            counts[one.pipeline_id] = counts.get(one.pipeline_id, 0) + 1
-        full = tuple(pipeline for pipeline, count in counts.items() if count >= MOST_OF_A_PIPELINE)
-        free = tuple(one.run_id for one in self._runs.values() if one.run_id not in held and one.pipeline_id in full)
-        return HeldBack(tuple(run_id for run_id, one in held.items() if one.pipeline_id not in full), full, free)
+            coming = [one for one in waiting.values() if one.pipeline_id not in paused]
+            held |= self._behind(key, coming, holders, going)
+        return HeldBack(tuple(held))
 
     @staticmethod
-    def _behind(key: Key, waiting: Mapping[str, HeldRun], holders: Holders, stopping: set[str]) -> dict[str, HeldRun]:
+    def _behind(key: Key, waiting: Iterable[HeldRun], holders: Holders, stopping: set[str]) -> dict[str, HeldRun]:
         taken = frozenset(holders.of(key))
         found: dict[str, HeldRun] = {}
-        for place, one in enumerate(sorted(waiting.values(), key=lambda one: one.rank)):
+        for place, one in enumerate(sorted(waiting, key=lambda one: one.rank)):
             others = taken - one.around
             may_stop = one.slot.on_limit == "cancel_running" and len(others - stopping) >= one.slot.limit
             if place >= one.slot.limit - len(others) and not may_stop:

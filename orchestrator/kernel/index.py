@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from orchestrator.events import EndedRun
 from orchestrator.kernel.desired import desired_of
+from orchestrator.kernel.expanding import Expanding
 from orchestrator.kernel.flights import Flights
 from orchestrator.kernel.gates import Passed, gate_of
 from orchestrator.kernel.held_runs import HeldBack, HeldRuns
@@ -67,6 +69,12 @@ class Kernel:
         self.timers = Timers()
         self.unread_children: dict[str, TaskNode] = {}
         """Runs that are to be stopped and were not read yet, with the tasks that they are."""
+        self.unmade_children = set[str]()
+        """Runs that are tasks and were asked for by the last leader, which has not made them; asked for again by the
+        next reconcile."""
+        self.ended_children: dict[str, EndedRun] = {}
+        """Runs that are tasks and were over when we began to lead, though the tasks are not; ended by the next
+        reconcile."""
         self.shapes: dict[int, tuple[Shape, int]] = {}
         """By identity of the plan: its shape, and the number of runs that use it."""
         self.retries: list[tuple[float, str]] = []
@@ -96,6 +104,7 @@ class Kernel:
         """Indices and rounds whose last task has ended; counted before ``decide`` returns."""
         self.advancing: dict[str, TaskNode] = {}
         """Containers in which something has ended; looked at before ``decide`` returns."""
+        self.expanding = Expanding()
         self.returned: list[RunNode] = []
         """Runs that are tasks of others and are over; those tasks end before ``decide`` returns."""
         self.finishing: dict[str, RunNode] = {}
@@ -132,6 +141,9 @@ class Kernel:
         self.orphans = dict.fromkeys(sorted(self.orphans, key=lambda id_: self.attempts[id_].orphaned_at or 0.0))
         self.unreadable, self.left_alone = dict(snapshot.unreadable), snapshot.left_alone
         self.passed.stale_circuits = snapshot.circuits
+        for rate, at in snapshot.dispatches:
+            self.passed.dispatches.note(rate, at)
+        self.unmade_children, self.ended_children = set(snapshot.unmade_children), dict(snapshot.ended_children)
 
     def adopt_run(self, record: RunRecord, tasks: tuple[TaskRunRecord, ...], plan: Plan, now: float) -> RunNode:
         """Index one run and its task runs, with all counters worked out from their states."""
@@ -308,12 +320,15 @@ class Kernel:
         active = len(self.unreadable) + sum(run.state is not RunState.QUEUED for run in counted)
         return max(0, self.settings.max_runs - active)
 
-    def held_back(self) -> HeldBack:
+    def held_back(self, paused: Collection[str] = ()) -> HeldBack:
         """Return the queued runs that can't start now and need not be read, and those that are to be read because they
-        are to be stopped."""
+        are to be stopped.
+
+        :param paused: ids of pipelines none of whose runs starts.
+        """
         stopping = (run.id for run in self.runs.values() if run.is_cancelling)
         wanted = tuple(run_id for run_id in self.unread_children if run_id not in self.runs)
-        return replace(self.held_runs.left_out(self.passed.runs, stopping), wanted=wanted)
+        return replace(self.held_runs.left_out(self.passed.runs, stopping, paused), wanted=wanted)
 
     def knows_run(self, run_id: str) -> bool:
         return run_id in self.runs
@@ -355,7 +370,7 @@ class Kernel:
     def next_due(self, now: float) -> float | None:
         """Return the seconds until time alone makes something happen: 0.0 for at once, ``None`` for nothing."""
         due: list[float] = []
-        if self.waiting_lines.stirred and not self.redis_away:
+        if self.expanding.is_due or (self.waiting_lines.stirred and not self.redis_away):
             return 0.0
         if self.retries:
             due.append(self.retries[0][0])

@@ -9,6 +9,7 @@ from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import as_text, resolve
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import first_broken, place, run_container, start_scopes, supersede, tell_progress
+from orchestrator.kernel.expanding import TOO_LARGE, Room, has_room, put_off, too_many
 from orchestrator.kernel.inside import Inside
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.stopping import Stop, stop_inside
@@ -24,11 +25,14 @@ INDEX_FAILED, FAIL_FAST, ALL_SKIPPED = "index_failed", "fail_fast", "all_skipped
 
 def expand(changes: Changes, node: TaskNode) -> None:
     """Work out what the map goes over and make an index for each item; before any is made it is known that there are
-    not too many, and that their keys differ."""
+    not too many, and that their keys differ. When much else was expanded in this round, that is done in the next."""
     map_ = node.planned.map
     assert map_ is not None
+    assert node.body is not None
     try:
         found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over"), map_.max_size)
+        if why := too_many(node, len(found)):
+            raise SweepError(why, too_many=True)
         keys = _keys(node, map_, found)
     except TemplateError as error:
         _refuse(changes, node, TEMPLATE, str(error))
@@ -41,6 +45,8 @@ def expand(changes: Changes, node: TaskNode) -> None:
     elif not found:
         _supersede_all(changes, node)
         changes.task(node, TaskState.SKIPPED, "upstream", reason=EMPTY, message="There is nothing to go over.")
+    elif not has_room(changes, len(found) * len(node.body.plan.tasks)):
+        put_off(changes, node)
     else:
         run_container(changes, node, f"0 of {len(found)} done")
         place(changes, node, list(zip(keys, found, strict=True)), at_once=map_.max_parallel)
@@ -49,13 +55,20 @@ def expand(changes: Changes, node: TaskNode) -> None:
 
 
 def _keys(node: TaskNode, map_: MapPlan, found: list[Any]) -> list[str]:
-    if not map_.key:
-        return [str(index) for index in range(len(found))]
-    values = values_in(node.scope)
+    """Return the key of each item.
+
+    :raises SweepError: keys and items are too large for as many rows.
+    """
+    values, room = values_in(node.scope), Room(node)
     keys: list[str] = []
     for index, item in enumerate(found):
-        values["map"] = {"item": item, "index": index, "key": str(index)}
-        keys.append(as_text(resolve(map_.key, lookup_in(values), "/map/key")))
+        key = str(index)
+        if map_.key:
+            values["map"] = {"item": item, "index": index, "key": key}
+            key = as_text(resolve(map_.key, lookup_in(values), "/map/key"))
+        if not room.take(key, item):
+            raise SweepError(TOO_LARGE, too_many=True)
+        keys.append(key)
     return keys
 
 

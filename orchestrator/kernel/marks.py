@@ -5,9 +5,10 @@ from __future__ import annotations
 from orchestrator.events import Command
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.choosing import tasks_named
-from orchestrator.kernel.nodes import SETTLED, RunNode, TaskNode
+from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.scopes import recount
-from orchestrator.states import MARKS, RUN_TERMINAL, TASK_TERMINAL, TaskState
+from orchestrator.kernel.stopping import Stop, stop_inside
+from orchestrator.states import MARKS, RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 
 MARKED = "marked"
 AT_WORK = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.CANCELLING})
@@ -49,14 +50,22 @@ def _why_not(run: RunNode, nodes: list[TaskNode], state: TaskState, command: Com
     node = nodes[0]
     if node.state in AT_WORK:
         return f"Refused: task {node.name} of run {run.id} is {node.state}; cancel it or wait for its end."
-    if run.is_cancelling:
-        return f"Refused: run {run.id} is being cancelled; wait for its end."
+    if stopped := _being_cancelled_around(node):
+        return f"Refused: {stopped} is being cancelled; wait for its end."
     if node.body is not None and command.payload.get("outputs"):
         return f"Refused: the outputs of {node.name} are those of its indices or rounds; mark these."
     if node.state is state and not command.payload.get("outputs"):
         return f"Nothing to do: task {node.name} of run {run.id} is {state} already."
     begun = _begun_below(node)
     return "" if begun is None else f"Refused: task {begun.name} has begun on what there was; cancel it or wait for it."
+
+
+def _being_cancelled_around(node: TaskNode) -> str:
+    """Name the run or the container around a task run that is being cancelled: nothing may begin anew in there."""
+    if node.run.is_cancelling:
+        return f"run {node.run.id}"
+    owners = (scope.owner for scope in node.scope.outward() if scope.owner is not None)
+    return next((f"{owner.name} around it" for owner in owners if owner.state is TaskState.CANCELLING), "")
 
 
 def _begun_below(node: TaskNode) -> TaskNode | None:
@@ -76,6 +85,7 @@ def _mark(changes: Changes, run: RunNode, node: TaskNode, state: TaskState, comm
     message = f"{command.actor}: {said}" if isinstance(said, str) and said else f"Marked by {command.actor}."
     outputs = dict(command.payload.get("outputs") or {}) if state is TaskState.SUCCESS else None
     anew, resumed = _looked_at_anew(node)
+    was_pending = node.state is TaskState.PENDING
     changes.renew(node, state, "mark", actor=command.actor, reason=MARKED, message=message, row={"outputs": outputs})
     node.outputs = outputs if node.is_kept else None
     if is_over:
@@ -84,12 +94,19 @@ def _mark(changes: Changes, run: RunNode, node: TaskNode, state: TaskState, comm
         return f"{told}; run {run.id} is queued as its generation {run.generation}, to be decided anew."
     changes.look_anew(anew, command.actor, resumed)
     recount(run)
+    if was_pending:
+        # Of a container that waited to go on nothing is to run any more.
+        stop_inside(changes, node, Stop(MARKED, message, "mark", command.actor), spare=False)
     _go_on(changes, run, node, anew)
     return f"Task {node.name} of run {run.id} is {state}."
 
 
 def _go_on(changes: Changes, run: RunNode, node: TaskNode, anew: list[TaskNode]) -> None:
-    """Look at what follows a mark in a run that is under way."""
+    """Look at what follows a mark in a run that is under way; one that waits for its place is looked at later."""
+    if run.state is RunState.QUEUED:
+        # Nothing of it may be open now; that does not mean that somebody has cancelled it.
+        changes.kernel.finishing.pop(run.id, None)
+        return
     scope = node.scope
     changes.kernel.unsettled.extend(scope.tasks[at] for at in scope.shape.downstream[node.position])
     for other in anew:
@@ -122,7 +139,7 @@ def _settled_by(node: TaskNode) -> list[TaskNode]:
     while open_nodes:
         scope, position = (at := open_nodes.pop()).scope, at.position
         for child in (scope.tasks[below] for below in scope.shape.downstream[position]):
-            if child not in found and child.state in TASK_TERMINAL and child.reason in SETTLED:
+            if child not in found and child.was_settled:
                 found[child] = None
                 open_nodes.append(child)
     return list(found)

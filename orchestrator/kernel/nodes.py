@@ -10,21 +10,25 @@ from orchestrator.kernel.shape import Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
 from orchestrator.rules import RULES
-from orchestrator.states import RunState, TaskState
+from orchestrator.states import TASK_TERMINAL, RunState, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.kernel.gates import Gate
 
-RESUMED = "resumed"
-"""Reason of a container that waits to go on with what it has expanded into before, as a new generation."""
-
-
-SETTLED = frozenset({*RULES, "condition", "condition_error"})
+SETTLED = frozenset({*RULES, "condition", "condition_error", "setup_not_run"})
 """Reasons of task runs that were settled by their upstreams without having run."""
+SETTLED_WITHOUT_ATTEMPT = frozenset({"empty", "map", "template", "too_many_items", "map_key"})
+"""Such reasons where no worker executes the task: it had nothing right to go over, or to hand on. A worker may give a
+reason of the same name for what it has run."""
 RUN_PAUSED = "run_paused"
 """Reason of what could start, if its run were not paused."""
 FORCED = "force_cancelled"
 """Reason of a run whose cancel kills at once and lets no teardown run."""
+WAITS_FOR_ITS_HOST = (
+    "Its worker is lost and the task may live on: it ends when another worker of its host has stopped it or found it "
+    "dead, or when it is given up."
+)
+"""What the message of a task run says besides, that is being cancelled while nobody answers for it."""
 DEADLINE, RUN_DEADLINE = "deadline", "run_deadline"
 """Reasons of tasks and runs that are stopped because their time is up: they end failed, not cancelled."""
 
@@ -43,12 +47,14 @@ class RunNode:
         "order",
         "parameters",
         "parent_task_run_id",
+        "paused_with_parent",
         "pipeline",
         "pipeline_id",
         "priority",
         "reason",
         "root",
         "state",
+        "stopped_because",
         "tasks",
         "taught",
         "tenant_id",
@@ -59,11 +65,14 @@ class RunNode:
         self.tenant_id = record.tenant_id
         self.pipeline_id, self.pipeline = record.pipeline_id, record.pipeline
         self.state, self.reason = record.state, record.reason
+        self.stopped_because = record.message if record.state is RunState.CANCELLING else ""
+        """While it is being cancelled, the sentence that its end is to tell: who wanted it, and why."""
         self.generation = record.generation
         self.priority = record.priority
         self.order = record.order
         self.parameters = record.parameters
         self.parent_task_run_id = record.parent_task_run_id
+        self.paused_with_parent = record.paused_with_parent
         self.depth = record.depth
         self.deadline_at = record.deadline_at
         self.learned = dict(record.learned)
@@ -183,11 +192,13 @@ class TaskNode:
         "ready_at",
         "ready_since",
         "reason",
+        "resumed",
         "retry_at",
         "scope",
         "skipped",
         "spared",
         "state",
+        "stopped_because",
         "success",
         "ticket",
         "upstream_failed",
@@ -200,6 +211,10 @@ class TaskNode:
         self.scope = scope
         self.position = position
         self.state, self.reason = record.state, record.reason
+        self.stopped_because = ""
+        """While it is being cancelled, the sentence that its end is to tell: who wanted it, and why."""
+        if record.state is TaskState.CANCELLING:
+            self.stopped_because = record.message.removesuffix(WAITS_FOR_ITS_HOST).rstrip()
         self.attempts = record.attempts
         self.failures = record.failures
         self.losses = record.losses
@@ -218,6 +233,8 @@ class TaskNode:
         self.deadline_at = record.deadline_at
         self.inside: Inside | None = None
         """Of a container that has been expanded."""
+        self.resumed = record.resumed
+        """Of a pending container: whether it goes on with what it has expanded into before, or expands anew."""
         self.ask: Ask | None = None
         """What it asks of placement, while it is ready."""
         self.ticket = 0
@@ -280,9 +297,16 @@ class TaskNode:
     def has_started(self) -> bool:
         """Whether anything of it has been at work: what it has set up is to be torn down. Its attempts are those of
         earlier generations too, so that it counts for nothing that it has some where its upstreams have settled it."""
-        return self.reason not in SETTLED and bool(
+        return not self.was_settled and bool(
             self.attempts or self.child_run_id or self.inside is not None or (self.state is TaskState.SUCCESS)
         )
+
+    @property
+    def was_settled(self) -> bool:
+        """Whether it is over because of its upstreams, without having run."""
+        if self.state not in TASK_TERMINAL:
+            return False
+        return self.reason in SETTLED or (not self.planned.has_attempts and self.reason in SETTLED_WITHOUT_ATTEMPT)
 
     @property
     def is_kept(self) -> bool:
@@ -295,6 +319,11 @@ class TaskNode:
         while node.scope.owner is not None:
             node = node.scope.owner
         return node.position in node.scope.shape.leaves
+
+    @property
+    def counts_for_its_run(self) -> bool:
+        """Whether it still counts: not in an index, at any depth, that its container was expanded anew without."""
+        return not any(scope.is_superseded() for scope in self.scope.outward())
 
     @staticmethod
     def stopped_as(reason: str) -> TaskState:

@@ -211,6 +211,8 @@ def follow(
         node.spared += 1
         changes.count("uncharged", f"attempt {attempt.id if attempt else node.id}: {then.reason}")
     wants: dict[str, Any] = {}
+    # The next try waits for its own time, however soon it comes.
+    node.ready_since = None
     if then.memory is not None:
         wants["memory"] = then.memory
         learn(changes, node, then.memory, peak)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from orchestrator.kernel.adoption import give_up
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.children import ask_again, found_ended, let_go
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.scopes import recount
 from orchestrator.kernel.services import close_stale
-from orchestrator.kernel.stopping import OPEN_WITHOUT_ATTEMPT, Stop, stop_of_child, stop_run, stop_task
+from orchestrator.kernel.stopping import (
+    OPEN_WITHOUT_ATTEMPT,
+    Stop,
+    stop_left_inside,
+    stop_of_child,
+    stop_run,
+    stop_task,
+)
 from orchestrator.kernel.unclaimed import plan_anew
 from orchestrator.states import TASK_TERMINAL, WORKER_ENDED, AttemptState, RunState, TaskState
 
@@ -43,6 +51,10 @@ def _reconcile_run(changes: Changes, run: RunNode) -> None:
         if _escaped_its_cancel(node):
             _repaired(changes, f"task {node.name} of run {run.id} escaped its cancel")
             stop_task(changes, node, Stop("run_cancelled"))
+        left = node.inside.open if node.inside is not None else 0
+        if stop_left_inside(changes, node):
+            what = f"inside of task {node.name} of run {run.id}, which is {node.state}, {left} task runs were open"
+            _repaired(changes, what)
         _reconcile_owner(changes, node)
     if run.open == 0:
         changes.kernel.finishing[run.id] = run
@@ -95,10 +107,20 @@ def _is_to_be_looked_at(node: TaskNode) -> bool:
 
 
 def _reconcile_child(changes: Changes, node: TaskNode) -> None:
-    """See that the run is stopped whose task is."""
-    child = changes.kernel.runs.get(node.child_run_id or "")
-    if node.state is TaskState.CANCELLING and child is None and node.child_run_id is not None:
-        changes.kernel.unread_children[node.child_run_id] = node
+    """See that the run is there that the task is, that its end ends the task, and that it is stopped if its task is."""
+    if node.child_run_id is None or node.state in TASK_TERMINAL:
+        return
+    kernel = changes.kernel
+    child = kernel.runs.get(node.child_run_id)
+    if node.child_run_id in kernel.unmade_children:
+        kernel.unmade_children.discard(node.child_run_id)
+        ask_again(changes, node)
+    elif (ended := kernel.ended_children.pop(node.child_run_id, None)) is not None:
+        found_ended(changes, node, ended)
+    elif child is not None:
+        let_go(changes, node)
+    elif node.state is TaskState.CANCELLING:
+        kernel.unread_children[node.child_run_id] = node
     if node.state is TaskState.CANCELLING and child is not None and not child.is_cancelling:
         _repaired(changes, f"run {child.id} escaped the cancel of task {node.name} of run {node.run.id}")
         stop_run(changes, child, stop_of_child(node))

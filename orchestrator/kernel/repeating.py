@@ -7,16 +7,25 @@ from orchestrator.errors import ExpressionError
 from orchestrator.expressions import compile_expression
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import REPEATING, first_broken, place, run_container, start_scopes, supersede
+from orchestrator.kernel.expanding import has_room, put_off, too_many
 from orchestrator.kernel.nodes import Scope, TaskNode
 from orchestrator.kernel.values import values_after
 from orchestrator.states import Entity, TaskState
 
 DELAY, ROUND_FAILED, ROUND_SKIPPED, MAX_ROUNDS = "repeat_delay", "round_failed", "round_skipped", "max_rounds"
-CONDITION_ERROR = "condition_error"
+CONDITION_ERROR, TOO_MANY = "condition_error", "too_many_items"
+
+SHORT_DELAY = 0.1
+"""Seconds that the next round waits when much else was expanded at the same time."""
 
 
 def start_repeat(changes: Changes, node: TaskNode) -> None:
     """Start the first round."""
+    if _is_too_long(changes, node, 1):
+        return
+    if not _has_room(changes, node):
+        put_off(changes, node)
+        return
     run_container(changes, node, "round 1")
     _add_round(changes, node)
     supersede(changes, node)
@@ -58,10 +67,27 @@ def next_round(changes: Changes, node: TaskNode) -> None:
     """Go on with the next round."""
     inside = node.inside
     assert inside is not None
+    if _is_too_long(changes, node, len(inside.scopes) + 1):
+        return
+    if not _has_room(changes, node):
+        _wait(changes, node, len(inside.scopes), SHORT_DELAY)
+        return
     columns = {"reason": REPEATING, "message": f"round {len(inside.scopes) + 1}", "retry_at": None}
     node.reason = REPEATING
     changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, columns))
     _add_round(changes, node)
+
+
+def _is_too_long(changes: Changes, node: TaskNode, rounds: int) -> bool:
+    """Say whether its run has too many task runs for so many rounds; it has failed then."""
+    if why := too_many(node, rounds):
+        changes.task(node, TaskState.FAILED, "rounds", reason=TOO_MANY, message=why, durable=True)
+    return bool(why)
+
+
+def _has_room(changes: Changes, node: TaskNode) -> bool:
+    assert node.body is not None
+    return has_room(changes, len(node.body.plan.tasks))
 
 
 def _add_round(changes: Changes, node: TaskNode) -> None:

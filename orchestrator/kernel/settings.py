@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orchestrator.events import EndedRun
+from orchestrator.limits import Rate
 from orchestrator.records import (
     GRANT_LIFETIME,
     SETUP_SECONDS,
@@ -90,8 +92,15 @@ class Snapshot:
     reservations: tuple[Reservation, ...] = ()
     """All there are, zombies too."""
     hosts: tuple[HostRecord, ...] = ()
+    dispatches: tuple[tuple[Rate, float], ...] = ()
+    """Those that still count against a rate limit, and when they were made, the earliest first; most of their attempts
+    are over, and their runs too."""
     circuits: tuple[str, ...] = ()
     """Services whose circuit an earlier leader has left open in the rows."""
+    unmade_children: frozenset[str] = frozenset()
+    """Ids of runs that are tasks of these runs, and were asked for but never made."""
+    ended_children: Mapping[str, EndedRun] = field(default_factory=dict)
+    """By id, runs that are over though the tasks that they are do not know of it: their run was left alone."""
     workers: tuple[WorkerRecord, ...] = ()
     """Those not ended, and those that ended lately or still hold something: their last heartbeat may still be read, and
     must not bring them back."""

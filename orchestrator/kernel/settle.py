@@ -9,6 +9,7 @@ from orchestrator.kernel.mapping import advance_map
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.repeating import advance_repeat
 from orchestrator.kernel.starting import start
+from orchestrator.kernel.stopping import stop_left_inside
 from orchestrator.rules import Verdict, verdict
 from orchestrator.states import RunState, TaskState
 
@@ -59,10 +60,12 @@ def apply_rule(changes: Changes, node: TaskNode) -> None:
         return
     if said is Verdict.RUN:
         start(changes, node)
-    elif said is Verdict.UPSTREAM_FAILED:
+        return
+    if said is Verdict.UPSTREAM_FAILED:
         changes.task(node, TaskState.UPSTREAM_FAILED, "upstream", reason=rule, message=_why(node))
     else:
         changes.task(node, TaskState.SKIPPED, "upstream", reason=rule, message=_why(node))
+    stop_left_inside(changes, node)
 
 
 def _why(node: TaskNode) -> str:
@@ -82,12 +85,36 @@ def finish(changes: Changes, run: RunNode) -> None:
     if run.state is RunState.PAUSED:
         changes.run(run, RunState.RUNNING, "tasks_ended")
     result = run.shape.result([node.state for node in run.root.tasks])
-    changes.run(run, result, "tasks_ended", reason="" if result is RunState.SUCCESS else _first_failure(run))
+    reason, message = ("", "") if result is RunState.SUCCESS else _failure(run)
+    changes.run(run, result, "tasks_ended", reason=reason, message=message)
 
 
-def _first_failure(run: RunNode) -> str:
-    """Name the reason of the earliest task that failed, for people and metrics."""
-    for node in (*run.root.tasks, *run.tasks):
-        if node.state is TaskState.FAILED and node.body is None:
-            return node.reason or "failed"
-    return next((node.reason for node in run.root.tasks if node.state is TaskState.FAILED and node.reason), "failed")
+def _failure(run: RunNode) -> tuple[str, str]:
+    """Return the reason of the earliest task that made the run fail, and a sentence about it: for people, metrics."""
+    own = run.root.tasks
+    to_blame = {own[at].id for at in run.shape.failing([node.state for node in own])}
+    found = sorted(
+        (
+            node
+            for node in (*own, *run.tasks)
+            if node.state in (TaskState.FAILED, TaskState.CANCELLED) and node.counts_for_its_run
+        ),
+        # What has failed says more than what was cancelled, and what is inside of a container more than that one.
+        key=lambda node: (
+            _outermost(node).id not in to_blame,
+            node.state is TaskState.CANCELLED,
+            node.body is not None,
+        ),
+    )
+    if not found:
+        return "failed", ""
+    node = found[0]
+    if node.state is TaskState.CANCELLED:
+        return node.reason or "cancelled", f"Task {node.name} was cancelled."
+    return node.reason or "failed", f"Task {node.name} has failed ({node.reason or 'failed'})."
+
+
+def _outermost(node: TaskNode) -> TaskNode:
+    while node.scope.owner is not None:
+        node = node.scope.owner
+    return node

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.expressions import states_named
 from orchestrator.kernel.reading import outputs_read, paths_of_body, paths_of_task
 from orchestrator.records import Plan
-from orchestrator.rules import run_result
+from orchestrator.rules import failing, run_result
 from orchestrator.states import RunState, TaskState
 
 
@@ -118,6 +118,12 @@ class Shape:
     def result(self, states: Sequence[TaskState]) -> RunState:
         """Return how a run ends whose tasks have ended so."""
         return run_result(states, self.downstream, self.rules, self.critical, self.watchers)
+
+    def failing(self, states: Sequence[TaskState]) -> list[int]:
+        """Return the positions of the tasks because of which a run fails: those that failed or were cancelled; of none
+        such, the leaves that were never run."""
+        found = list(failing(states, self.downstream, self.rules, self.critical, self.watchers))
+        return [at for at in found if states[at] in (TaskState.FAILED, TaskState.CANCELLED)] or found
 
     def index_result(self, states: Sequence[TaskState]) -> TaskState:
         """Return how an index or a round ends whose tasks have ended so; skipped where nothing of it ran."""

@@ -8,7 +8,7 @@ from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import start_child
 from orchestrator.kernel.containers import resume
 from orchestrator.kernel.mapping import expand
-from orchestrator.kernel.nodes import RESUMED, RUN_PAUSED, TaskNode
+from orchestrator.kernel.nodes import RUN_PAUSED, TaskNode
 from orchestrator.kernel.repeating import start_repeat
 from orchestrator.kernel.values import values_in
 from orchestrator.kernel.waits import wait_for_approval, wait_for_event
@@ -20,7 +20,7 @@ CONDITION, CONDITION_ERROR, NO_SETUP = "condition", "condition_error", "setup_no
 def start(changes: Changes, node: TaskNode) -> None:
     """Start a pending task: one for a worker becomes ready; the others hold no slot."""
     planned = node.planned
-    if node.reason == RESUMED and node.inside is not None:
+    if node.inside is not None and (node.resumed or node.inside.open):
         resume(changes, node)
     elif not _has_something_to_tear_down(changes, node) or not _condition_is_met(changes, node):
         return

@@ -7,16 +7,16 @@ from typing import Any
 
 from orchestrator.effects import Annotate
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.nodes import FORCED, RunNode, TaskNode
+from orchestrator.kernel.inside import Inside
+from orchestrator.kernel.nodes import DEADLINE, FORCED, WAITS_FOR_ITS_HOST, RunNode, Scope, TaskNode
+from orchestrator.kernel.pausing import go_on_inside
 from orchestrator.kernel.unclaimed import expire
 from orchestrator.records import AttemptRecord
 from orchestrator.states import TASK_TERMINAL, AttemptState, Entity, RunState, TaskState
 
 OPEN_WITHOUT_ATTEMPT = frozenset({TaskState.PENDING, TaskState.READY, TaskState.RETRY_WAIT, TaskState.WAITING})
-WAITS_FOR_ITS_HOST = (
-    "Its worker is lost and the task may live on: it ends when another worker of its host has stopped it or found it "
-    "dead, or when it is given up."
-)
+ENDED_UNDECIDED = frozenset({TaskState.CANCELLED, TaskState.UPSTREAM_FAILED})
+"""States in which a container leaves nothing inside to run on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +45,25 @@ def stop_run(changes: Changes, run: RunNode, stop: Stop, *, of_tasks: str = "run
 
     :param of_tasks: the reason of its task runs.
     """
-    inner = Stop(of_tasks, cause=stop.cause, actor=stop.actor, grace=stop.grace)
+    inner = Stop(of_tasks, f"Its run is stopped. {stop.message}".rstrip(), stop.cause, stop.actor, stop.grace)
     if run.state is RunState.QUEUED:
-        for node in run.tasks:
-            if node.state not in TASK_TERMINAL:
-                stop_task(changes, node, inner)
+        _stop_scope(changes, run.root, inner, spare=False)
         changes.run(
             run, run.stopped_as(stop.reason), stop.cause, reason=stop.reason, message=stop.message, actor=stop.actor
         )
         return
     was_paused = run.state is RunState.PAUSED
     _stop_admitting(changes, run, stop)
-    for node in list(run.tasks):
-        if node.state not in TASK_TERMINAL and (run.is_forced or not node.tears_down):
-            stop_task(changes, node, inner, spare=not run.is_forced)
+    _stop_scope(changes, run.root, inner, spare=not run.is_forced)
+    for node in run.tasks:
         if was_paused and node.state is TaskState.READY:
             # What tears down has left its line for the pause, and may go now.
             changes.kernel.line_up(node, changes.now)
         elif was_paused and node.state is TaskState.PENDING:
             changes.kernel.unsettled.append(node)
+    if was_paused:
+        # What tears down may be a run.
+        go_on_inside(changes, run, stop.actor)
     if run.open == 0:
         changes.kernel.finishing[run.id] = run
 
@@ -73,7 +73,7 @@ def _stop_admitting(changes: Changes, run: RunNode, stop: Stop) -> None:
     if not run.is_cancelling:
         changes.run(run, RunState.CANCELLING, stop.cause, reason=stop.reason, message=stop.message, actor=stop.actor)
     elif stop.is_forced and not run.is_forced:
-        run.reason = stop.reason
+        run.reason, run.stopped_because = stop.reason, stop.message
         changes.emit(Annotate(Entity.RUN, run.id, run.state, {"reason": stop.reason, "message": stop.message}))
 
 
@@ -86,6 +86,10 @@ def stop_task(changes: Changes, node: TaskNode, stop: Stop, *, spare: bool = Tru
     attempt = changes.kernel.attempts.get(node.attempt_id or "")
     if node.state in OPEN_WITHOUT_ATTEMPT:
         _end(changes, node, stop)
+        if node.inside is not None:
+            # It waited to go on with what it had expanded into before.
+            stop_inside(changes, node, stop, spare=spare)
+            _count_what_still_ends(node.inside)
     elif attempt is not None and attempt.state is AttemptState.DISPATCHED:
         if expire(changes, attempt, stop.cause, stop.reason, stop.actor):
             _end(changes, node, stop, attempt_id=None)
@@ -123,16 +127,60 @@ def _stop_container(changes: Changes, node: TaskNode, stop: Stop, *, spare: bool
 
 def stop_inside(changes: Changes, node: TaskNode, stop: Stop, *, spare: bool = True) -> None:
     """Stop what is open inside of a container; it is stopped because of that one, whatever the reason of that."""
+    is_late = node.stopped_as(stop.reason) is TaskState.FAILED
     inner = Stop(
-        "cancelled" if node.stopped_as(stop.reason) is TaskState.FAILED else stop.reason,
+        "cancelled" if is_late else stop.reason,
+        f"{node.name} around it is stopped. {stop.message}".rstrip() if is_late else stop.message,
         cause=stop.cause,
         actor=stop.actor,
         grace=stop.grace,
     )
-    for scope in [] if node.inside is None else list(node.inside.scopes):
-        for task in scope.tasks:
-            if task.state not in TASK_TERMINAL and not (spare and task.tears_down):
-                stop_task(changes, task, inner, spare=spare)
+    for scope in [] if node.inside is None or not node.inside.open else list(node.inside.scopes):
+        _stop_scope(changes, scope, inner, spare=spare)
+
+
+def _stop_scope(changes: Changes, scope: Scope, stop: Stop, *, spare: bool) -> None:
+    """Stop what is open in a scope, and in the containers there that are over already: the indices that were left when
+    one of them was decided still run."""
+    for task in scope.tasks:
+        if task.state not in TASK_TERMINAL:
+            if not (spare and task.tears_down):
+                stop_task(changes, task, stop, spare=spare)
+        elif task.inside is not None:
+            stop_inside(changes, task, stop, spare=spare)
+
+
+def stop_left_inside(changes: Changes, node: TaskNode) -> bool:
+    """Stop what is open inside of a container that has ended without deciding anything; says whether there was any."""
+    is_stopped = node.state in ENDED_UNDECIDED or (node.state is TaskState.FAILED and node.reason == DEADLINE)
+    if not is_stopped or node.inside is None or not _goes_on(node.inside):
+        return False
+    message = f"{node.name} around it is {node.state}."
+    stop_inside(changes, node, Stop(node.reason or "cancelled", message, cause="indices"), spare=False)
+    _count_what_still_ends(node.inside)
+    return True
+
+
+def _goes_on(inside: Inside) -> bool:
+    """Say whether anything in there is open that is not being stopped."""
+    if not inside.open:
+        return False
+    for task in (task for scope in inside.scopes for task in scope.tasks):
+        if task.state not in TASK_TERMINAL:
+            if task.state is not TaskState.CANCELLING:
+                return True
+        elif task.inside is not None and _goes_on(task.inside):
+            return True
+    return False
+
+
+def _count_what_still_ends(inside: Inside) -> None:
+    """Count the indices as started in which something is being stopped: as long as their container was pending none
+    was."""
+    for scope in inside.scopes:
+        if scope.open and not scope.is_started:
+            scope.is_started = True
+            inside.live += 1
 
 
 def stop_of_child(node: TaskNode, stop: Stop | None = None) -> Stop:

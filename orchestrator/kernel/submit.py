@@ -7,6 +7,7 @@ from orchestrator.kernel.admission import end_unstarted, hold_back, look
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import let_go, parent_of
 from orchestrator.kernel.nodes import RunNode
+from orchestrator.kernel.pausing import pause_with_parent
 from orchestrator.kernel.stopping import stop_of_child, stop_run
 from orchestrator.states import TASK_TERMINAL, RunState, TaskState
 
@@ -48,6 +49,8 @@ def submit(changes: Changes, event: RunSubmitted) -> None:
         end_unstarted(changes, run, refusal)
     else:
         _start(changes, run, event.plan.deadline)
+        if parent is not None:
+            pause_with_parent(changes, run, parent)
 
 
 def _is_to_be_taken(changes: Changes, event: RunSubmitted, known: RunNode | None) -> bool:

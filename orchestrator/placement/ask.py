@@ -42,10 +42,16 @@ class Wait:
         return self.reason in CAPACITY_REASONS
 
     @property
+    def for_nobody(self) -> bool:
+        """Whether no worker there is could take the task, even if nothing else ran."""
+        return self.reason in NOBODYS_REASONS
+
+    @property
     def is_passing(self) -> bool:
         """Whether it comes and goes as the tasks of its line do."""
         return self.reason in CAPACITY_REASONS or self.reason in GATE_REASONS
 
 
 GATE_REASONS = frozenset({"concurrency", "rate_limit"})
+NOBODYS_REASONS = frozenset({"infeasible", "waiting_for_worker", "waiting_for_host"})
 CAPACITY_REASONS = frozenset({"waiting_for_slot", "waiting_for_cpu", "waiting_for_memory", "waiting_for_gpu"})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, select, text
 
+from orchestrator.store.artifact_presence import NOT_IN_STORE
 from orchestrator.store.pages import Page, Window, read_page
 from orchestrator.store.tables import artifacts as a
 from orchestrator.store.text_safety import storable_json
@@ -49,11 +51,17 @@ def artifact_fates(connection: Connection, named: Iterable[Named]) -> dict[Named
     document = storable_json([{"tenant_id": tenant_id, "uri": uri} for tenant_id, uri in wanted])
     return {
         (row.tenant_id, row.uri): (
-            f"{row.uri}, made by task {row.task!r} of run {row.run_id}, was removed at {row.at} UTC: {row.deleted_by}. "
+            f"{row.uri}, made by task {row.task!r} of run {row.run_id}, {_fate(row)}. "
             f"Run that task again to make it anew."
         )
         for row in connection.exec_driver_sql(_REMOVED, (document,))
     }
+
+
+def _fate(row: Any) -> str:
+    if row.deleted_by == NOT_IN_STORE:
+        return f"is not in the artifact store any more, as was seen at {row.at} UTC; no rule of ours has removed it"
+    return f"was removed at {row.at} UTC: {row.deleted_by}"
 
 
 def list_artifacts(

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from orchestrator.store.artifact_presence import NOT_IN_STORE
 from orchestrator.store.text_safety import storable_json
 
 _PAST = text(
@@ -33,9 +34,27 @@ _NEEDED = text(
 _MARK = text(
     "UPDATE artifacts AS a SET deleted_at = clock_timestamp(), deleted_by = v.rule "
     "FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS v(tenant_id uuid, uri text, rule text) "
-    "WHERE a.tenant_id = v.tenant_id AND a.uri = v.uri AND a.deleted_at IS NULL RETURNING a.uri"
+    "WHERE a.tenant_id = v.tenant_id AND a.uri = v.uri AND a.deleted_at IS NULL "
+    "RETURNING CAST(a.tenant_id AS text) AS tenant_id, a.uri"
 )
-_LATELY = text("SELECT uri FROM artifacts WHERE deleted_at > clock_timestamp() - interval '1 hour'")
+_LATELY = text(
+    "SELECT CAST(tenant_id AS text) AS tenant_id, uri FROM artifacts "
+    "WHERE deleted_at > clock_timestamp() - interval '1 hour' AND deleted_by <> :not_ours"
+)
+_MARKED = text(
+    "SELECT EXTRACT(epoch FROM created_at) AS created, EXTRACT(epoch FROM deleted_at) AS marked FROM artifacts "
+    "WHERE tenant_id = :tenant AND uri = :uri AND deleted_at IS NOT NULL"
+)
+_SPARE = text(
+    "UPDATE artifacts SET deleted_at = NULL, deleted_by = '', "
+    "expires_at = clock_timestamp() + :seconds * interval '1 second' "
+    "WHERE tenant_id = :tenant AND uri = :uri AND deleted_at IS NOT NULL"
+)
+SPARED = 7 * 86_400.0
+"""Seconds for which an object is left alone that was written again: until then its task has told of it, or has failed.
+"""
+_SKEW = 60.0
+"""Seconds by which the clocks of the artifact store and of PostgreSQL may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +90,46 @@ def still_needed(connection: Connection, artifacts: Sequence[PastArtifact]) -> s
     return {(row.tenant_id, row.uri) for row in connection.execute(_NEEDED, {"named": named})}
 
 
-def mark_removed(connection: Connection, artifacts: Sequence[PastArtifact]) -> list[str]:
-    """Say in the rows that these are removed, and by which rule; return their URIs. The objects are deleted next."""
+@dataclass(frozen=True, slots=True)
+class RemovedArtifact:
+    """One whose row says that it is removed; its object goes next."""
+
+    tenant_id: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the row says of one that is still marked, in seconds since the epoch, on PostgreSQL's clock."""
+
+    created: float
+    """When the latest task that made it had told of it."""
+    marked: float
+
+    def is_made_again(self, modified: float) -> bool:
+        """Say whether the object is another than the one that was marked: a task has written it again since, and has
+        not yet told of it."""
+        margin = min(_SKEW, (self.marked - self.created) / 2)
+        return modified > self.created + margin and modified > self.marked - SPARED
+
+
+def mark_removed(connection: Connection, artifacts: Sequence[PastArtifact]) -> list[RemovedArtifact]:
+    """Say in the rows that these are removed, and by which rule; return those. The objects are deleted next."""
     rows = [{"tenant_id": one.tenant_id, "uri": one.uri, "rule": one.rule} for one in artifacts]
-    return [row.uri for row in connection.execute(_MARK, {"rows": storable_json(rows)})]
+    return [RemovedArtifact(row.tenant_id, row.uri) for row in connection.execute(_MARK, {"rows": storable_json(rows)})]
 
 
-def removed_lately(connection: Connection) -> list[str]:
+def removed_lately(connection: Connection) -> list[RemovedArtifact]:
     """Return what was marked in the last hour: the objects may still be there, if a leader died between the two."""
-    return [row.uri for row in connection.execute(_LATELY)]
+    return [RemovedArtifact(row.tenant_id, row.uri) for row in connection.execute(_LATELY, {"not_ours": NOT_IN_STORE})]
+
+
+def find_mark(connection: Connection, one: RemovedArtifact) -> Mark | None:
+    """Return what the row says now; ``None``: a task has made it again and told of it, so that it stays."""
+    row = connection.execute(_MARKED, {"tenant": one.tenant_id, "uri": one.uri}).one_or_none()
+    return None if row is None else Mark(float(row.created), float(row.marked))
+
+
+def spare(connection: Connection, one: RemovedArtifact) -> None:
+    """Take the mark back; it is past its time again if no task tells of it until then."""
+    connection.execute(_SPARE, {"tenant": one.tenant_id, "uri": one.uri, "seconds": SPARED})

@@ -31,19 +31,29 @@ MOST_AT_ONCE = 500
 """Questions answered in one transaction: each is one resolution of parameters."""
 _LARGEST_SCRIPT = 10 * 2**20
 _NAMED = 3
+_COMPARED = 20
+"""Entries of a task that a miss is compared with, the newest: the nearest of them is told."""
+_MOST_COMPARED = 500
+"""Of all questions together, in one transaction."""
 
 _FOUND = """
 SELECT v.n, e.task_run_id::text, e.run_id::text, e.outputs, e.local_to,
        e.expires_at <= clock_timestamp() AS is_old,
        e.local_to IS NULL OR EXISTS (SELECT 1 FROM workers w WHERE w.host_id = e.local_to
-           AND w.state IN ('online', 'suspect', 'draining')) AS is_there
-FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text)
+           AND w.state IN ('online', 'suspect', 'draining')) AS is_there,
+       e.environment <> '' AND COALESCE(cardinality(l.environments), 0) > 0
+           AND e.environment <> ALL(l.environments) AS is_from_elsewhere
+FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text, queue text)
 JOIN cache_entries e ON e.tenant_id = v.tenant_id AND e.scope = v.scope AND e.key = v.key
+LEFT JOIN (SELECT queue, array_agg(DISTINCT environment) AS environments FROM workers, unnest(queues) AS queue
+    WHERE state IN ('online', 'suspect', 'draining') AND environment <> '' GROUP BY queue) l ON l.queue = v.queue
 """
-_NEWEST = """
-SELECT DISTINCT ON (v.n) v.n, e.run_id::text, e.components
-FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, task text)
-JOIN cache_entries e ON e.tenant_id = v.tenant_id AND e.scope = v.scope AND e.task = v.task
+"""The environment is no part of the key, for which worker a task will go to is known later only. Outputs that no worker
+there is would make alike are not taken."""
+_LATELY = """
+SELECT v.n, e.run_id::text, e.components FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text,
+    task text), LATERAL (SELECT run_id, components, created_at FROM cache_entries c WHERE c.tenant_id = v.tenant_id
+    AND c.scope = v.scope AND c.task = v.task ORDER BY created_at DESC LIMIT %s) e
 ORDER BY v.n, e.created_at DESC
 """
 _CONTENTS = """
@@ -54,6 +64,10 @@ _DETAILS = """
 UPDATE task_runs AS t SET cache_detail = v.detail FROM jsonb_to_recordset(%s::jsonb) AS v(id uuid, detail jsonb)
 WHERE t.id = v.id
 """
+
+
+_Place = tuple[str, str, str]
+"""Tenant, scope and task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +88,17 @@ class _Sought:
     question: Question
     cache: CachePlan
     task: str
+    queue: str
     components: Mapping[str, str]
 
     @property
     def key(self) -> str:
         return key_of(self.components)
+
+    @property
+    def place(self) -> _Place:
+        """Where entries of the same task lie."""
+        return self.question.tenant_id, self.scope, self.task
 
     @property
     def scope(self) -> str:
@@ -131,7 +151,7 @@ def _sought(
         contents={**own, **dict(contents_in([*sight.upstream.values(), parameters]))},
         script="" if cache.key else _script(parameters, roots),
     )
-    return _Sought(question, cache, planned_name(sight.place.own.name), components)
+    return _Sought(question, cache, planned_name(sight.place.own.name), task.queue, components)
 
 
 def _script(parameters: Mapping[str, Any], roots: DataRoots | None) -> str:
@@ -170,7 +190,14 @@ def _contents(
 
 def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, CacheAnswered]:
     wanted = [
-        {"n": n, "tenant_id": one.question.tenant_id, "scope": one.scope, "key": one.key, "task": one.task}
+        {
+            "n": n,
+            "tenant_id": one.question.tenant_id,
+            "scope": one.scope,
+            "key": one.key,
+            "task": one.task,
+            "queue": one.queue,
+        }
         for n, one in enumerate(sought)
     ]
     if not wanted:
@@ -184,8 +211,7 @@ def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, Ca
         if is_artifact(uri)
     }
     fates = artifact_fates(connection, uris)
-    newest = {row.n: row for row in connection.exec_driver_sql(_NEWEST, (document,))}
-    answers = {}
+    answers, missed = dict[str, CacheAnswered](), list[_Sought]()
     for n, one in enumerate(sought):
         id_ = one.question.task_run_id
         row = found.get(n)
@@ -193,9 +219,33 @@ def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, Ca
         if row is not None and not why_not and one.cache.mode != "write":
             message = f"Its outputs are those of an equal task of run {row.run_id}."
             answers[id_] = CacheAnswered(id_, one.key, row.task_run_id, message, row.outputs, row.local_to)
+        elif why_not:
+            answers[id_] = CacheAnswered(id_, one.key, message=why_not)
         else:
-            answers[id_] = CacheAnswered(id_, one.key, message=why_not or _missed(one, newest.get(n)))
+            missed.append(one)
+    lately = _lately(connection, missed)
+    for one in missed:
+        message = _missed(one, lately.get(one.place, ()))
+        answers[one.question.task_run_id] = CacheAnswered(one.question.task_run_id, one.key, message=message)
     return answers
+
+
+def _lately(connection: Connection, missed: Sequence[_Sought]) -> dict[_Place, list[Any]]:
+    """Return the newest entries of the tasks of these questions, those of a map's indices once."""
+    places = list(dict.fromkeys(one.place for one in missed))
+    if not places:
+        return {}
+    document = storable_json(
+        [
+            {"n": n, "tenant_id": tenant_id, "scope": scope, "task": task}
+            for n, (tenant_id, scope, task) in enumerate(places)
+        ]
+    )
+    found: dict[_Place, list[Any]] = {}
+    each = max(1, min(_COMPARED, _MOST_COMPARED // len(places)))
+    for row in connection.exec_driver_sql(_LATELY, (document, each)):
+        found.setdefault(places[row.n], []).append(row)
+    return found
 
 
 def _unusable(one: _Sought, row: Any, fates: Mapping[tuple[str, str], str]) -> str:
@@ -206,20 +256,29 @@ def _unusable(one: _Sought, row: Any, fates: Mapping[tuple[str, str], str]) -> s
         return f"An equal task of run {row.run_id} has left outputs, but their time in the cache is over."
     if not row.is_there:
         return f"What the equal task of run {row.run_id} has left lies on host {row.local_to}, which is away."
+    if row.is_from_elsewhere:
+        return (
+            f"The environment differs: what the equal task of run {row.run_id} has left was made with another Python "
+            f"or other packages than any worker on queue {one.queue} has."
+        )
     tenant_id = one.question.tenant_id
     gone = next((fates[tenant_id, uri] for uri in all_texts(row.outputs) if (tenant_id, uri) in fates), None)
     return f"What the equal task of run {row.run_id} has left is gone: {gone}" if gone else ""
 
 
-def _missed(one: _Sought, newest: Any) -> str:
-    """Say which component makes the difference to the newest entry of the same task."""
-    if newest is None:
+def _missed(one: _Sought, lately: Sequence[Any]) -> str:
+    """Say which components make the difference to that of the newest entries of the same task which is nearest."""
+    if not lately:
         return "No task like it has left outputs in the cache."
-    names = difference(newest.components, one.components)
+    names, run_id = min(
+        ((difference(entry.components, one.components), entry.run_id) for entry in lately),
+        key=lambda found: len(found[0]),
+    )
     if not names:
-        return f"The outputs that it has left in run {newest.run_id} were replaced."
+        return f"The outputs that it has left in run {run_id} were replaced."
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"Not in the cache: {', '.join(names[:_NAMED])}{more} differ from run {newest.run_id}."
+    verb = "differs" if len(names) == 1 else "differ"
+    return f"Not in the cache: {', '.join(names[:_NAMED])}{more} {verb} from run {run_id}."
 
 
 def _keep(connection: Connection, sought: Sequence[_Sought], answers: Mapping[str, CacheAnswered]) -> None:

@@ -1,9 +1,9 @@
-"""Runs that are tasks of other runs: made by the leader, in the transaction of the transition that asks for them."""
+"""Runs that are tasks of other runs: made by the leader, many at a time, in the transaction that submits them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -12,80 +12,141 @@ from orchestrator.compile import Site, run_problems
 from orchestrator.effects import StartChild
 from orchestrator.errors import InvalidDefinition, NotFound
 from orchestrator.events import ChildRefused, RunSubmitted
+from orchestrator.records import Plan
 from orchestrator.store.definitions import find_run_target, read_version
-from orchestrator.store.loader import load_runs
+from orchestrator.store.loader import MOST_TASKS, load_runs
 from orchestrator.store.plans import PlanCache
-from orchestrator.store.run_requests import NewRun, NewTask, insert_run
+from orchestrator.store.run_requests import NewRun, NewTask, insert_runs
 from orchestrator.store.tables import pipelines, runs
 
 MOST_DEPTH = 8
 """How many runs a run may be inside of: a pipeline that runs itself must end."""
 
 
-def start_child(
-    connection: Connection, plans: PlanCache, effect: StartChild, inherited: Mapping[str, Any], site: Site, now: float
-) -> RunSubmitted | ChildRefused | None:
-    """Insert the run with its task runs and return it as submitted, or why it can't be.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A run that a task asks to be."""
 
-    ``None`` while its pipeline is paused: it is queued, and is taken in like any other when the pipeline goes on.
+    effect: StartChild
+    inherited: Mapping[str, Any]
+    """Parameters of the run that it is a task of."""
 
-    :param inherited: parameters of the run that it is a task of.
+
+def start_children(
+    connection: Connection,
+    plans: PlanCache,
+    asked: Iterable[Asked],
+    site: Site,
+    now: float,
+    *,
+    most_tasks: int = MOST_TASKS,
+) -> dict[str, RunSubmitted | ChildRefused | None]:
+    """Insert the runs with their task runs; return what became of each by its id, in their order.
+
+    - As many are made as come to ``most_tasks`` task runs, and the first in any case. What is missing among the answers
+      is to be asked again.
+    - One that can't be made is refused, with a sentence.
+    - ``None`` while its pipeline is paused: it is queued, and is taken in like any other when the pipeline goes on.
     """
-    if effect.depth > MOST_DEPTH:
-        message = f"Runs lie at most {MOST_DEPTH} deep inside of each other, and this one would be deeper."
-        return ChildRefused(effect.task_run_id, message)
-    if connection.execute(select(runs.c.id).where(runs.c.id == effect.child_run_id)).first() is None:
-        try:
-            _insert(connection, plans, effect, inherited, site)
-        except NotFound as error:
-            return ChildRefused(effect.task_run_id, f"{error} Save it, or name another one.")
-        except InvalidDefinition as error:
-            return ChildRefused(effect.task_run_id, f"Its run can't start: {error}")
-        except ValueError as error:
-            return ChildRefused(effect.task_run_id, f"The plan of {effect.child.pipeline!r} can't be read: {error}")
-    return _submitted(connection, plans, effect, now)
+    wanted = {one.effect.child_run_id: one for one in asked}
+    there = set(connection.execute(select(runs.c.id).where(runs.c.id.in_(list(wanted)))).scalars())
+    made, found = _Made(connection, plans, site), dict[str, RunSubmitted | ChildRefused | None]()
+    for id_, one in wanted.items():
+        if id_ not in there:
+            if made.tasks >= most_tasks:
+                break
+            if (why := made.add(one)) is not None:
+                found[id_] = ChildRefused(one.effect.task_run_id, why)
+                continue
+        found[id_] = None
+    insert_runs(connection, made.runs)
+    for submitted in _submitted(connection, plans, [id_ for id_, answer in found.items() if answer is None], now):
+        found[submitted.run.id] = submitted
+    return found
 
 
-def _insert(
-    connection: Connection, plans: PlanCache, effect: StartChild, inherited: Mapping[str, Any], site: Site
-) -> None:
-    child = effect.child
-    target = find_run_target(connection, effect.tenant_id, name=child.pipeline, version=child.version)
-    found = plans.get(connection, {target.version_id})
-    if (why := found.unreadable.get(target.version_id)) is not None:
-        raise ValueError(why)
-    plan = found.readable[target.version_id]
-    defaults = read_version(connection, effect.tenant_id, target.version_id)["definition"].get("parameters", {})
-    given = {**(inherited if child.inherit else {}), **effect.parameters}
-    if problems := run_problems(plan, given, site, defaults):
-        raise InvalidDefinition(problems)
-    parent = connection.execute(select(runs.c.triggered_by).where(runs.c.id == effect.run_id)).scalar_one()
-    insert_run(
-        connection,
-        NewRun(
-            id=effect.child_run_id,
-            tenant_id=effect.tenant_id,
-            pipeline_id=target.pipeline_id,
-            version_id=target.version_id,
-            tasks=[NewTask(task.name, task.operator) for task in plan.tasks],
-            parameters={**defaults, **given},
-            triggered_by=parent,
-            actor="scheduler",
-            priority=effect.priority,
-            trigger="pipeline",
-            parent_run_id=effect.run_id,
-            parent_task_run_id=effect.task_run_id,
-            depth=effect.depth,
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a run of it begins with."""
+
+    pipeline_id: str
+    version_id: str
+    plan: Plan
+    defaults: Mapping[str, Any]
 
 
-def _submitted(connection: Connection, plans: PlanCache, effect: StartChild, now: float) -> RunSubmitted | None:
-    is_paused = connection.execute(
-        select(pipelines.c.paused)
-        .join(runs, pipelines.c.id == runs.c.pipeline_id)
-        .where(runs.c.id == effect.child_run_id)
-    ).scalar_one()
-    if is_paused:
+class _Made:
+    """The runs of one transaction, which often are of the same pipeline and the same parent."""
+
+    def __init__(self, connection: Connection, plans: PlanCache, site: Site) -> None:
+        self.runs: list[NewRun] = []
+        self.tasks = 0
+        self._connection = connection
+        self._plans = plans
+        self._site = site
+        self._targets: dict[tuple[str, str, int | None], _Target | str] = {}
+        self._triggered_by: dict[str, str] = {}
+
+    def add(self, one: Asked) -> str | None:
+        """Add the run that is asked for; returns why it can't be made."""
+        effect, child = one.effect, one.effect.child
+        if effect.depth > MOST_DEPTH:
+            return f"Runs lie at most {MOST_DEPTH} deep inside of each other, and this one would be deeper."
+        key = (effect.tenant_id, child.pipeline, child.version)
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = self._find(*key)
+        if isinstance(target, str):
+            return target
+        given = {**(one.inherited if child.inherit else {}), **effect.parameters}
+        # What a definition hands on is not held against the other one's parameters here: its save warns of it.
+        if problems := run_problems(target.plan, given, self._site, target.defaults, named={}):
+            return f"Its run can't start: {InvalidDefinition(problems)}"
+        self.tasks += len(target.plan.tasks)
+        self.runs.append(
+            NewRun(
+                id=effect.child_run_id,
+                tenant_id=effect.tenant_id,
+                pipeline_id=target.pipeline_id,
+                version_id=target.version_id,
+                tasks=[NewTask(task.name, task.operator) for task in target.plan.tasks],
+                parameters={**target.defaults, **given},
+                triggered_by=self._who(effect.run_id),
+                actor="scheduler",
+                priority=effect.priority,
+                trigger="pipeline",
+                parent_run_id=effect.run_id,
+                parent_task_run_id=effect.task_run_id,
+                depth=effect.depth,
+            )
+        )
         return None
-    return next((replace(run, hold=False) for run in load_runs(connection, plans, now, [effect.child_run_id])), None)
+
+    def _find(self, tenant_id: str, name: str, version: int | None) -> _Target | str:
+        try:
+            target = find_run_target(self._connection, tenant_id, name=name, version=version)
+        except NotFound as error:
+            return f"{error} Save it, or name another one."
+        found = self._plans.get(self._connection, {target.version_id})
+        if (why := found.unreadable.get(target.version_id)) is not None:
+            return f"The plan of {name!r} can't be read: {why}"
+        definition = read_version(self._connection, tenant_id, target.version_id)["definition"]
+        defaults = definition.get("parameters", {})
+        return _Target(target.pipeline_id, target.version_id, found.readable[target.version_id], defaults)
+
+    def _who(self, run_id: str) -> str:
+        """Return who has started the run around."""
+        if run_id not in self._triggered_by:
+            statement = select(runs.c.triggered_by).where(runs.c.id == run_id)
+            self._triggered_by[run_id] = self._connection.execute(statement).scalar_one()
+        return self._triggered_by[run_id]
+
+
+def _submitted(connection: Connection, plans: PlanCache, ids: Sequence[str], now: float) -> Iterator[RunSubmitted]:
+    """Read those of the runs whose pipelines are not paused."""
+    is_paused = (
+        select(runs.c.id).join(pipelines, pipelines.c.id == runs.c.pipeline_id).where(runs.c.id.in_(ids))
+    ).where(pipelines.c.paused)
+    paused = set(connection.execute(is_paused).scalars()) if ids else set[str]()
+    for run in load_runs(connection, plans, now, (id_ for id_ in ids if id_ not in paused)):
+        yield replace(run, hold=False)

@@ -35,6 +35,7 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         **_TEXTS,
         "priority": "int",
         "generation": "int",
+        "paused_with_parent": "bool",
         "deadline_at": "time",
         "started_at": "time",
         "ended_at": "time",
@@ -58,6 +59,7 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "item": "json",
         "cached_from": "uuid",
         "cache_detail": "json",
+        "resumed": "bool",
         "deadline_at": "time",
         "ready_at": "time",
         "queued_at": "time",
@@ -112,6 +114,10 @@ NEW_ATTEMPT: Mapping[str, str] = {
     "memory": "bigint",
     "gpus": "int",
     "gpu_memory": "bigint",
+    "rate_key": "text",
+    "rate_units": "int",
+    "rate_per": "float",
+    "rate_until": "time",
 }
 
 NEW_TASK: Mapping[str, str] = {
@@ -131,10 +137,11 @@ NEW_TASK_DEFAULTS: Mapping[str, Any] = {
     **dict.fromkeys(("reason", "message", "map_key", "queue", "cache_key"), ""),
     **dict.fromkeys(("attempts", "failures", "losses"), 0),
     "generation": 1,
+    "resumed": False,
 }
 """What a new task run has in a column that others of the batch say something else of."""
 
-DELAYS = frozenset(name for kinds in COLUMNS.values() for name, kind in kinds.items() if kind == "time")
+DELAYS = frozenset(name for kinds in (*COLUMNS.values(), NEW_ATTEMPT) for name, kind in kinds.items() if kind == "time")
 
 
 @lru_cache(maxsize=512)

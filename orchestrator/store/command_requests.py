@@ -74,19 +74,32 @@ def request_cancel(
 
 def request_pause(
     connection: Connection, tenant_id: str, run_id: str, actor: str, *, pause: bool, reason: str = ""
-) -> Row:
-    """Ask the leader to start nothing more of the run, or to go on with it; what runs is left alone.
+) -> Row | None:
+    """Ask the leader to start nothing more of the run, or to go on with it; what runs is left alone. ``None``: it is
+    as asked for already, or will be.
 
     :raises NotFound: no such run of this tenant.
     :raises Conflict: it is in no state to be paused or resumed.
     """
     state = _run_state(connection, tenant_id, run_id)
     if pause and state not in (RunState.RUNNING, RunState.PAUSED):
-        raise Conflict(f"Run {run_id} is {state}; only a run that is running can be paused.")
+        instead = " Cancel it, or pause its pipeline, so that it is not started." if state is RunState.QUEUED else ""
+        raise Conflict(f"Run {run_id} is {state}; only a run that is running can be paused.{instead}")
     if not pause and state not in (RunState.RUNNING, RunState.PAUSED):
         raise Conflict(f"Run {run_id} is {state}; there is nothing to resume.")
+    kind = "pause" if pause else "resume"
+    asked = commands.c.kind.in_(("pause", "resume")), commands.c.run_id == run_id, commands.c.applied_at.is_(None)
+    # What was asked for last and is still to be applied is what it will be.
+    last = connection.scalar(select(commands.c.kind).where(*asked).order_by(commands.c.id.desc()).limit(1))
+    if last is None and state is RunState.PAUSED:
+        # One that is paused because of the run around it may be paused for its own sake as well.
+        last = None if _is_paused_with_parent(connection, run_id) else "pause"
+    elif last is None:
+        last = "resume"
+    if last == kind:
+        return None
     payload = {"reason": reason} if reason else {}
-    return insert_command(connection, tenant_id, "pause" if pause else "resume", actor, run_id=run_id, payload=payload)
+    return insert_command(connection, tenant_id, kind, actor, run_id=run_id, payload=payload)
 
 
 def request_mark(
@@ -175,14 +188,23 @@ def find_wait(connection: Connection, token: str) -> Wait:
     return Wait(row.tenant_id, row.run_id, row.version_id, row.name, row.state, row.reason)
 
 
-def find_report(connection: Connection, tenant_id: str, token: str) -> Row | None:
-    """Return what was reported before by this token, unless the leader has refused it."""
+def find_report(connection: Connection, tenant_id: str, token: str, payload: Any) -> Row | None:
+    """Return the report that was made before by this token, unless the leader has refused it.
+
+    :raises Conflict: that one had another payload, and it is the one that counts.
+    """
     # In words of the index of events: the tokens of what has ended are in no other row.
-    query = select(*shown_columns()).where(
+    query = select(*shown_columns(), commands.c.payload["payload"].label("reported")).where(
         commands.c.tenant_id == tenant_id, text("kind = 'event'"), commands.c.payload["token"].astext == token
     )
     found = [with_state(dict(row)) for row in connection.execute(query.order_by(commands.c.id)).mappings()]
-    return next((row for row in found if row["state"] != "refused"), None)
+    first = next((row for row in found if row["state"] != "refused"), None)
+    if first is not None and first.pop("reported") != payload:
+        raise Conflict(
+            f"The event that task {first['task']!r} of run {first['run_id']} waits for was reported before with "
+            "another payload, and only the first report of a token counts."
+        )
+    return first
 
 
 def report_event(connection: Connection, token: str, payload: Any, actor: str = "event") -> Row:
@@ -266,6 +288,10 @@ def _run_state(connection: Connection, tenant_id: str, run_id: str) -> RunState:
     if state is None:
         raise NotFound(f"There is no run {run_id!r}.")
     return RunState(state)
+
+
+def _is_paused_with_parent(connection: Connection, run_id: str) -> bool:
+    return bool(connection.scalar(select(runs.c.paused_with_parent).where(runs.c.id == run_id)))
 
 
 def _task(connection: Connection, tenant_id: str, run_id: str, task: str) -> Any:

@@ -17,9 +17,12 @@ from orchestrator.explain import (
     Upstream,
     blockers_of_run,
     blockers_of_task,
+    ending_of_run,
+    ending_of_task,
 )
 from orchestrator.records import Plan
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
+from orchestrator.store.explain_ended import blamed_for, count_states
 from orchestrator.store.places import Asked, Level, Place, find_places
 from orchestrator.store.tables import task_runs as t
 
@@ -56,6 +59,9 @@ class TaskExplained:
     name: str
     state: str
     blockers: Sequence[Blocker]
+    reason: str = ""
+    message: str = ""
+    """Of what is over: how it has ended, as a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +70,13 @@ class RunExplained:
     blockers: Sequence[Blocker]
     """Of the run itself."""
     tasks: Sequence[TaskExplained]
-    """Of those that are neither running nor over, the first ones, in the plan's order."""
+    """Of those that are neither running nor over, the first ones, in the plan's order; of a run that has failed those
+    because of which it has."""
     more: int
     """Further ones that are not explained here."""
+    reason: str = ""
+    message: str = ""
+    """Of a run that is over: how it has ended, as a sentence."""
 
 
 def explain_task(
@@ -86,12 +96,15 @@ def explain_task(
 
 
 def explain_run(connection: Connection, tenant_id: str, run_id: str, plan: Plan, most_runs: int) -> RunExplained:
-    """Say what stands in the way of a run, and of those of its task runs that wait.
+    """Say what stands in the way of a run, and of those of its task runs that wait; of one that is over how it has
+    ended, and because of which of them.
 
     :raises NotFound: no such run of this tenant.
     """
     run = _run(connection, tenant_id, run_id, most_runs)
     blockers = blockers_of_run(run)
+    if run.state in RUN_TERMINAL:
+        return _ended(connection, run, plan)
     if run.state in _NOTHING_WAITS:
         return RunExplained(run.state.value, blockers, (), 0)
     quiet = [state.value for state in (*TASK_TERMINAL, TaskState.RUNNING)]
@@ -105,6 +118,18 @@ def explain_run(connection: Connection, tenant_id: str, run_id: str, plan: Plan,
     ]
     tasks = _explained(connection, run, waiting[:MOST_TASKS], plan)
     return RunExplained(run.state.value, blockers, tasks, max(0, len(waiting) - MOST_TASKS))
+
+
+def _ended(connection: Connection, run: RunFacts, plan: Plan) -> RunExplained:
+    message = ending_of_run(run, count_states(connection, run.id))
+    if run.state is not RunState.FAILED:
+        return RunExplained(run.state.value, (), (), 0, run.reason, message)
+    blamed = blamed_for(connection, run.id, plan, MOST_TASKS)
+    tasks = [
+        TaskExplained(row.name, row.state, (), row.reason, ending_of_task(TaskState(row.state), row.message))
+        for row in blamed.rows
+    ]
+    return RunExplained(run.state.value, (), tasks, blamed.more, run.reason, message)
 
 
 def _run(connection: Connection, tenant_id: str, run_id: str, most_runs: int) -> RunFacts:
@@ -140,7 +165,8 @@ def _explained(connection: Connection, run: RunFacts, task_run_ids: Sequence[str
         place = places[id_]
         facts = [_task(place, at, rows, circuits) for at in range(len(place.levels))]
         own = facts[-1]
-        found.append(TaskExplained(own.name, own.state.value, blockers_of_task(own, facts[:-1], run)))
+        blockers, message = blockers_of_task(own, facts[:-1], run), ending_of_task(own.state, own.message)
+        found.append(TaskExplained(own.name, own.state.value, blockers, own.reason, message))
     return found
 
 

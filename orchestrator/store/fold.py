@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.artifacts.recorded import MISSING
 from orchestrator.effects import (
     Annotate,
     CloseCommand,
@@ -82,6 +83,8 @@ class NetChanges:
     joined: set[str] = field(default_factory=set)
     models: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
+    missed: list[dict[str, Any]] = field(default_factory=list)
+    """Artifacts that attempts have looked for in vain."""
     published: set[str] = field(default_factory=set)
     """Task runs whose outputs this batch publishes."""
     learned: dict[tuple[str, str], LearnMemory] = field(default_factory=dict)
@@ -203,7 +206,7 @@ def _count(net: NetChanges, effect: Count) -> None:
 
 def _create_attempt(net: NetChanges, effect: CreateAttempt) -> None:
     attempt = effect.attempt
-    net.new_attempts[attempt.id] = _attempt_row(attempt, effect.tenant_id)
+    net.new_attempts[attempt.id] = _attempt_row(attempt, effect.tenant_id) | _rate_columns(effect)
     net.told[attempt.id] = audit.dispatched(effect)
     net.events.append(net.told[attempt.id])
 
@@ -267,6 +270,13 @@ def _attempt_row(attempt: AttemptRecord, tenant_id: str) -> dict[str, Any]:
     }
 
 
+def _rate_columns(effect: CreateAttempt) -> dict[str, Any]:
+    rate = effect.rate
+    if rate is None:
+        return {}
+    return {"rate_key": rate.key[2], "rate_units": rate.units, "rate_per": rate.per, "rate_until": ("in", rate.per)}
+
+
 def _outcome(net: NetChanges, effect: SaveOutcome) -> None:
     outcome, usage = effect.outcome, effect.outcome.usage
     measured = {
@@ -284,6 +294,8 @@ def _outcome(net: NetChanges, effect: SaveOutcome) -> None:
     for record in outcome.records:
         if record.get("kind") == "artifact" and (row := artifact_row(effect.attempt_id, record)) is not None:
             net.artifacts.append(row)
+        elif record.get("kind") == MISSING and isinstance(uri := record.get("uri"), str):
+            net.missed.append({"attempt_id": effect.attempt_id, "uri": uri})
     if not effect.publish:
         return
     net.published.add(effect.task_run_id)

@@ -45,9 +45,11 @@ ON CONFLICT (tenant_id, uri) DO UPDATE SET digest = excluded.digest, size = excl
 # What was looked for and not found lies in `cache_detail` (store.cache); only what succeeded is an answer to others.
 _CACHED = """
 INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
-                                expires_at)
+                                environment, expires_at)
 SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key) k.tenant_id, k.cache_detail->>'scope',
        k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components', k.outputs, k.local_to,
+       COALESCE((SELECT w.environment FROM attempts a JOIN workers w ON w.id = a.worker_id WHERE a.task_run_id = k.id
+                 ORDER BY a.number DESC LIMIT 1), ''),
        clock_timestamp() + (k.cache_detail->>'ttl')::float8 * interval '1 second'
 FROM task_runs k
 WHERE k.id = ANY(%s::uuid[]) AND k.state = 'success' AND k.cache_key <> '' AND k.cache_detail->>'key' = k.cache_key
@@ -55,7 +57,7 @@ WHERE k.id = ANY(%s::uuid[]) AND k.state = 'success' AND k.cache_key <> '' AND k
 ORDER BY k.tenant_id, k.cache_detail->>'scope', k.cache_key, k.id
 ON CONFLICT (tenant_id, scope, key) DO UPDATE SET task_run_id = excluded.task_run_id, run_id = excluded.run_id,
     task = excluded.task, components = excluded.components, outputs = excluded.outputs, local_to = excluded.local_to,
-    created_at = clock_timestamp(), expires_at = excluded.expires_at
+    environment = excluded.environment, created_at = clock_timestamp(), expires_at = excluded.expires_at
 """
 
 _LEARNED = """

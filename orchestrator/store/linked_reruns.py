@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, select, text
@@ -13,9 +13,11 @@ from orchestrator.compile import Site, run_problems
 from orchestrator.documents import all_texts
 from orchestrator.errors import Conflict, InvalidDefinition, Problem
 from orchestrator.expressions.templates import references
+from orchestrator.kernel.choosing import with_all_below
 from orchestrator.plan_json import plan_from_json
 from orchestrator.records import Plan, PlannedTask
-from orchestrator.rerun_plan import FAILED, KEPT, Chosen, RerunPlan, plan_rerun
+from orchestrator.rerun_plan import FAILED, KEPT, Chosen, PastTask, RerunPlan, plan_rerun, run_of
+from orchestrator.states import TaskState
 from orchestrator.store.beside_rows import planned_tasks
 from orchestrator.store.definitions import find_run_target, read_version
 from orchestrator.store.reruns import Past, gone_outputs, read_past, require_over
@@ -70,11 +72,22 @@ class LinkedRerun:
     """Put over those of the first run."""
 
 
-def preview_linked(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun) -> RerunPlan:
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A new run that may be started."""
+
+    past: Past
+    plan: Plan
+    target: str
+    """Id of the version that it follows."""
+    parameters: Mapping[str, Any]
+    priority: int
+    does: RerunPlan
+
+
+def preview_linked(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun, site: Site) -> RerunPlan:
     """Return what :func:`start_linked` would do, in names of the new run's own tasks; same errors."""
-    past = read_past(connection, tenant_id, run_id)
-    plan, _, _, _ = _version(connection, tenant_id, past, wanted)
-    return _linked(connection, tenant_id, past, plan, wanted)
+    return _planned(connection, tenant_id, run_id, wanted, site).does
 
 
 def start_linked(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun, site: Site) -> RerunPlan:
@@ -87,33 +100,39 @@ def start_linked(connection: Connection, tenant_id: str, run_id: str, wanted: Li
     :raises Conflict: it has not ended, or nothing of it would run.
     :raises InvalidDefinition: a name is none of its tasks, or of the version's; its parameters are refused.
     """
-    past = read_past(connection, tenant_id, run_id)
-    require_over(past.row)
-    plan, target, defaults, priority = _version(connection, tenant_id, past, wanted)
-    found = _linked(connection, tenant_id, past, plan, wanted)
-    if not found.again:
-        raise Conflict(f"Nothing of run {run_id} would run again; name tasks, or run all of them with `all`.")
-    given = {**past.row.parameters, **wanted.parameters}
-    if problems := run_problems(plan, given, site, defaults):
-        raise InvalidDefinition(problems)
+    planned = _planned(connection, tenant_id, run_id, wanted, site)
+    past, plan, found = planned.past, planned.plan, planned.does
     insert_run(
         connection,
         NewRun(
             id=wanted.run_id,
             tenant_id=tenant_id,
             pipeline_id=past.row.pipeline_id,
-            version_id=target,
+            version_id=planned.target,
             tasks=[NewTask(task.name, task.operator) for task in plan.tasks],
-            parameters={**defaults, **given},
+            parameters=planned.parameters,
             triggered_by=wanted.triggered_by,
             actor=wanted.actor,
-            priority=priority,
+            priority=planned.priority,
             trigger="rerun",
             rerun_of=run_id,
         ),
     )
     _take_over(connection, run_id, wanted, [name for name in found.reused if name in _names(plan)])
     return found
+
+
+def _planned(connection: Connection, tenant_id: str, run_id: str, wanted: LinkedRerun, site: Site) -> _Planned:
+    past = read_past(connection, tenant_id, run_id)
+    require_over(past.row)
+    plan, target, defaults, priority = _version(connection, tenant_id, past, wanted)
+    given = {**past.row.parameters, **wanted.parameters}
+    if problems := run_problems(plan, given, site, defaults, wanted.parameters):
+        raise InvalidDefinition(problems)
+    found = _linked(connection, tenant_id, past, plan, wanted)
+    if not found.again:
+        raise Conflict(f"Nothing of run {run_id} would run again; name tasks, or run all of them with `all`.")
+    return _Planned(past, plan, target, {**defaults, **given}, priority, found)
 
 
 def _version(
@@ -144,21 +163,32 @@ def _linked(connection: Connection, tenant_id: str, past: Past, plan: Plan, want
     states = {task.name: task.state for task in top}
     known = {name for name in names if name in former}
     chosen = wanted.chosen if isinstance(wanted.chosen, str) else [name for name in wanted.chosen if name in former]
-    found = plan_rerun(past.plan, top, chosen, _gone_at_top(connection, tenant_id, past))
+    found = plan_rerun(past.plan, top, chosen)
     why = {name: "changed" for name in names if name not in known or former[name] != names[name]}
     why |= {name: "parameters" for name in known if name not in why and _reads(names[name], wanted.parameters)}
     why |= {name: "not_succeeded" for name in known if name not in why and states.get(name) not in KEPT}
     why |= {
         name: word for name, word in found.why.items() if name in names and (name in found.chosen or name not in why)
     }
-    below = _with_descendants(plan, set(why))
+    gone, missing = _gone_at_top(connection, tenant_id, past), dict[str, str]()
+    while True:
+        below = _with_all_below(plan, top, why)
+        read = [name for name in _ancestors(plan, below) if name not in below]
+        joining = [name for name in read if name in gone]
+        if not joining:
+            break
+        # What runs may read it, for whatever cause it runs.
+        why |= dict.fromkeys(joining, "gone")
+        missing |= {name: gone[name] for name in joining}
+    why |= {name: "setup" for name in below if name not in why and below[name]}
     return RerunPlan(
-        tuple(name for name in found.chosen if name in names),
+        (*(name for name in found.chosen if name in names), *missing),
         tuple(name for name in names if name in below),
         tuple(name for name in names if name not in below),
         (),
-        {name: told for name, told in found.missing.items() if name in names},
+        missing,
         {name: why.get(name, "downstream") for name in names if name in below},
+        _with_inside(past, read),
     )
 
 
@@ -214,12 +244,36 @@ def _reads(task: PlannedTask, patched: Mapping[str, Any]) -> bool:
     return False
 
 
-def _with_descendants(plan: Plan, names: set[str]) -> set[str]:
-    found = set(names)
-    for task in plan.tasks:
-        if any(up in found for up in task.upstream):
-            found.add(task.name)
-    return found
+def _with_all_below(plan: Plan, top: Sequence[PastTask], names: Iterable[str]) -> dict[str, bool]:
+    """Return what of the new run runs with these tasks, by the rules of a rerun in place; and whether it does because a
+    teardown of the first run has taken down what it had set up."""
+    past = {task.name: replace(task, id=task.name) for task in top}
+    run = run_of(plan, [past.get(task.name, PastTask(task.name, task.name, TaskState.PENDING)) for task in plan.tasks])
+    wanted = set(names)
+    choice = with_all_below(run, [node for node in run.root.tasks if node.name in wanted])
+    return {node.name: node in choice.setups for node in choice.nodes}
+
+
+def _ancestors(plan: Plan, names: Collection[str]) -> list[str]:
+    """Return what is upstream of these tasks, however far, in the plan's order; with those of them that are."""
+    found: set[str] = set()
+    for task in reversed(plan.tasks):
+        if task.name in names or task.name in found:
+            found.update(task.upstream)
+    return [task.name for task in plan.tasks if task.name in found]
+
+
+def _with_inside(past: Past, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the task runs of the run that is over that are these of its own tasks, or inside of them."""
+    parents = {task.id: task.parent_id for task in past.tasks}
+    wanted = {task.id for task in past.tasks if task.parent_id is None and task.name in names}
+
+    def outermost(id_: str) -> str:
+        while (parent := parents.get(id_)) is not None:
+            id_ = parent
+        return id_
+
+    return tuple(task.name for task in past.tasks if outermost(task.id) in wanted)
 
 
 def _take_over(connection: Connection, origin: str, wanted: LinkedRerun, names: list[str]) -> None:

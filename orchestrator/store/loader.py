@@ -11,9 +11,10 @@ from sqlalchemy import Connection, RowMapping, text
 from orchestrator.events import Command, EndedRun, RunSubmitted
 from orchestrator.kernel import Snapshot
 from orchestrator.kernel.held_runs import HeldBack
+from orchestrator.limits import DISPATCHES, Rate
 from orchestrator.logs import get_logger
 from orchestrator.records import EndedAttempt, Plan, PlannedTask, TaskRunRecord
-from orchestrator.states import AttemptState
+from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, AttemptState, RunState
 from orchestrator.store.beside_rows import KeptOutputs, learned_of, with_learned
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.row_records import (
@@ -38,8 +39,9 @@ MOST_CHILDREN = 200
 
 # No more than the whole deadline is left of a run's, though the clock may have gone back an hour since (I14).
 _RUN_COLUMNS = (
-    "id, tenant_id, version_id, state, reason, generation, priority, seq, pipeline_id, parameters, "
-    "parent_task_run_id, depth, (SELECT name FROM pipelines p WHERE p.id = pipeline_id) AS pipeline, "
+    "id, tenant_id, version_id, state, reason, message, generation, priority, seq, pipeline_id, parameters, "
+    "parent_task_run_id, depth, paused_with_parent, "
+    "(SELECT name FROM pipelines p WHERE p.id = pipeline_id) AS pipeline, "
     "CAST(EXTRACT(EPOCH FROM LEAST(deadline_at - clock_timestamp(), deadline_at - started_at)) AS float8) "
     "AS deadline_left"
 )
@@ -48,27 +50,31 @@ _ACTIVE_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE state IN ('running', 'paused', 'cancelling') ORDER BY seq"  # noqa: S608
 )
 # What is taken together makes one transaction. The first is taken however large it is.
+# Thousands of runs may be held back: joined, they are left out by a hash, not by a look through all of them each time.
 _MAY_START = (
-    "state = 'queued' AND (id = ANY(CAST(:wanted AS uuid[])) "
-    "OR pipeline_id NOT IN (SELECT id FROM pipelines WHERE paused) "
-    "AND (id = ANY(CAST(:not_held AS uuid[])) OR (id <> ALL(CAST(:held AS uuid[])) "
-    "AND pipeline_id <> ALL(CAST(:held_pipelines AS uuid[])))))"
+    "runs LEFT JOIN unnest(CAST(:held AS uuid[])) AS held (held_id) ON held_id = id "
+    "WHERE state = 'queued' AND (id = ANY(CAST(:wanted AS uuid[])) "
+    "OR held_id IS NULL AND pipeline_id NOT IN (SELECT id FROM pipelines WHERE paused)) "
+    "AND id <> ALL(CAST(:put_off AS uuid[]))"
 )
 # Runs that are tasks of others need no place; all but those of paused pipelines, and those that are to be stopped, are
 # taken.
 _QUEUED_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM (SELECT next.*, sum(size) OVER (ORDER BY (depth = 0), priority DESC, seq) - size "  # noqa: S608
     "AS before FROM (SELECT one.*, (SELECT count(*) FROM task_runs t WHERE t.run_id = one.id) AS size FROM ("
-    f"(SELECT * FROM runs WHERE {_MAY_START} AND parent_run_id IS NOT NULL "
+    f"(SELECT runs.* FROM {_MAY_START} AND parent_run_id IS NOT NULL "
     "ORDER BY priority DESC, seq LIMIT :children) "
     "UNION ALL "
-    f"(SELECT * FROM runs WHERE {_MAY_START} AND parent_run_id IS NULL ORDER BY priority DESC, seq LIMIT :limit)"
+    f"(SELECT runs.* FROM {_MAY_START} AND parent_run_id IS NULL ORDER BY priority DESC, seq LIMIT :limit)"
     ") one) next) sized WHERE before < :most_tasks ORDER BY (depth = 0), priority DESC, seq"
 )
 _OPEN_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
     "AND state NOT IN ('success', 'failed', 'cancelled') ORDER BY seq"
 )
+_STATES = text("SELECT id, state FROM runs WHERE id = ANY(CAST(:ids AS uuid[]))")
+_UNTOLD = text("SELECT id FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'queued' AND reason <> :reason")
+_PAUSED = text("SELECT id FROM pipelines WHERE paused")
 _ENDED_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
     "AND state IN ('success', 'failed', 'cancelled') ORDER BY seq"
@@ -78,7 +84,7 @@ _ENDED_RUNS = text(
 # though the clock may have gone back an hour since (I14).
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
-    "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, "
+    "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, resumed, "
     "CAST(EXTRACT(EPOCH FROM CASE WHEN state = 'retry_wait' THEN LEAST(retry_at - clock_timestamp(), retry_at - "
     "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts)) "
     "WHEN state NOT IN ('success', 'failed', 'upstream_failed', 'skipped', 'cancelled') "
@@ -100,6 +106,15 @@ _LIVE_ATTEMPTS = text(
 )
 _RESERVATIONS = text(
     "SELECT attempt_id, host_id, worker_id, cpu, memory, gpus, gpu_memory, devices, zombie FROM reservations"
+)
+# Of each key only as many as the widest of its limits has units. No more than the whole window is left of any, though
+# the clock may have gone back an hour since (I14).
+_DISPATCHES = text(
+    "SELECT tenant_id, rate_key, rate_units, rate_per, rate_left FROM (SELECT *, "
+    "CAST(EXTRACT(EPOCH FROM rate_until - clock_timestamp()) AS float8) AS rate_left, "
+    "row_number() OVER (PARTITION BY tenant_id, rate_key ORDER BY created_at DESC, id) AS n, "
+    "max(rate_units) OVER (PARTITION BY tenant_id, rate_key) AS most "
+    "FROM attempts WHERE rate_until > clock_timestamp()) latest WHERE n <= most ORDER BY n DESC"
 )
 _CIRCUITS = text("SELECT service FROM circuits WHERE state <> 'closed' ORDER BY service")
 _HOSTS = text(
@@ -148,20 +163,53 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
     plans_of = {row["id"]: found.readable[row["version_id"]] for row in runs}
     learned = learned_of(connection, ((row["pipeline_id"], plans_of[row["id"]]) for row in runs))
     kept = KeptOutputs(connection, plans_of, {row["id"] for row in runs if row["parent_task_run_id"] is not None})
+    task_runs = [task_run_record(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()]
+    unmade, ended = _children_of(connection, plans, task_runs, now)
     return Snapshot(
         runs=tuple(run_record(row, now, learned.get(row["pipeline_id"], {})) for row in runs),
         plans=plans_of,
-        task_runs=tuple(
-            kept.added_to(task_run_record(row, now)) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()
-        ),
+        task_runs=tuple(map(kept.added_to, task_runs)),
+        unmade_children=unmade,
+        ended_children=ended,
         attempts=tuple(attempt_record(row, now) for row in attempts if row["run_id"] not in unreadable),
         unreadable=unreadable,
         left_alone=frozenset(row["id"] for row in attempts if row["run_id"] in unreadable),
         reservations=tuple(reservation_record(row) for row in connection.execute(_RESERVATIONS).mappings()),
+        dispatches=_dispatches(connection, now),
         circuits=tuple(row.service for row in connection.execute(_CIRCUITS)),
         hosts=tuple(host_record(row) for row in connection.execute(_HOSTS).mappings()),
         workers=tuple(worker_record(row, now) for row in connection.execute(_WORKERS).mappings()),
     )
+
+
+def _children_of(
+    connection: Connection, plans: PlanCache, task_runs: Iterable[TaskRunRecord], now: float
+) -> tuple[frozenset[str], dict[str, EndedRun]]:
+    """Return which of the runs that open tasks are were never made, and read those that are over."""
+    ids = {row.child_run_id for row in task_runs if row.child_run_id is not None and row.state not in TASK_TERMINAL}
+    if not ids:
+        return frozenset(), {}
+    states = {row.id: RunState(row.state) for row in connection.execute(_STATES, {"ids": sorted(ids)})}
+    over = [id_ for id_, state in states.items() if state in RUN_TERMINAL]
+    return frozenset(ids - states.keys()), load_ended_runs(connection, plans, now, over)
+
+
+def paused_pipelines(connection: Connection) -> frozenset[str]:
+    return frozenset(connection.execute(_PAUSED).scalars())
+
+
+def untold(connection: Connection, run_ids: Iterable[str], reason: str) -> list[str]:
+    """Return those of the runs that are queued and do not give this reason for it."""
+    wanted = sorted(run_ids)
+    return list(connection.execute(_UNTOLD, {"ids": wanted, "reason": reason}).scalars()) if wanted else []
+
+
+def _dispatches(connection: Connection, now: float) -> tuple[tuple[Rate, float], ...]:
+    found = []
+    for row in connection.execute(_DISPATCHES).mappings():
+        rate = Rate((row["tenant_id"], DISPATCHES, row["rate_key"]), row["rate_units"], row["rate_per"])
+        found.append((rate, now - max(0.0, rate.per - row["rate_left"])))
+    return tuple(sorted(found, key=lambda sent: sent[1]))
 
 
 def load_queued_runs(
@@ -172,6 +220,7 @@ def load_queued_runs(
     limit: int,
     most_tasks: int = MOST_TASKS,
     held_back: HeldBack = NOTHING_HELD,
+    put_off: Iterable[str] = (),
 ) -> list[RunSubmitted]:
     """Read the runs that are next in line: by priority, then in the order of their creation.
 
@@ -182,15 +231,15 @@ def load_queued_runs(
 
     :param limit: how many places there are.
     :param held_back: runs that may not start yet for a reason that the rules know.
+    :param put_off: ids of runs that are not to be read now.
     """
     values = {
         "limit": max(0, limit),
         "children": MOST_CHILDREN,
         "most_tasks": most_tasks,
         "held": list(held_back.runs),
-        "held_pipelines": list(held_back.pipelines),
-        "not_held": list(held_back.but),
         "wanted": list(held_back.wanted),
+        "put_off": list(put_off),
     }
     rows = connection.execute(_QUEUED_RUNS, values).mappings().all()
     return _submitted(connection, plans, rows, now, hold=False)

@@ -82,13 +82,35 @@ class Place:
         return next((level for level in reversed(self.levels) if task in level.ancestors), None)
 
 
+class _Graph:
+    """One plan, or body of a container, as all task runs of a batch look at it that stand there."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tasks = {task.name: task for task in plan.tasks}
+        self._position = {name: at for at, name in enumerate(self.tasks)}
+        self._seen: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {}
+
+    def seen_by(self, planned: PlannedTask) -> tuple[frozenset[str], tuple[str, ...]]:
+        """Return the names of all tasks upstream of this one, and those of them that leave outputs in their own rows,
+        in the plan's order."""
+        found = self._seen.get(planned.name)
+        if found is None:
+            ancestors = ancestors_of(self.tasks, planned.upstream)
+            plain = sorted(
+                (name for name in ancestors if not self.tasks[name].is_container), key=self._position.__getitem__
+            )
+            found = self._seen[planned.name] = ancestors, tuple(plain)
+        return found
+
+
 def find_places(connection: Connection, asked: Iterable[Asked]) -> dict[str, Place]:
     """Return where each task run stands, by its id; one whose row is not there is left out."""
     plans = {item.task_run_id: item.plan for item in asked}
     chains: dict[str, list[Any]] = {}
     for row in connection.execute(_CHAINS, {"ids": sorted(plans)}):
         chains.setdefault(row.asked, []).append(row)
-    graphs: dict[int, Mapping[str, PlannedTask]] = {}
+    graphs: dict[int, _Graph] = {}
     return {id_: Place(id_, rows[0].run_id, _levels(rows, plans[id_], graphs)) for id_, rows in chains.items()}
 
 
@@ -104,7 +126,7 @@ def ancestors_of(tasks: Mapping[str, PlannedTask], upstream: Iterable[str]) -> f
     return frozenset(found)
 
 
-def _levels(rows: Sequence[Any], plan: Plan, graphs: dict[int, Mapping[str, PlannedTask]]) -> tuple[Level, ...]:
+def _levels(rows: Sequence[Any], plan: Plan, graphs: dict[int, _Graph]) -> tuple[Level, ...]:
     """Return the levels of a chain of rows, that of the run's own task first."""
     levels: list[Level] = []
     for row in rows:
@@ -113,12 +135,12 @@ def _levels(rows: Sequence[Any], plan: Plan, graphs: dict[int, Mapping[str, Plan
         if outer is not None:
             assert outer.planned.body is not None, f"{row.name} lies inside of {outer.name}, which is no container"
             plan = outer.planned.body
-        tasks = graphs.setdefault(id(plan), {task.name: task for task in plan.tasks})
+        if (graph := graphs.get(id(plan))) is None:
+            graph = graphs[id(plan)] = _Graph(plan)
         # The body of a mapped task is that task alone, and its row is named after the container and the index.
         is_alone = outer is not None and not outer.planned.is_group
-        planned = plan.tasks[0] if is_alone else tasks[row.name.removeprefix(prefix)]
-        ancestors = ancestors_of(tasks, planned.upstream)
-        plain = tuple(name for name in tasks if name in ancestors and not tasks[name].is_container)
+        planned = plan.tasks[0] if is_alone else graph.tasks[row.name.removeprefix(prefix)]
+        ancestors, plain = graph.seen_by(planned)
         levels.append(
             Level(plan, planned, row.id, row.name, prefix, row.map_index, row.map_key, row.item, ancestors, plain)
         )

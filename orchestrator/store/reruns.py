@@ -38,11 +38,9 @@ class Past:
 def preview_rerun(connection: Connection, tenant_id: str, run_id: str, chosen: Chosen) -> RerunPlan:
     """Return what a rerun in place would do.
 
-    :raises NotFound, InvalidDefinition: as :func:`request_rerun`.
-    :raises Conflict: its plan can't be read.
+    :raises NotFound, Conflict, InvalidDefinition: as :func:`request_rerun`, which it would be refused by.
     """
-    past = read_past(connection, tenant_id, run_id)
-    return plan_rerun(past.plan, past.tasks, chosen, gone_outputs(connection, tenant_id, run_id))
+    return _planned(connection, tenant_id, run_id, chosen)[1]
 
 
 def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: str, chosen: Chosen) -> Row:
@@ -54,11 +52,7 @@ def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: st
     :raises Conflict: it has not ended, or none of its tasks has failed.
     :raises InvalidDefinition: it has no task of a name.
     """
-    past = read_past(connection, tenant_id, run_id)
-    require_over(past.row)
-    found = plan_rerun(past.plan, past.tasks, chosen, gone_outputs(connection, tenant_id, run_id))
-    if not found.again:
-        raise Conflict(f"No task of run {run_id} has failed; name tasks to run again, or run all of them with `all`.")
+    past, found = _planned(connection, tenant_id, run_id, chosen)
     wanted: Any = chosen if isinstance(chosen, str) and not found.missing else list(found.chosen)
     return insert_command(
         connection,
@@ -68,6 +62,15 @@ def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: st
         run_id=run_id,
         payload={"from": wanted, "generation": past.row.generation},
     )
+
+
+def _planned(connection: Connection, tenant_id: str, run_id: str, chosen: Chosen) -> tuple[Past, RerunPlan]:
+    past = read_past(connection, tenant_id, run_id)
+    require_over(past.row)
+    found = plan_rerun(past.plan, past.tasks, chosen, gone_outputs(connection, tenant_id, run_id))
+    if not found.again:
+        raise Conflict(f"No task of run {run_id} has failed; name tasks to run again, or run all of them with `all`.")
+    return past, found
 
 
 def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
@@ -90,12 +93,13 @@ def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
         raise Conflict(f"The plan of run {run_id} can't be read here: {error}") from error
     t = task_runs.c
     found = connection.execute(
-        select(t.id, t.name, t.state, t.parent_id, t.map_index, t.map_key)
+        select(t.id, t.name, t.state, t.parent_id, t.map_index, t.map_key, t.attempts)
         .where(t.tenant_id == tenant_id, t.run_id == run_id, t.reason != "superseded")
         .order_by(t.parent_id.nulls_first(), t.map_index, t.position)
     )
     tasks = [
-        PastTask(one.id, one.name, TaskState(one.state), one.parent_id, one.map_index, one.map_key) for one in found
+        PastTask(one.id, one.name, TaskState(one.state), one.parent_id, one.map_index, one.map_key, one.attempts)
+        for one in found
     ]
     return Past(run_id, row, plan, tasks)
 

@@ -39,8 +39,10 @@ def run_record(row: RowMapping, now: float, learned: Mapping[str, int]) -> RunRe
         parameters=row["parameters"],
         parent_task_run_id=row["parent_task_run_id"],
         depth=row["depth"],
+        paused_with_parent=row["paused_with_parent"],
         deadline_at=_later(now, row["deadline_left"]),
         learned=learned,
+        message=row["message"],
     )
 
 
@@ -71,6 +73,7 @@ def task_run_record(row: RowMapping, now: float) -> TaskRunRecord:
         cache_key=row["cache_key"],
         deadline_at=_later(now, row["deadline_left"]),
         ready_at=_earlier(now, row["ready_since"]),
+        resumed=row["resumed"],
     )
 
 

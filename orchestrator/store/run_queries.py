@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, or_, select, text
+from sqlalchemy import Connection, Select, and_, func, null, or_, select, text
 
 from orchestrator.errors import NotFound
 from orchestrator.states import RUN_TERMINAL, RunState
@@ -94,10 +94,13 @@ def run_state(connection: Connection, tenant_id: str, run_id: str) -> str:
     return str(state)
 
 
-def all_tasks(connection: Connection, tenant_id: str, run_id: str) -> list[Row]:
+def all_tasks(connection: Connection, tenant_id: str, run_id: str, *, outputs: bool = True) -> list[Row]:
     """Return every task run of the run with its latest attempt, in the plan's order; without those inside containers,
-    of which there may be thousands."""
-    query = _tasks(tenant_id, run_id).where(t.c.parent_id.is_(None)).order_by(t.c.position)
+    of which there may be thousands.
+
+    :param outputs: whether to read them; else they are ``None``.
+    """
+    query = _tasks(tenant_id, run_id, outputs=outputs).where(t.c.parent_id.is_(None)).order_by(t.c.position)
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
@@ -110,13 +113,15 @@ def list_tasks(
     states: Sequence[str] | None = None,
     operator: str | None = None,
     parent: str | None = None,
+    outputs: bool = True,
 ) -> Page:
     """Return one page of the run's task runs, each with its latest attempt.
 
     :param parent: the container whose task runs are wanted, by its name in the run; ``None``: the run's own tasks.
+    :param outputs: whether to read them; else they are ``None``.
     :raises NotFound: the run has no such container.
     """
-    query = _tasks(tenant_id, run_id)
+    query = _tasks(tenant_id, run_id, outputs=outputs)
     if parent is None:
         query = query.where(t.c.parent_id.is_(None))
     else:
@@ -287,7 +292,7 @@ def _runs(tenant_id: str) -> Select[Any]:
     )
 
 
-def _tasks(tenant_id: str, run_id: str) -> Select[Any]:
+def _tasks(tenant_id: str, run_id: str, *, outputs: bool = True) -> Select[Any]:
     return (
         select(
             t.c.id,
@@ -297,7 +302,7 @@ def _tasks(tenant_id: str, run_id: str) -> Select[Any]:
             t.c.reason,
             t.c.message,
             t.c.position,
-            t.c.outputs,
+            t.c.outputs if outputs else null().label("outputs"),
             t.c.attempts.label("attempt_number"),
             t.c.failures,
             t.c.losses,

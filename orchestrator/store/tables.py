@@ -140,6 +140,7 @@ runs = Table(
     _id("parent_run_id", nullable=True),
     _id("parent_task_run_id", nullable=True),
     _int("depth"),
+    Column("paused_with_parent", Boolean, nullable=False, server_default="false"),
     _id("rerun_of", nullable=True),
     _at("deadline_at"),
     _at("created_at", now=True),
@@ -191,6 +192,7 @@ task_runs = Table(
     _text("cache_key"),
     _id("cached_from", nullable=True),
     Column("cache_detail", JSONB),
+    Column("resumed", Boolean, nullable=False, server_default="false"),
     _at("deadline_at"),
     _at("ready_at"),
     _at("queued_at"),
@@ -204,7 +206,7 @@ task_runs = Table(
 )
 """``position`` is the task's place in the topological order of its plan, or of its container's body; ``outputs`` is
 what the committed outcome publishes. ``memory`` and ``queue``: what its next attempt asks for instead of what is
-planned."""
+planned. ``resumed``: of a container that waits to run again, whether it goes on with what it has expanded into."""
 
 attempts = Table(
     "attempts",
@@ -245,6 +247,10 @@ attempts = Table(
     _at("granted_at"),
     _at("deadline_at"),
     _at("ended_at"),
+    Column("rate_key", Text),
+    Column("rate_units", Integer),
+    Column("rate_per", Float),
+    _at("rate_until"),
     ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
     ForeignKeyConstraint(["tenant_id", "task_run_id"], ["task_runs.tenant_id", "task_runs.id"], ondelete="CASCADE"),
     UniqueConstraint("task_run_id", "number"),
@@ -253,8 +259,10 @@ attempts = Table(
     ),
     Index("ix_attempts_live", "state", postgresql_where=text("state IN ('dispatched', 'running')")),
     Index("ix_attempts_run", "run_id"),
+    Index("ix_attempts_rate", "rate_until", postgresql_where=text("rate_until IS NOT NULL")),
 )
-"""``uq_attempts_one_live`` is I2 as a constraint: a task run never has two attempts that may still report."""
+"""``uq_attempts_one_live`` is I2 as a constraint: a task run never has two attempts that may still report. ``rate_…``:
+until when it counts as a dispatch, and against what."""
 
 reservations = Table(
     "reservations",
@@ -299,6 +307,7 @@ workers = Table(
     _text("boot_id"),
     _json("labels"),
     _text("version"),
+    _text("environment"),
     _text("store_scope"),
     Column("draining", Boolean, nullable=False, server_default="false"),
     _at("drain_until"),
@@ -437,12 +446,14 @@ cache_entries = Table(
     _json("components"),
     Column("outputs", JSONB),
     Column("local_to", Text),
+    _text("environment"),
     _at("created_at", now=True),
     _at("expires_at"),
     Index("ix_cache_entries_task", "tenant_id", "scope", "task", "created_at"),
 )
 """``scope`` is the pipeline's id, or empty for the tenant's own; ``components`` are the digests of what the key is
-made of, so that a miss can be told."""
+made of, so that a miss can be told; ``environment`` is that of the worker that has left the outputs, empty where it did
+not say."""
 
 learned_memory = Table(
     "learned_memory",

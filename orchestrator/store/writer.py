@@ -1,13 +1,16 @@
-"""Writes the row effects of one transaction, compare-and-set, in at most one statement per table and kind.
+"""Writes the row effects of one transaction, compare-and-set, in few statements per table and kind.
+
+A statement is of at most MOST_ROWS rows: however much a batch comes to, each is done well within the time that one may
+take, and PostgreSQL does not wait for the next for longer than an open transaction may be idle.
 
 The caller has locked the lease row at its epoch (``store.lease.lock_epoch``) in the same transaction and commits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -15,6 +18,7 @@ from orchestrator.effects import RowEffect
 from orchestrator.errors import StaleMemory
 from orchestrator.records import Heartbeat, Reservation
 from orchestrator.states import Entity
+from orchestrator.store.artifact_presence import write_missed
 from orchestrator.store.columns import (
     COLUMNS,
     DELAYS,
@@ -28,6 +32,8 @@ from orchestrator.store.columns import (
 from orchestrator.store.fold import NetChanges, RowChange, fold, state_on_joining
 from orchestrator.store.leavings import write_artifacts, write_cached, write_circuits, write_learned, write_models
 from orchestrator.store.text_safety import storable_json
+
+R = TypeVar("R")
 
 _EVENTS = """
 INSERT INTO events (tenant_id, run_id, task, entity, entity_id, before, after, reason, message, cause, actor, token,
@@ -65,14 +71,15 @@ WHERE (t.hostname, t.boot_id, t.cpu, t.memory, t.gpus, t.labels) IS DISTINCT FRO
 """
 
 _WORKERS = """
-INSERT INTO workers AS t (id, host_id, name, state, queues, slots, boot_id, labels, version, store_scope,
+INSERT INTO workers AS t (id, host_id, name, state, queues, slots, boot_id, labels, version, environment, store_scope,
                           heartbeat_seq, seen_at)
 SELECT id, host_id, name, state, ARRAY(SELECT jsonb_array_elements_text(queues)), slots, boot_id, labels, version,
-       store_scope, heartbeat_seq, clock_timestamp()
+       environment, store_scope, heartbeat_seq, clock_timestamp()
 FROM jsonb_to_recordset(%s::jsonb) AS v(id text, host_id text, name text, state text, queues jsonb, slots int,
-     boot_id text, labels jsonb, version text, store_scope text, heartbeat_seq bigint)
+     boot_id text, labels jsonb, version text, environment text, store_scope text, heartbeat_seq bigint)
 ON CONFLICT (id) DO UPDATE SET queues = excluded.queues, slots = excluded.slots, labels = excluded.labels,
-    version = excluded.version, heartbeat_seq = excluded.heartbeat_seq, seen_at = excluded.seen_at
+    version = excluded.version, environment = excluded.environment, heartbeat_seq = excluded.heartbeat_seq,
+    seen_at = excluded.seen_at
 """
 
 _REJOIN = """
@@ -96,6 +103,9 @@ ON CONFLICT (what) DO UPDATE SET count = t.count + excluded.count, last_at = clo
 """
 
 
+MOST_ROWS = 2_000
+
+
 def write(connection: Connection, effects: Iterable[RowEffect], epoch: int) -> None:
     """Write the effects in the caller's transaction.
 
@@ -113,8 +123,8 @@ def write(connection: Connection, effects: Iterable[RowEffect], epoch: int) -> N
     _update(connection, Entity.WORKER, net.updates[Entity.WORKER].values())
     _write_reservations(connection, net)
     _write_leavings(connection, net)
-    if net.events:
-        rows = [{**row, "n": n} for n, row in enumerate(net.events)]
+    for events in _parts(net.events):
+        rows = [{**row, "n": n} for n, row in enumerate(events)]
         connection.exec_driver_sql(_EVENTS, (epoch, storable_json(rows)))
     _close_commands(connection, net.closed_commands)
     if net.counts:
@@ -130,12 +140,13 @@ def _update(connection: Connection, entity: Entity, rows: Iterable[RowChange]) -
     always, union = frozenset.intersection(*named), frozenset.union(*named)
     if unknown := union - COLUMNS[entity].keys():
         raise ValueError(f"The {entity} has no column {', '.join(sorted(unknown))} that an effect may change.")
-    documents = [
-        {"id": row.id, "before": row.before, "after": row.after, "token": row.token, "c": _document(row.columns)}
-        for row in changes
-    ]
-    statement = update_statement(entity, always, union - always)
-    written = connection.exec_driver_sql(statement, (storable_json(documents),)).rowcount
+    statement, written = update_statement(entity, always, union - always), 0
+    for part in _parts(changes):
+        documents = [
+            {"id": row.id, "before": row.before, "after": row.after, "token": row.token, "c": _document(row.columns)}
+            for row in part
+        ]
+        written += connection.exec_driver_sql(statement, (storable_json(documents),)).rowcount
     if written != len(changes):
         raise StaleMemory(
             f"{len(changes) - written} of {len(changes)} rows of {entity} are not in the state the scheduler remembers."
@@ -149,10 +160,10 @@ def _insert_attempts(connection: Connection, rows: Sequence[Mapping[str, Any]]) 
     if unknown := names - NEW_ATTEMPT.keys():
         raise ValueError(f"An attempt has no column {', '.join(sorted(unknown))}.")
     defaults: Mapping[str, Any] = {"reason": "", "message": ""}
-    documents = [{name: row.get(name, defaults.get(name)) for name in names} for row in rows]
-    connection.exec_driver_sql(
-        insert_attempts_statement(names), (storable_json([_document(row) for row in documents]),)
-    )
+    statement = insert_attempts_statement(names)
+    for part in _parts(rows):
+        documents = [_document({name: row.get(name, defaults.get(name)) for name in names}) for row in part]
+        connection.exec_driver_sql(statement, (storable_json(documents),))
 
 
 def _insert_tasks(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -161,15 +172,23 @@ def _insert_tasks(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> 
     names = frozenset[str]().union(*rows)
     if unknown := names - NEW_TASK.keys():
         raise ValueError(f"A task run has no column {', '.join(sorted(unknown))}.")
-    documents = [_document({name: row.get(name, NEW_TASK_DEFAULTS.get(name)) for name in names}) for row in rows]
-    written = connection.exec_driver_sql(insert_tasks_statement(names), (storable_json(documents),)).rowcount
+    statement, written = insert_tasks_statement(names), 0
+    for part in _parts(rows):
+        documents = [_document({name: row.get(name, NEW_TASK_DEFAULTS.get(name)) for name in names}) for row in part]
+        written += connection.exec_driver_sql(statement, (storable_json(documents),)).rowcount
     if written != len(rows):
         raise StaleMemory(f"{len(rows) - written} of {len(rows)} task runs that were to be made are there already.")
+
+
+def _parts(rows: Sequence[R]) -> Iterator[Sequence[R]]:
+    for at in range(0, len(rows), MOST_ROWS):
+        yield rows[at : at + MOST_ROWS]
 
 
 def _write_leavings(connection: Connection, net: NetChanges) -> None:
     write_models(connection, net.models)
     write_artifacts(connection, net.artifacts)
+    write_missed(connection, net.missed)
     write_cached(connection, net.published)
     write_learned(connection, net.learned.values())
     write_circuits(connection, net.circuits.values())
@@ -225,6 +244,7 @@ def _worker_row(beat: Heartbeat) -> dict[str, Any]:
         "boot_id": beat.boot_id,
         "labels": dict(beat.labels),
         "version": beat.version,
+        "environment": beat.environment,
         "store_scope": beat.store_scope,
         "heartbeat_seq": beat.seq,
     }

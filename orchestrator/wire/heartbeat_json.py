@@ -35,6 +35,7 @@ def heartbeat_from_body(body: bytes) -> Heartbeat:
         draining=fields.flag("draining", False),
         store_scope=fields.text("store_scope", "shared"),
         version=fields.text("version", ""),
+        environment=fields.text("environment", ""),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,18 @@ def test_fan_out(system: System) -> None:
 def test_folds(system: System) -> None:
     tasks = ended(system, "folds", inside=("folds", "folds[2].train", "folds[0].train"))
     assert {"folds[2].test", "folds[2].train", "folds[2].train[0]", "folds[0].train[1]"} <= set(tasks)
+
+
+def test_the_program_on_the_page_of_the_builder(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "how-to" / "define-pipelines-as-files.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(compile(program, "the page", "exec"), made)
+    assert "name: sweep" in capsys.readouterr().out
+    run_id = made["pipeline"].run(system.client)["id"]
+    system.wait_for_task(run_id, "ask", "waiting", seconds=90)
+    assert orchestrator(system, "approve", run_id, "ask").exit_code == 0
+    assert set(states(tasks_of(system.succeed(run_id))).values()) == {"success"}
 
 
 def test_sub_pipelines(system: System) -> None:

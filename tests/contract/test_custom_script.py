@@ -150,6 +150,8 @@ def test_outputs_that_break_the_contract_are_refused(written: str, sentence: str
     with pytest.raises(OperatorFailure, match=sentence) as caught:
         run_script(context, script, arguments={"text": written}, produces=["model"])
     assert not caught.value.retryable
+    other = {"more than 256 KiB": "outputs_too_large", "no artifact of this tenant": "forbidden_path"}
+    assert caught.value.reason == other.get(sentence, "bad_outputs"), "the same words as of any other operator"
 
 
 @pytest.mark.timeout(30)

@@ -14,6 +14,7 @@ from orchestrator.artifacts import ObjectArtifacts
 from orchestrator.inputs import describe_output, fingerprint, local_file, outputs_of_kind
 from orchestrator.operator import OperatorFailure, TaskContext
 from orchestrator.testing import make_context
+from workers.outputs import artifact_records
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,14 @@ def test_an_artifact_that_is_gone_is_told_with_the_task_that_had_left_it(tmp_pat
     assert "task 'train[1]' of this run" in missing(context, "artifact://tenant/r/x/1/m")
     assert "task 'prepare' of run r2" in missing(context, "artifact://tenant/r2/prepare/1/files/a.csv")
     assert "no task upstream" in missing(context, "artifact://tenant/nothing")
+
+
+def test_what_was_looked_for_in_vain_is_told_with_the_outcome_though_the_task_fails(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    for _ in range(2):
+        missing(context, "artifact://tenant/r/x/1/m")
+    context.records.append({"kind": "model", "name": "m"})
+    assert artifact_records(context.records) == [{"kind": "missing_artifact", "uri": "artifact://tenant/r/x/1/m"}]
 
 
 def test_the_outputs_of_a_mapped_task_are_found_index_by_index(tmp_path: Path) -> None:

@@ -118,12 +118,16 @@ def test_an_event_is_reported_by_its_token_once_however_often_it_is_delivered(ap
     assert (shown["waits_for"], shown["wait_token"], shown["asks"]) == ("event", token, EVENT["payload"])
     first = answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 5}})
     assert (first["run_id"], first["task"]) == (run, "export")
-    assert answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 5}}) == first
+    again = {**first, "command_id": None}
+    assert answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 5}}) == again
     # The leader has applied it: the task run has no token any more.
     set_task(api, run, "export", "success")
     api.sql("UPDATE task_runs SET wait_token = NULL")
     api.sql("UPDATE commands SET applied_at = now(), result = 'Task export has its event.'")
-    assert answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 7}}) == first
+    assert answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 5}}) == again
+    for other in ({"rows": 7}, {"rows": "zz"}, None):
+        refused = answer(api, "POST", f"/api/v1/events/{token}", {"payload": other}, status=409)
+        assert "was reported before with another payload" in refused["message"]
     [(kind, name, actor, payload)] = commands(api)
     assert (kind, name, actor, payload["payload"]) == ("event", "export", "operator", {"rows": 5})
     assert answer(api, "GET", task, status=200)["wait_token"] is None
@@ -149,6 +153,8 @@ def test_a_payload_is_checked_and_where_nothing_is_said_of_it_any_json_will_do(a
     ]
     for body, at in wrong:
         assert pointers(answer(api, "POST", f"/api/v1/events/{token}", body, status=422)) == [at]
+    nothing = answer(api, "POST", f"/api/v1/events/{token}", status=422)
+    assert nothing["errors"][0]["message"].startswith("Nothing was given")
     free = wait_for_event(api, run, "any")
     answer(api, "POST", f"/api/v1/events/{free}", {"payload": ["a", {"b": None}]})
     assert [payload["payload"] for _, _, _, payload in commands(api)] == [["a", {"b": None}]]

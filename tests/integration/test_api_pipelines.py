@@ -159,6 +159,34 @@ def test_validate_answers_with_the_plan(api: ApiSite) -> None:
     assert api.count("SELECT count(*) FROM pipelines") == 0
 
 
+def test_a_save_warns_of_pipelines_versions_and_parameters_that_are_not_there(api: ApiSite) -> None:
+    api.saved("inner", parameters={"rows": 1})
+    children = [
+        {"name": "nopipe"}, {"name": "inner", "version": 9}, {"name": "inner", "parameters": {"rwos": "{{ run.id }}"}},
+        {"name": "inner", "parameters": {"rows": "many"}}, {"name": "inner", "parameters": {"rows": "{{ run.id }}"}},
+        {"name": "outer"},
+    ]  # fmt: skip
+    tasks = [{"name": f"t{at}", "pipeline": child} for at, child in enumerate(children)]
+    tasks[0] = {"name": "g", "map": {"over": [1]}, "tasks": [tasks[0]]}
+    script = {"script_content": "print('{{ params.x }}')"}
+    document = {"name": "outer", "tasks": [*tasks, {"name": "s", "operator": "custom_script", "parameters": script}]}
+    checked = api.call("POST", "/api/v1/pipelines/validate", document).json
+    made = api.call("POST", "/api/v1/pipelines", document)
+    assert checked is not None
+    assert made.json is not None
+    assert (checked["valid"], made.status_code, made.json["warnings"]) == (True, 201, checked["warnings"])
+    assert {warning["pointer"]: warning["message"] for warning in checked["warnings"]} == {
+        "/tasks/6/parameters/script_content": "{{ params.x }} stays as it is written: nothing is put into a script's "
+        "text. Give it in 'arguments'; the script finds it in ORCHESTRATOR_PARAM_<NAME>, or in the file "
+        "ORCHESTRATOR_INPUT_FILE.",
+        "/tasks/0/tasks/0/pipeline/name": "There is no pipeline 'nopipe'. Save it before this task starts.",
+        "/tasks/1/pipeline/version": "Pipeline 'inner' has no version 9. Save it before this task starts.",
+        "/tasks/2/pipeline/parameters/rwos": "The pipeline's parameters have no 'rwos'. Did you mean 'rows'?",
+        "/tasks/3/pipeline/parameters/rows": "'rows' is a number by its default in the pipeline, and this is a text; "
+        "give one like 1.",
+    }
+
+
 def test_validate_lists_all_problems_as_pointers(api: ApiSite) -> None:
     broken: dict[str, Any] = {
         "name": "x",

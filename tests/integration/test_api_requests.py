@@ -80,9 +80,14 @@ def test_a_cancel_that_makes_no_sense_is_refused_with_its_pointer(api: ApiSite, 
 def test_a_run_is_paused_and_resumed_while_it_runs(api: ApiSite) -> None:
     run = running(api, WAITING)
     path = f"/api/v1/runs/{run}"
+    assert answer(api, "POST", f"{path}/resume")["command_id"] is None
     assert answer(api, "POST", f"{path}/pause", {"reason": "the store moves"})["command_id"]
+    assert answer(api, "POST", f"{path}/pause")["command_id"] is None, "it is asked for already"
     set_run(api, run, "paused")
-    answer(api, "POST", f"{path}/resume")
+    api.sql("UPDATE commands SET applied_at = now()")
+    assert answer(api, "POST", f"{path}/pause")["command_id"] is None, "it is paused already"
+    assert answer(api, "POST", f"{path}/resume")["command_id"]
+    assert answer(api, "POST", f"{path}/resume")["command_id"] is None
     assert [(kind, payload) for kind, _, _, payload in commands(api)] == [
         ("pause", {"reason": "the store moves"}),
         ("resume", {}),
@@ -183,7 +188,7 @@ def test_a_rerun_by_other_parameters_is_a_new_run_that_takes_over_what_it_may(ap
     }  # fmt: skip
     assert told["in_place"] is False
     linked = answer(api, "GET", f"/api/v1/runs/{run}/children", status=200, role="viewer")
-    assert [item["id"] for item in linked["items"]] == [made["id"]]
+    assert [(item["id"], item["parent_task"]) for item in linked["items"]] == [(made["id"], None)]
     assert api.count("SELECT count(*) FROM runs") == 2
 
 
@@ -235,7 +240,10 @@ def test_a_rerun_by_another_version_runs_what_that_one_changes(api: ApiSite) -> 
 def test_a_rerun_that_makes_no_sense_is_refused_with_its_pointer(api: ApiSite, body: Any, at: str) -> None:
     run = over(api)
     for path in (f"/api/v1/runs/{run}/rerun", f"/api/v1/runs/{run}/rerun/preview"):
-        assert pointers(answer(api, "POST", path, body, status=422)) == [at]
+        refused = answer(api, "POST", path, body, status=422)
+        assert pointers(refused) == [at]
+        if body.get("version") == "newest":
+            assert "its number, `latest`, or `pinned`" in refused["errors"][0]["message"]
     assert not commands(api)
 
 
@@ -248,12 +256,25 @@ def test_reruns_are_refused_while_the_run_is_active_and_to_strangers(api: ApiSit
         assert api.call("POST", way, {}, role="viewer").status_code == 403
     set_run(api, run, "running")
     for body in ({}, {"in_place": False}):
-        assert "cancel it or wait" in answer(api, "POST", path, body, status=409)["message"]
+        for way in (path, f"{path}/preview"):
+            assert "cancel it or wait" in answer(api, "POST", way, body, status=409)["message"]
     set_run(api, run, "failed")
     api.services.backlog._most = 0
     for body in ({}, {"in_place": False}):
         answer(api, "POST", path, body, status=429)
     assert api.count("SELECT count(*) FROM runs") == 1
+
+
+def test_a_preview_of_a_rerun_that_would_do_nothing_is_refused_like_that(api: ApiSite) -> None:
+    run = running(api, MAPPED, "mapped")
+    for name in ("load", "train", "sum"):
+        set_task(api, run, name, "success")
+    set_run(api, run, "success")
+    path = f"/api/v1/runs/{run}/rerun"
+    for body, said in (({}, "No task of run"), ({"in_place": False}, "Nothing of run")):
+        told = [answer(api, "POST", way, body, status=409)["message"] for way in (path, f"{path}/preview")]
+        assert said in told[0]
+        assert told[0] == told[1]
 
 
 def test_a_run_may_be_started_with_another_priority(api: ApiSite) -> None:

@@ -140,6 +140,38 @@ def test_a_run_that_lacks_what_a_task_needs_is_refused_naming_it(api: ApiSite) -
     )
 
 
+def test_a_run_is_refused_whose_parameters_the_pipeline_does_not_declare_or_has_of_another_type(api: ApiSite) -> None:
+    api.saved(parameters={"depths": [1], "max_errors": 5, "any": None})
+    for parameters, pointer, words in (
+        ({"max_erors": 1}, "/parameters/max_erors", "Did you mean 'max_errors'?"),
+        ({"max_errors": "text"}, "/parameters/max_errors", "this is a text"),
+        ({"depths": 5, "any": 5}, "/parameters/depths", "is a list by its default"),
+    ):
+        refused = api.call("POST", "/api/v1/runs", {"pipeline_name": "two-scripts", "parameters": parameters})
+        assert refused.status_code == 422
+        assert refused.json is not None
+        assert [error["pointer"] for error in refused.json["errors"]] == [pointer]
+        assert words in refused.json["errors"][0]["message"]
+    run = api.started(parameters={"any": "thing", "max_errors": 0.5})
+    api.sql("UPDATE runs SET state = 'failed', ended_at = now()")
+    api.sql("UPDATE task_runs SET state = 'failed'")
+    for path in (f"/api/v1/runs/{run['id']}/rerun", f"/api/v1/runs/{run['id']}/rerun/preview"):
+        refused = api.call("POST", path, {"parameters": {"bogus": 1}})
+        assert refused.status_code == 422
+        assert refused.json is not None
+        assert refused.json["errors"][0]["pointer"] == "/parameters/bogus"
+
+
+def test_an_address_that_holds_no_id_is_told_in_our_words(api: ApiSite) -> None:
+    for path in ("/api/v1/runs/xyz", "/api/v1/commands/abc"):
+        refused = api.call("GET", path)
+        assert refused.status_code == 404
+        assert refused.json is not None
+        assert (
+            refused.json["message"] == f"There is nothing at {path}: no such address, or an id in it that can be none."
+        )
+
+
 def test_cancel_asks_the_leader_once_it_is_needed(api: ApiSite) -> None:
     api.saved()
     run = api.started()

@@ -149,7 +149,8 @@ def test_runs_inside_of_runs_are_linked_both_ways(api: ApiSite) -> None:
     assert (shown["parent_run_id"], shown["parent_task"]) == (outer, {"run_id": outer, "task": "sub"})
     task = read(api, f"/api/v1/runs/{outer}/tasks/sub")
     assert (task["kind"], task["child_run_id"]) == ("pipeline", inner)
-    assert [run["id"] for run in read(api, f"/api/v1/runs/{outer}/children")["items"]] == [inner]
+    [child] = read(api, f"/api/v1/runs/{outer}/children")["items"]
+    assert (child["id"], child["parent_task"]) == (inner, {"run_id": outer, "task": "sub"})
     assert read(api, f"/api/v1/runs/{inner}/children")["items"] == []
     answer(api, "GET", f"/api/v1/runs/{outer}/children", status=404, role="foreign")
     set_task(api, inner, "work", "success", outputs={"n": 3})
@@ -157,6 +158,21 @@ def test_runs_inside_of_runs_are_linked_both_ways(api: ApiSite) -> None:
     assert read(api, f"/api/v1/runs/{outer}/tasks/sub/outputs") == {
         "outputs": {"run_id": inner, "state": "success", "outputs": {"work": {"n": 3}}}
     }
+
+
+def test_a_run_and_its_tasks_are_shown_without_their_outputs_where_nobody_wants_them(api: ApiSite) -> None:
+    run = running(api, MAPPED, "mapped")
+    set_task(api, run, "load", "success", outputs={"n": 1})
+    expand(api, run, "train", ["train[0]"])
+    set_task(api, run, "train[0]", "success", outputs={"n": 2})
+    path = f"/api/v1/runs/{run}"
+    for query, shown in (("", {"n": 1}), ("?outputs=true", {"n": 1}), ("?outputs=false", None)):
+        assert read(api, f"{path}{query}")["tasks"][0]["outputs"] == shown
+        assert read(api, f"{path}/tasks{query}")["items"][0]["outputs"] == shown
+    [inside] = read(api, f"{path}/tasks?parent=train&outputs=false")["items"]
+    assert inside["outputs"] is None
+    assert read(api, f"{path}/tasks/load")["outputs"] == {"n": 1}
+    assert answer(api, "GET", f"{path}?outputs=maybe", status=422)["errors"][0]["pointer"] == "/outputs"
 
 
 def test_the_outputs_of_a_container_are_those_inside_of_it(api: ApiSite) -> None:
@@ -201,11 +217,42 @@ def test_what_waits_is_explained_and_what_has_ended_says_what_decided_it(api: Ap
         "SELECT tenant_id, id, 'run', id, 'running', 'failed', 'tasks', 'scheduler', 7 FROM runs WHERE id = :run",
         run=run,
     )
-    assert read(api, f"{path}/explain")["decided"]["after"] == "failed"
+    set_task(api, run, "ask", "upstream_failed")
+    set_task(api, run, "export", "success")
+    set_task(api, run, "any", "success")
+    failed = read(api, f"{path}/explain")
+    assert (failed["decided"]["after"], failed["blockers"]) == ("failed", [])
+    assert failed["message"].endswith("Its tasks: 1 failed, 2 success, 1 upstream_failed.")
+    assert [(task["name"], task["state"], task["blockers"]) for task in failed["tasks"]] == [("load", "failed", [])]
     for what in ("explain", "tasks/load/explain"):
         answer(api, "GET", f"{path}/{what}", status=404, role="foreign")
     answer(api, "GET", f"{path}/tasks/nobody/explain", status=404)
     answer(api, "GET", f"/api/v1/runs/{uuid.uuid4()}/explain", status=404)
+
+
+def test_of_what_was_cancelled_it_says_who_wanted_it_and_not_which_process_was_the_last(api: ApiSite) -> None:
+    run = running(api, WAITING)
+    path = f"/api/v1/runs/{run}"
+    set_run(api, run, "cancelled")
+    api.sql("UPDATE runs SET message = 'ann: wrong data'")
+    set_task(api, run, "load", "cancelled")
+    for entity, id_, task in (("run", "r.id", "NULL"), ("task_run", "t.id", "'load'")):
+        for before, after, cause, actor in (
+            ("running", "cancelling", "cancel", "ann"),
+            ("cancelling", "cancelled", "outcome", "scheduler"),
+        ):
+            api.sql(
+                "INSERT INTO events (tenant_id, run_id, task, entity, entity_id, before, after, reason, message, "
+                f"cause, actor, epoch) SELECT r.tenant_id, r.id, {task}, '{entity}', {id_}, :before, :after, "
+                "'cancelled', 'ann: wrong data', :cause, :actor, 7 FROM runs r JOIN task_runs t ON t.run_id = r.id "
+                "WHERE t.name = 'load'",
+                before=before, after=after, cause=cause, actor=actor,
+            )  # fmt: skip
+    for what in ("explain", "tasks/load/explain"):
+        found = read(api, f"{path}/{what}")
+        assert (found["state"], found["decided"]["actor"], found["decided"]["cause"]) == ("cancelled", "ann", "cancel")
+        assert found["decided"]["message"] == "ann: wrong data"
+    assert read(api, f"{path}/explain")["message"] == "ann: wrong data"
 
 
 def test_artifacts_tell_where_they_come_from_and_what_removed_them(api: ApiSite) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,15 @@ def made(engine: Engine, store: LocalArtifacts, name: str, **fields: Any) -> tup
     return run, artifact.uri
 
 
-def age(engine: Engine, days: float) -> None:
+def age(engine: Engine, store: LocalArtifacts, days: float) -> None:
+    """Let all objects have been written, and told of, so long ago."""
     with engine.begin() as connection:
         connection.execute(
             text("UPDATE artifacts SET created_at = created_at - :days * interval '1 day'"), {"days": days}
         )
+    for row in rows(engine, "SELECT uri FROM artifacts"):
+        written = time.time() - days * 86_400
+        os.utime(store.local_path(row.uri, Path()), (written, written))
 
 
 def test_an_artifact_is_written_down_with_its_producer(engine: Engine, store: LocalArtifacts) -> None:
@@ -81,7 +87,7 @@ def test_nobody_tells_of_what_is_not_his_own(engine: Engine) -> None:
 
 def test_what_is_past_its_time_is_removed_and_who_misses_it_is_told_why(engine: Engine, store: LocalArtifacts) -> None:
     run, uri = made(engine, store, "old")
-    age(engine, 31)
+    age(engine, store, 31)
     _, young = made(engine, store, "young")
     assert ArtifactCollector(engine, EPOCH, store, None).collect() == 0, "for ever is the default"
     collector = ArtifactCollector(engine, EPOCH, store, 30)
@@ -100,7 +106,7 @@ def test_what_is_past_its_time_is_removed_and_who_misses_it_is_told_why(engine: 
 @pytest.mark.parametrize("needed_by", ["model", "cache", "run"])
 def test_what_is_still_needed_stays(engine: Engine, store: LocalArtifacts, needed_by: str) -> None:
     run, uri = made(engine, store, "x")
-    age(engine, 31)
+    age(engine, store, 31)
     values = {"tenant": run.tenant_id, "uri": uri, "run": run.id, "outputs": f'{{"model": {{"uri": "{uri}"}}}}'}
     statements = {
         "model": "INSERT INTO models (id, tenant_id, name, version, digest, uri) "
@@ -137,6 +143,80 @@ def test_an_object_whose_deletion_failed_is_deleted_later_even_by_another_leader
             ArtifactCollector(engine, EPOCH, store, None).collect()
     assert store.exists(uri)
     ArtifactCollector(engine, EPOCH, store, None).collect()
+    assert not store.exists(uri)
+
+
+def away_at_first(engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch) -> ArtifactCollector:
+    """A collector that has marked all that is past its time, and deleted nothing."""
+    collector = ArtifactCollector(engine, EPOCH, store, None)
+
+    def away(prefix: str) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", away)
+        with pytest.raises(StoreUnavailable):
+            collector.collect()
+    return collector
+
+
+def make_again(engine: Engine, run: SeededRun, uri: str) -> None:
+    [(attempt,)] = rows(engine, "SELECT id FROM attempts")
+    leave(engine, run, attempt, {"uri": uri, "digest": "d", "size": 7})
+
+
+@pytest.mark.parametrize("new_leader", [False, True])
+def test_an_object_that_is_made_again_while_its_deletion_waits_stays(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch, new_leader: bool
+) -> None:
+    run, uri = made(engine, store, "x", retention_seconds=0)
+    collector = away_at_first(engine, store, monkeypatch)
+    store.put_bytes(uri.removeprefix("artifact://"), b"content")
+    make_again(engine, run, uri)
+    if new_leader:
+        collector = ArtifactCollector(engine, EPOCH, store, None)
+    assert collector.collect() == 0
+    assert store.exists(uri)
+    assert rows(engine, "SELECT deleted_at FROM artifacts") == [(None,)]
+
+
+def test_an_object_that_is_made_again_during_a_walk_stays(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, first = made(engine, store, "a", retention_seconds=0)
+    store.put_bytes(f"{run.tenant_id}/{run.id}/a/b", b"content")
+    second = f"{first[:-1]}b"
+    [(attempt,)] = rows(engine, "SELECT id FROM attempts")
+    leave(engine, run, attempt, {"uri": second, "digest": "d", "size": 7, "retention_seconds": 0})
+    delete = LocalArtifacts.delete
+    other = {first: second, second: first}
+
+    def slow(self: LocalArtifacts, uri: str) -> None:
+        make_again(engine, run, other[uri])
+        delete(self, uri)
+
+    monkeypatch.setattr(LocalArtifacts, "delete", slow)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+    [(left,)] = rows(engine, "SELECT uri FROM artifacts WHERE deleted_at IS NULL")
+    assert store.exists(left)
+
+
+def test_an_object_that_was_written_again_and_is_not_told_of_yet_is_spared_for_a_while(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, uri = made(engine, store, "x", retention_seconds=0)
+    age(engine, store, 1)
+    collector = away_at_first(engine, store, monkeypatch)
+    store.put_bytes(uri.removeprefix("artifact://"), b"content")
+    assert collector.collect() == 0
+    assert store.exists(uri)
+    [row] = rows(engine, "SELECT deleted_at, expires_at > now() + interval '6 days' AS later FROM artifacts")
+    assert (row.deleted_at, row.later) == (None, True)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE artifacts SET expires_at = now(), created_at = now() - interval '9 days'"))
+    long_ago = time.time() - 8 * 86_400
+    os.utime(store.local_path(uri, Path()), (long_ago, long_ago))
+    assert collector.collect() == 1, "nobody has told of it for a week"
     assert not store.exists(uri)
 
 

@@ -119,6 +119,21 @@ def test_a_miss_names_what_differs(engine: Engine) -> None:
     assert answer.message == f"Not in the cache: parameters.data, parameters.epochs differ from run {first.id}."
 
 
+def test_a_miss_is_compared_with_the_nearest_of_the_entries_and_not_with_the_newest(engine: Engine) -> None:
+    shared = CachePlan(scope="tenant")
+    near = cached(epochs=3, depth=1, cache=shared)
+    first = begun(engine, near)
+    asked(engine, first, near)
+    succeed(engine, first, {})
+    far = cached(epochs=9, depth=9, cache=shared)
+    second = begun(engine, far, content="sha256:b")
+    asked(engine, second, far)
+    succeed(engine, second, {})
+    wanted = cached(epochs=4, depth=1, cache=shared)
+    answer = asked(engine, begun(engine, wanted), wanted)
+    assert answer.message == f"Not in the cache: parameters.epochs differs from run {first.id}."
+
+
 def test_only_a_success_is_an_answer_and_only_where_it_may_be_written(engine: Engine) -> None:
     plan = cached()
     skipped = begun(engine, plan)
@@ -199,3 +214,48 @@ def test_a_changed_script_is_another_task(engine: Engine, tmp_path: Path) -> Non
     assert before.key
     (tmp_path / "train.py").write_text("print(2)")
     assert asked(engine, begun(engine, plan), plan, roots).key != before.key
+
+
+def set_environments(engine: Engine, **workers: str) -> None:
+    """Let these workers, of queue ``cpu``, be the only ones there."""
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM workers"))
+        connection.execute(
+            text(
+                "INSERT INTO hosts (id, hostname, boot_id, cpu, memory) VALUES ('h', 'h', 'b', 1, 1) "
+                "ON CONFLICT DO NOTHING"
+            )
+        )
+        for id_, environment in workers.items():
+            connection.execute(
+                text(
+                    "INSERT INTO workers (id, host_id, name, state, queues, slots, environment) "
+                    "VALUES (:id, 'h', :id, 'online', '{cpu}', 1, :environment)"
+                ),
+                {"id": id_, "environment": environment},
+            )
+
+
+def test_outputs_of_another_environment_are_not_taken(engine: Engine) -> None:
+    plan = cached()
+    set_environments(engine, w="one")
+    first, second = begun(engine, plan), begun(engine, plan)
+    asked(engine, first, plan)
+    succeed(engine, first, {"model": 1})
+    assert rows(engine, "SELECT environment FROM cache_entries") == [("one",)]
+    set_environments(engine, w2="two")
+    missed = asked(engine, second, plan)
+    assert missed.origin is None
+    assert missed.message.startswith("The environment differs: ")
+    for there in ({"w2": "two", "w3": "one"}, {}, {"old": ""}):
+        set_environments(engine, **there)
+        assert asked(engine, second, plan).origin == first.tasks["train"], there
+
+
+def test_outputs_of_a_worker_that_did_not_say_its_environment_are_taken_anywhere(engine: Engine) -> None:
+    plan = cached()
+    first, second = begun(engine, plan), begun(engine, plan)
+    asked(engine, first, plan)
+    succeed(engine, first, {"model": 1})
+    set_environments(engine, w2="two")
+    assert asked(engine, second, plan).origin == first.tasks["train"]

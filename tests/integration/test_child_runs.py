@@ -14,7 +14,7 @@ from orchestrator.compile import Site
 from orchestrator.effects import StartChild
 from orchestrator.events import ChildRefused, RunSubmitted
 from orchestrator.records import ChildPlan, Plan, RunInput
-from orchestrator.store.children import start_child
+from orchestrator.store.children import Asked, start_children
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.plans import PlanCache
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
@@ -60,7 +60,10 @@ def started(
         parent.id, parent.tasks["a"], parent.tenant_id, child_run_id or str(uuid.uuid4()), child, given, depth, 5
     )
     with engine.begin() as connection:
-        return start_child(connection, PlanCache(), effect, inherited or {}, Site(), 100.0)
+        found = start_children(connection, PlanCache(), [Asked(effect, inherited or {})], Site(), 100.0)
+    [(id_, answer)] = found.items()
+    assert id_ == effect.child_run_id
+    return answer
 
 
 def test_a_child_is_inserted_with_its_tasks_and_submitted(engine: Engine, parent: SeededRun) -> None:
@@ -107,3 +110,24 @@ def test_a_child_of_a_paused_pipeline_waits_in_the_queue(engine: Engine, parent:
         connection.execute(text("UPDATE pipelines SET paused = true WHERE name = 'other'"))
     assert started(engine, parent, ChildPlan("other"), data="x.csv") is None
     assert rows(engine, "SELECT state FROM runs WHERE parent_run_id IS NOT NULL") == [("queued",)]
+
+
+def test_many_children_are_made_at_once_in_their_order_and_only_so_many(engine: Engine, parent: SeededRun) -> None:
+    def asked(child: ChildPlan, **given: Any) -> Asked:
+        id_ = str(uuid.uuid4())
+        return Asked(StartChild(parent.id, parent.tasks["a"], parent.tenant_id, id_, child, given, 1, 5), {})
+
+    wanted = [asked(ChildPlan("other"), data=f"{number}.csv") for number in range(4)]
+    wanted.insert(1, asked(ChildPlan("nobody")))
+    ids = [one.effect.child_run_id for one in wanted]
+    with engine.begin() as connection:
+        found = start_children(connection, PlanCache(), wanted, Site(), 100.0, most_tasks=5)
+    # Of two tasks each: the third is the one with which there are five or more.
+    assert list(found) == ids[:4]
+    assert [type(answer) for answer in found.values()] == [RunSubmitted, ChildRefused, RunSubmitted, RunSubmitted]
+    made = rows(engine, "SELECT id, parameters FROM runs WHERE parent_run_id = :id ORDER BY seq", id=parent.id)
+    assert [(row.id, row.parameters["data"]) for row in made] == [
+        (ids[0], "0.csv"), (ids[2], "1.csv"), (ids[3], "2.csv")
+    ]  # fmt: skip
+    assert rows(engine, "SELECT count(*) FROM task_runs WHERE run_id = :id", id=ids[3]) == [(2,)]
+    assert rows(engine, "SELECT count(*) FROM events WHERE run_id = :id", id=ids[3]) == [(1,)]

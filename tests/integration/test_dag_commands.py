@@ -161,7 +161,7 @@ def test_runs_of_a_paused_pipeline_wait_until_it_goes_on(dag: DagSite) -> None:
 def linked(dag: DagSite, run: str, **options: Any) -> tuple[Any, str]:
     wanted = LinkedRerun(run_id=str(uuid.uuid4()), actor="ann", triggered_by="ann", **options)
     with dag.engine.begin() as connection:
-        shown = preview_linked(connection, dag.tenant, run, wanted)
+        shown = preview_linked(connection, dag.tenant, run, wanted, dag.compiling)
         done = start_linked(connection, dag.tenant, run, wanted, dag.compiling)
     assert shown == done, "the preview is what is done"
     dag.wake()

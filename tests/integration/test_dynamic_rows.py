@@ -158,19 +158,19 @@ def test_runs_of_a_paused_pipeline_and_those_held_back_are_left_and_children_nee
             text("UPDATE runs SET parent_run_id = :parent, parent_task_run_id = :task, depth = 1 WHERE id = :id"),
             {"id": child.id, "parent": free.id, "task": free.tasks["a"]},
         )
-        [(pipeline,)] = connection.execute(text("SELECT pipeline_id FROM runs WHERE id = :id"), {"id": held.id}).all()
 
-    def found(limit: int, back: HeldBack) -> list[str]:
+    def found(limit: int, back: HeldBack, *put_off: str) -> list[str]:
         with engine.connect() as connection:
-            runs = load_queued_runs(connection, PlanCache(), 0.0, limit=limit, held_back=back)
+            runs = load_queued_runs(connection, PlanCache(), 0.0, limit=limit, held_back=back, put_off=put_off)
         return [run.run.id for run in runs]
 
     assert found(10, HeldBack()) == [child.id, held.id, free.id]
     assert found(0, HeldBack()) == [child.id]
     assert found(10, HeldBack(runs=(held.id,))) == [child.id, free.id]
-    assert found(10, HeldBack(pipelines=(pipeline,), but=(free.id,))) == [free.id]
-    stopped = HeldBack(runs=(held.id, child.id), pipelines=(pipeline,), wanted=(paused.id, child.id))
+    assert found(10, HeldBack(), held.id, child.id) == [free.id]
+    stopped = HeldBack(runs=(held.id, child.id, free.id), wanted=(paused.id, child.id))
     assert found(10, stopped) == [child.id, paused.id]
+    assert found(10, stopped, child.id) == [paused.id]
 
 
 def test_what_belongs_to_an_unreadable_plan_stands_by_itself(engine: Engine) -> None:

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.errors import NotFound
-from orchestrator.records import MapPlan, Plan
+from orchestrator.records import MapPlan, Plan, RepeatPlan
 from orchestrator.store.engine import create_store_engine
-from orchestrator.store.explain import TaskExplained, explain_run, explain_task
+from orchestrator.store.explain import MOST_TASKS, RunExplained, TaskExplained, explain_run, explain_task
 from tests.integration.expanded_rows import add_task, set_task
 from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
 from tests.integration.test_writer import granted_attempt
@@ -119,6 +119,89 @@ def test_a_ready_task_tells_its_reason_and_the_services_that_are_left_alone(engi
     assert blocker.since is not None
     execute(engine, "INSERT INTO circuits (service, state) VALUES ('warehouse', 'open'), ('other', 'open')")
     assert kinds(engine, run, "a", plan) == ["waiting_for_memory", "service_open"]
+
+
+def ended(engine: Engine, run: SeededRun, state: str, plan: Plan, message: str = "") -> RunExplained:
+    execute(
+        engine, "UPDATE runs SET state = :state, message = :message, ended_at = now()", state=state, message=message
+    )
+    with engine.connect() as connection:
+        return explain_run(connection, run.tenant_id, run.id, plan, 10)
+
+
+def say(engine: Engine, run: SeededRun, name: str, reason: str, message: str = "") -> None:
+    execute(
+        engine,
+        "UPDATE task_runs SET reason = :reason, message = :message, ended_at = clock_timestamp() WHERE id = :id",
+        id=run.tasks[name],
+        reason=reason,
+        message=message,
+    )
+
+
+def test_a_run_that_has_failed_names_the_tasks_to_blame_and_not_what_could_not_run(engine: Engine) -> None:
+    plan = Plan((*DIAMOND.tasks, planned("handled"), replace(planned("mend", "handled"), trigger_rule="one_failed")))
+    run = seed_run(engine, plan=plan)
+    for name, state in {"a": "success", "b": "success", "c": "failed", "d": "upstream_failed", "handled": "failed",
+                        "mend": "success"}.items():  # fmt: skip
+        set_task(engine, run, name, state)
+    say(engine, run, "c", "oom", "It asked for too much.")
+    found = ended(engine, run, "failed", plan, "Task c has failed (oom).")
+    assert [(task.name, task.state, task.reason, task.message) for task in found.tasks] == [
+        ("c", "failed", "oom", "It asked for too much.")
+    ]
+    assert (found.state, found.blockers, found.more) == ("failed", (), 0)
+    assert found.message == "Task c has failed (oom). Its tasks: 2 failed, 3 success, 1 upstream_failed."
+    blamed = explained(engine, run, "c", plan)
+    assert (blamed.reason, blamed.message, blamed.blockers) == ("oom", "It asked for too much.", [])
+
+
+def test_of_a_container_it_names_the_indices_that_failed_and_of_a_repeat_what_failed_in_its_last_round(
+    engine: Engine,
+) -> None:
+    body = Plan((planned("split"), planned("fit", "split"), replace(planned("mend", "fit"), trigger_rule="one_failed")))
+    plan = Plan(
+        (
+            replace(planned("folds"), map=MapPlan([]), body=body, is_group=True),
+            replace(planned("loop"), repeat=RepeatPlan("false", 5), body=Plan((planned("loop"),))),
+            replace(planned("empty"), map=MapPlan([]), body=Plan((planned("empty"),))),
+        )
+    )
+    run = seed_run(engine, plan=plan)
+    for name in ("folds", "loop", "empty"):
+        set_task(engine, run, name, "failed")
+    for index, states in enumerate((("success", "failed", "success"), ("failed", "upstream_failed", "skipped"))):
+        for position, (name, state) in enumerate(zip(("split", "fit", "mend"), states, strict=True)):
+            add_task(engine, run, f"folds[{index}].{name}", "folds", index, state=state, position=position)
+    add_task(engine, run, "folds[2].split", "folds", 2, state="failed", reason="superseded")
+    add_task(engine, run, "loop[0]", "loop", 0, state="success")
+    add_task(engine, run, "loop[1]", "loop", 1, state="failed")
+    say(engine, run, "empty", "map", "It goes over nothing.")
+    found = ended(engine, run, "failed", plan)
+    assert {task.name for task in found.tasks} == {"folds[1].split", "loop[1]", "empty"}
+    assert next(task for task in found.tasks if task.name == "empty").message == "It goes over nothing."
+    assert next(task for task in found.tasks if task.name == "loop[1]").message == "It has failed."
+
+
+def test_no_more_than_a_page_of_failed_indices_is_named_and_the_rest_is_counted(engine: Engine) -> None:
+    plan = Plan((replace(planned("m"), map=MapPlan([]), body=Plan((planned("m"),))), planned("other")))
+    run = seed_run(engine, plan=plan)
+    for name in ("m", "other"):
+        set_task(engine, run, name, "failed")
+    for index in range(MOST_TASKS + 7):
+        add_task(engine, run, f"m[{index}]", "m", index, state="failed")
+    found = ended(engine, run, "failed", plan)
+    assert (len(found.tasks), found.more) == (MOST_TASKS, 8)
+
+
+def test_a_run_that_was_cancelled_or_has_succeeded_says_so(engine: Engine) -> None:
+    run = seed_run(engine)
+    found = ended(engine, run, "cancelled", DIAMOND, "ann: wrong data")
+    assert (found.message, found.tasks) == ("ann: wrong data", ())
+    for name in run.tasks:
+        set_task(engine, run, name)
+    found = ended(engine, run, "success", DIAMOND)
+    assert (found.message, found.tasks) == ("All tasks that decide it have succeeded or were skipped: 4 success.", ())
 
 
 def test_what_is_not_there_is_not_explained(engine: Engine) -> None:

@@ -10,13 +10,26 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from orchestrator.effects import Transition
 from orchestrator.events import ClaimReceived, Event, HeartbeatSeen, OutcomeReceived, ReconcileDue
 from orchestrator.kernel import Kernel, KernelSettings
-from orchestrator.records import CachePlan, ConcurrencyLimit, Outcome, Plan, PlannedTask, RetryPolicy, RetryRule, Usage
-from orchestrator.states import AttemptState
+from orchestrator.limits import DISPATCHES, Rate
+from orchestrator.records import (
+    CachePlan,
+    ConcurrencyLimit,
+    Outcome,
+    Plan,
+    PlannedTask,
+    RateLimit,
+    RetryPolicy,
+    RetryRule,
+    Usage,
+)
+from orchestrator.states import AttemptState, Entity, RunState
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.loader import load_snapshot
 from orchestrator.store.plans import PlanCache
+from orchestrator.store.writer import write
 from scheduler.transaction import Committed, Leader, Round
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
 from tests.integration.test_writer import heartbeat, rows
@@ -191,3 +204,48 @@ def test_an_equal_task_takes_the_outputs_of_the_one_before_or_waits_for_it(engin
     hits = rows(engine, "SELECT outputs, reason FROM task_runs WHERE cached_from IS NOT NULL")
     assert [tuple(row) for row in hits] == [({"rows": 3}, "cache_hit")] * 2
     assert rows(engine, "SELECT count(*) FROM attempts") == [(1,)]
+
+
+def test_what_was_sent_out_counts_against_its_rate_under_the_next_leader_though_its_run_is_over(engine: Engine) -> None:
+    plan = Plan((alone(rate_limit=RateLimit("api", 2, 3600.0)),))
+    site = Site(engine)
+    runs = [site.submit(plan) for _ in range(3)]
+    for _ in range(2):
+        site.take_in(poll=True)
+        site.claim()
+        site.end(Outcome(AttemptState.SUCCEEDED))
+    assert sorted(site.runs()) == [("running", ""), ("success", ""), ("success", "")]
+    site.lead(after=1000.0)
+    site.take_in(HeartbeatSeen(heartbeat(seq=2)))
+    with engine.connect() as connection:
+        sent = load_snapshot(connection, PlanCache(), site.now).dispatches
+    assert [rate for rate, _ in sent] == [Rate((runs[0].tenant_id, DISPATCHES, "api"), 2, 3600.0)] * 2
+    assert all(at == pytest.approx(site.now, abs=30.0) for _, at in sent)
+    assert rows(engine, "SELECT reason FROM task_runs WHERE state = 'ready'") == [("rate_limit",)]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE attempts SET rate_until = rate_until - interval '1 hour'"))
+    site.lead()
+    site.take_in(HeartbeatSeen(heartbeat(seq=3)))
+    assert rows(engine, "SELECT state FROM task_runs WHERE state <> 'success'") == [("queued",)]
+
+
+def test_of_a_key_no_more_dispatches_are_read_than_its_widest_limit_lets_through(engine: Engine) -> None:
+    plan = Plan(tuple(alone(name, rate_limit=RateLimit("api", 3, 60.0)) for name in "abc"))
+    site = Site(engine)
+    site.submit(plan)
+    site.take_in(poll=True)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE attempts SET rate_units = 2"))
+        assert len(load_snapshot(connection, PlanCache(), site.now).dispatches) == 2
+
+
+def test_a_new_leader_knows_whose_pause_a_run_is_under(engine: Engine) -> None:
+    site = Site(engine)
+    run = site.submit(Plan((alone(),)))
+    site.take_in(poll=True)
+    changes = {"paused_with_parent": True}
+    paused = Transition(Entity.RUN, run.id, RunState.RUNNING, RunState.PAUSED, "pause", run_id=run.id, changes=changes)
+    with engine.begin() as connection:
+        write(connection, [paused], EPOCH)
+    site.lead()
+    assert site.kernel.runs[run.id].paused_with_parent

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from orchestrator.compile import Site
 from orchestrator.errors import Conflict, InvalidDefinition, NotFound
 from orchestrator.plan_json import plan_to_json
-from orchestrator.records import Plan, RunInput
+from orchestrator.records import Plan, PlannedTask, RunInput
 from orchestrator.store import command_requests, linked_reruns, reruns, run_queries
 from orchestrator.store.definitions import orders, pause_pipeline
 from orchestrator.store.engine import create_store_engine
@@ -76,6 +76,27 @@ def test_only_a_run_that_runs_is_paused_or_resumed(engine: Engine) -> None:
         for pause in (True, False):
             command_requests.request_pause(connection, run.tenant_id, run.id, "me", pause=pause)
     assert [kind for kind, _, _ in commands(engine)] == ["pause", "resume"]
+
+
+def test_a_pause_after_a_resume_that_is_still_to_be_applied_is_asked_for(engine: Engine) -> None:
+    run = seed_run(engine)
+    execute(engine, "UPDATE runs SET state = 'paused'")
+    with engine.begin() as connection:
+        for pause in (True, False, False, True, True):
+            command_requests.request_pause(connection, run.tenant_id, run.id, "me", pause=pause)
+    assert [kind for kind, _, _ in commands(engine)] == ["resume", "pause"]
+
+
+def test_a_run_that_is_paused_with_the_one_around_it_may_be_paused_and_resumed_by_itself(engine: Engine) -> None:
+    run = seed_run(engine)
+    execute(engine, "UPDATE runs SET state = 'paused', paused_with_parent = true")
+    with engine.begin() as connection:
+        command_requests.request_pause(connection, run.tenant_id, run.id, "me", pause=True)
+    assert [kind for kind, _, _ in commands(engine)] == ["pause"]
+    execute(engine, "UPDATE commands SET applied_at = now()")
+    with engine.begin() as connection:
+        command_requests.request_pause(connection, run.tenant_id, run.id, "me", pause=False)
+    assert [kind for kind, _, _ in commands(engine)] == ["resume"]
 
 
 def test_a_mark_is_refused_while_an_attempt_lives_and_when_it_makes_no_sense(engine: Engine) -> None:
@@ -200,7 +221,7 @@ def test_a_rerun_in_place_takes_along_what_is_gone(engine: Engine) -> None:
 def linked(engine: Engine, run: SeededRun, **fields: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     wanted = LinkedRerun(str(uuid.uuid4()), "me", "me", **fields)
     with engine.begin() as connection:
-        preview = linked_reruns.preview_linked(connection, run.tenant_id, run.id, wanted)
+        preview = linked_reruns.preview_linked(connection, run.tenant_id, run.id, wanted, Site())
         found = linked_reruns.start_linked(connection, run.tenant_id, run.id, wanted, Site())
     assert preview == found, "what was shown is what is done"
     return wanted.run_id, found.again, found.reused
@@ -227,6 +248,21 @@ def test_a_linked_rerun_takes_over_what_has_succeeded(engine: Engine) -> None:
     ]
     told = rows(engine, "SELECT task, after FROM events WHERE run_id = :id ORDER BY id", id=made)
     assert [tuple(row) for row in told] == [(None, "queued"), ("a", "success"), ("c", "skipped")]
+
+
+def test_a_linked_rerun_sets_up_again_what_was_taken_down(engine: Engine) -> None:
+    down = PlannedTask("down", "custom_script", ("work",), teardown=True, setups=("up",))
+    run = ended(engine, Plan((planned("load"), planned("up", "load"), planned("work", "up"), down)))
+    for name in ("load", "up", "down"):
+        set_task(engine, run, name)
+    set_task(engine, run, "work", "failed")
+    assert linked(engine, run)[1:] == (("up", "work", "down"), ("load",))
+    with engine.connect() as connection:
+        wanted = LinkedRerun(str(uuid.uuid4()), "me", "me")
+        assert linked_reruns.preview_linked(connection, run.tenant_id, run.id, wanted, Site()).why["up"] == "setup"
+    assert linked(engine, run, chosen=["down"])[1:] == (("up", "work", "down"), ("load",))
+    set_task(engine, run, "work")
+    assert linked(engine, run, chosen=["down"])[1:] == (("down",), ("load", "up", "work"))
 
 
 def test_other_parameters_make_other_tasks_of_those_that_read_them(engine: Engine) -> None:

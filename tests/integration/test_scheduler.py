@@ -23,7 +23,7 @@ from orchestrator.config import Settings
 from orchestrator.effects import SaveOutcome
 from orchestrator.local.redis import EmbeddedRedis
 from orchestrator.local.servers import start_server
-from orchestrator.records import Outcome, Plan
+from orchestrator.records import ChildPlan, Outcome, Plan, PlannedTask
 from orchestrator.states import AttemptState
 from orchestrator.store.command_requests import request_drain
 from orchestrator.store.engine import create_store_engine
@@ -37,7 +37,7 @@ from orchestrator.wire.stream import wake
 from scheduler import troubles
 from scheduler.daemon import Daemon
 from tests.integration.fake_worker import FakeWorker, succeed
-from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
+from tests.integration.seeded_runs import DIAMOND, ONCE, SeededRun, planned, seed_run
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -637,3 +637,45 @@ def test_a_command_that_can_never_be_committed_stops_nobody_else(site: Site, mon
         with site.engine.begin() as connection:
             connection.execute(text("DROP TRIGGER slow ON runs"))
         until(lambda: not site.rows("SELECT 1 FROM commands WHERE applied_at IS NULL"), 30.0, lambda: site.story(stuck))
+
+
+@pytest.mark.parametrize("what", ["start", "child"])
+def test_a_run_that_can_never_be_started_stops_nobody_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(troubles, "PUT_OFF_SECONDS", 3.0)
+    inner = PlannedTask("sub", "pipeline", retry=ONCE, child=ChildPlan("inner"))
+    plan = Plan((planned("a"),)) if what == "start" else Plan((inner,))
+    stuck = seed_run(site.engine, plan=plan, priority=9)
+    seen = f"NEW.id = '{stuck.id}' AND NEW.state = 'running'" if what == "start" else "NEW.parent_run_id IS NOT NULL"
+    with site.engine.begin() as connection:
+        named = "UPDATE pipelines SET name = 'inner' WHERE id <> (SELECT pipeline_id FROM runs WHERE id = :id)"
+        seed_run(site.engine, plan=Plan((planned("in"),)))
+        connection.execute(text(named), {"id": stuck.id})
+        connection.execute(text("UPDATE pipeline_versions SET definition = '{}'"))
+        # As if it asked for more than the server writes in the time that a statement has.
+        connection.execute(
+            text(
+                "CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'too slow' USING ERRCODE = 'query_canceled'; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                f"CREATE TRIGGER slow BEFORE {'UPDATE' if what == 'start' else 'INSERT'} ON runs FOR EACH ROW "
+                f"WHEN ({seen}) EXECUTE FUNCTION be_slow()"
+            )
+        )
+    site.lead()
+    with site.worker():
+        site.wait_for(site.submit())
+        if what == "start":
+            told = ("queued", "put_off")
+            until(lambda: site.rows("SELECT state, reason FROM runs WHERE id = :id", id=stuck.id) == [told])
+        until(lambda: bool(site.rows("SELECT 1 FROM refusals WHERE what = 'put_off'")))
+        # It is tried again meanwhile, which stops nobody either.
+        for _ in range(2):
+            site.wait_for(site.submit())
+        with site.engine.begin() as connection:
+            connection.execute(text("DROP TRIGGER slow ON runs"))
+        site.wait_for(stuck)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from orchestrator import effects as fx
 from orchestrator.events import Command, Event
+from orchestrator.limits import Rate
 from orchestrator.nonces import claim_of
 from orchestrator.records import (
     AttemptRecord,
@@ -53,6 +55,8 @@ class Judge:
         self.tasks_of: dict[str, list[str]] = {}
         self.attempts: dict[str, AttemptRecord] = {}
         self.reservations: dict[str, Reservation] = {}
+        self.dispatches: dict[str, tuple[Rate, float]] = {}
+        """Attempts that count against a rate limit, and when they were made."""
         self.hosts: dict[str, HostRecord] = {}
         self.workers: dict[str, WorkerRecord] = {}
         self.outcomes: dict[str, str] = {}
@@ -67,6 +71,10 @@ class Judge:
         """Seconds by which this clock, which stamps the rows, runs ahead of the leaders' monotonic one."""
         self.retry_due: dict[str, tuple[int, float]] = {}
         """Task run → epoch in which it was put off, and until when on the monotonic clock."""
+        self.asked: Collection[str] = ()
+        """Ids of runs that are tasks, which the present leader still has to make."""
+        self.left_alone: Collection[str] = ()
+        """Runs whose plan the present leader can't read."""
         self.generation_of: dict[str, int] = {}
         """Attempt → generation of its task run when it was made."""
 
@@ -201,7 +209,7 @@ class Judge:
             if attempt.state not in ATTEMPT_TERMINAL and self.runs[attempt.run_id].state not in LIVE_RUNS:
                 raise Violation(f"I10: attempt {attempt.id} lives in a run that is over")
         for run in self.runs.values():
-            if run.state not in LIVE_RUNS:
+            if run.state not in LIVE_RUNS or run.id in self.left_alone:
                 continue
             rows = [self.task_runs[i] for i in self.tasks_of[run.id]]
             if all(row.state in TASK_TERMINAL for row in rows):
@@ -210,6 +218,21 @@ class Judge:
             for row in rows:
                 if not self._has_owner(row, graph):
                     raise Violation(f"I4: task {row.name} of {run.id} is {row.state} without an owner")
+                if graph.planned(row).body is not None:
+                    self._check_stopped(row, graph)
+
+    def _check_stopped(self, row: TaskRunRecord, graph: Graph) -> None:
+        """Check that whoever stops a container stops all inside of it, at any depth."""
+        open_ = [other for other in graph.below(row) if other.state not in TASK_TERMINAL]
+        is_late = row.state is TaskState.FAILED and row.reason == "deadline"
+        if row.state is not TaskState.CANCELLING:
+            if row.state not in (TaskState.CANCELLED, TaskState.UPSTREAM_FAILED) and not is_late:
+                return
+        elif self.runs[row.run_id].reason != "force_cancelled":
+            open_ = [other for other in open_ if not graph.tears_down(other)]
+        for other in open_:
+            if other.state is not TaskState.CANCELLING:
+                raise Violation(f"I4: {row.name} of {row.run_id} is {row.state}, and {other.name} {other.state}")
 
     def _has_owner(self, row: TaskRunRecord, graph: Graph) -> bool:
         planned = graph.planned(row)
@@ -227,7 +250,7 @@ class Judge:
             return waits or any(other.state not in TASK_TERMINAL for other in graph.below(row))
         if planned.child is not None:
             child = self.runs.get(row.child_run_id or "")
-            return child is not None and child.state not in RUN_TERMINAL
+            return row.child_run_id in self.asked if child is None else child.state not in RUN_TERMINAL
         owner = self.attempts.get(row.attempt_id or "")
         wanted = AttemptState.DISPATCHED if row.state is TaskState.QUEUED else AttemptState.RUNNING
         return owner is not None and owner.state is wanted

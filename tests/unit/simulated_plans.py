@@ -111,7 +111,7 @@ RICH = (
                 least=0.5,
                 body=(
                     task("up"),
-                    mapped("fit", "up", over=[1, 2]),
+                    mapped("fit", "up", over=[1, 2], success="any"),
                     task("down", "up", "fit", teardown=True, setups=("up",)),
                 ),
             ),

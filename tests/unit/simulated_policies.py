@@ -112,7 +112,7 @@ class PolicyWorld(World):
         kernel = self.kernel
 
         def those_that_may_be_read() -> list[RunRecord]:
-            left_out = kernel.held_back()
+            left_out = kernel.held_back(self.paused)
             return [run for run in every() if _may_be_read(run, left_out, self.paused)]
 
         self.store.queued_runs = those_that_may_be_read  # type: ignore[method-assign]
@@ -205,9 +205,7 @@ def _may_be_read(run: RunRecord, left_out: HeldBack, paused: Collection[str]) ->
         return True
     if run.pipeline in paused:
         return False
-    if run.id in left_out.but:
-        return True
-    return run.id not in left_out.runs and run.pipeline_id not in left_out.pipelines
+    return run.id not in left_out.runs
 
 
 def check_limits(world: PolicyWorld) -> None:
@@ -230,7 +228,9 @@ def _check_slots(store: ModelStore) -> None:
 def _check_flights(world: PolicyWorld) -> None:
     flights: dict[tuple[str, str], list[str]] = {}
     for attempt, row, planned in _live(world.store):
-        if row.cache_key and planned.cache is not None and planned.cache.single_flight:
+        cache = planned.cache
+        # One that only reads leaves nothing for others, one that only writes takes nothing from them.
+        if row.cache_key and cache is not None and cache.single_flight and cache.mode == "read_write":
             flights.setdefault((world._scope_of(row.id), row.cache_key), []).append(attempt.id)
     for (_, key), attempts in flights.items():
         if len(attempts) > 1:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from orchestrator import effects as fx
-from orchestrator.events import Event, OutcomeReceived
+from orchestrator.events import EndedRun, Event, OutcomeReceived
 from orchestrator.kernel import Snapshot
 from orchestrator.records import (
     AttemptRecord,
@@ -25,6 +25,8 @@ from orchestrator.records import (
 )
 from orchestrator.states import (
     ATTEMPT_TERMINAL,
+    RUN_TERMINAL,
+    TASK_TERMINAL,
     AttemptState,
     Entity,
     RunState,
@@ -43,6 +45,10 @@ class LostLease(Exception):
 
 
 R = TypeVar("R", TaskRunRecord, AttemptRecord, WorkerRecord)
+MOST_CHILDREN = 3
+"""Runs that are tasks, made in one transaction; few, so that many are left over for the next one."""
+MOST_TURNS = 2
+"""Times that a leader answers what was asked, in one transaction."""
 _ABSENT = object()
 _COLUMN_TO_FIELD = {Entity.ATTEMPT: {"deadline_at": "deadline"}}
 _IGNORED = {"exit_code", "ended_at", "started_at", "ready_at", "queued_at", "cached_from", "cache_detail"}
@@ -108,6 +114,9 @@ class ModelStore(Judge):
         """Write the row effects of one transaction, all or none, and check what they did."""
         if self.checks_epoch and epoch != self.epoch:
             raise LostLease
+        made = sum(isinstance(effect, fx.StartChild) for effect in effects)
+        if made > MOST_CHILDREN:
+            raise Violation(f"long: one transaction makes {made} runs that are tasks, at most {MOST_CHILDREN} may be")
         undo: Undo = []
         try:
             for effect in effects:
@@ -156,6 +165,8 @@ class ModelStore(Judge):
                 self._annotate(effect, undo, now)
             case fx.CreateAttempt():
                 self._create(effect.attempt, undo)
+                if effect.rate is not None:
+                    self._set(self.dispatches, effect.attempt.id, (effect.rate, now + self.clock_ahead), undo)
             case fx.CreateTasks():
                 self._create_tasks(effect, undo)
             case fx.StartChild():
@@ -188,7 +199,6 @@ class ModelStore(Judge):
         fields = _fields(effect.entity, effect.changes, now + self.clock_ahead)
         if effect.entity is not Entity.ATTEMPT and effect.entity is not Entity.WORKER:
             fields["reason"] = effect.reason
-        if effect.entity is Entity.TASK_RUN:
             fields["message"] = effect.message
         changed = replace(row, state=effect.after, **fields)
         self._check_transition(effect, row, changed, now)
@@ -200,8 +210,6 @@ class ModelStore(Judge):
         if row is None or row.state is not effect.state:
             raise StaleRow(f"{effect.entity} {effect.id} is not {effect.state}")
         fields = _fields(effect.entity, effect.changes, now + self.clock_ahead)
-        if effect.entity is Entity.RUN:
-            fields.pop("message", None)
         self._set(table, effect.id, replace(row, **fields), undo)
 
     def _create(self, attempt: AttemptRecord, undo: Undo) -> None:
@@ -280,12 +288,29 @@ class ModelStore(Judge):
     def snapshot(self, now: float) -> Snapshot:
         """Return what a new leader reads, with times on its own clock, as ``store.loader`` does it."""
         runs = tuple(run for run in self.runs.values() if run.state in LIVE_RUNS)
+        children = {
+            row.child_run_id: self.runs.get(row.child_run_id)
+            for run in runs
+            for row in (self.task_runs[id_] for id_ in self.tasks_of[run.id])
+            if row.child_run_id is not None and row.state not in TASK_TERMINAL
+        }
         return Snapshot(
+            unmade_children=frozenset(id_ for id_, child in children.items() if child is None),
+            ended_children={
+                id_: EndedRun(child, tuple(self.task_runs[i] for i in self.tasks_of[id_]), self.plans[id_])
+                for id_, child in children.items()
+                if child is not None and child.state in RUN_TERMINAL
+            },
             runs=runs,
             plans={run.id: self.plans[run.id] for run in runs},
             task_runs=tuple(self._loaded(self.task_runs[i], now) for run in runs for i in self.tasks_of[run.id]),
             attempts=tuple(self._loaded(a, now) for a in self.attempts.values() if a.state not in ATTEMPT_TERMINAL),
             reservations=tuple(self.reservations.values()),
+            dispatches=tuple(
+                (rate, min(now, at - self.clock_ahead))
+                for rate, at in self.dispatches.values()
+                if at + rate.per > now + self.clock_ahead
+            ),
             hosts=tuple(self.hosts.values()),
             workers=tuple(self._loaded(worker, now) for worker in self.workers.values()),
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from orchestrator import effects as fx
 from orchestrator.events import (
@@ -28,7 +29,7 @@ from orchestrator.states import RUN_TERMINAL, WORKER_ENDED, AttemptState, Entity
 from tests.unit.simulated_judge import Violation
 from tests.unit.simulated_plans import PIPELINES
 from tests.unit.simulated_site import LEASE, OUTCOMES, Reply, Site, Tree
-from tests.unit.simulated_store import LostLease, ModelStore, StaleRow
+from tests.unit.simulated_store import MOST_CHILDREN, MOST_TURNS, LostLease, ModelStore, StaleRow
 
 ADOPT_SECONDS = 40.0
 BEAT_LIVES = 60.0
@@ -70,6 +71,8 @@ class World(Site):
         """Whether the leader's memory has heard anything."""
         self.left: set[str] = set()
         """Workers that have told the leader that they end, by what they have preempted."""
+        self.asked = WeakKeyDictionary[Kernel, dict[str, fx.StartChild]]()
+        """Runs that are tasks, which the leader with this memory still has to make."""
         self.old_leader: tuple[Kernel, int] | None = None
         self.kernel, self.epoch = self._lead()
 
@@ -185,6 +188,7 @@ class World(Site):
         for event in events:
             seen.append(self._with_row(kernel, event))
             effects += self._decided(kernel, seen[-1])
+        effects += self._made(kernel)
         live = {row.id: row.host_id for row in self.store.workers.values() if row.state not in WORKER_ENDED}
         live |= {e.heartbeat.worker_id: e.heartbeat.host_id for e in effects if isinstance(e, fx.SaveWorker)}
         try:
@@ -197,6 +201,7 @@ class World(Site):
             return
         check_books(kernel)
         if kernel is self.kernel:
+            self.store.asked = {effect.child_run_id for effect in self.asked[kernel].values()}
             self.store.check_timers(self.now)
         self._check_places(effects)
         self._check_given_up(effects, live)
@@ -267,11 +272,30 @@ class World(Site):
             raise Violation(f"I13: {started} starts at {worker.id}, and nothing is charged for it")
 
     def _decided(self, kernel: Kernel, event: Event) -> Iterator[fx.Effect]:
-        """Yield what is decided; the run that a task asks to be is made, and submitted, at once."""
+        """Yield what is decided; the run that a task asks to be is noted, to be made."""
         for effect in decide(kernel, event, self.now):
-            yield effect
-            if isinstance(effect, fx.StartChild) and (answer := self._answer(effect)) is not None:
-                yield from self._decided(kernel, answer)
+            if isinstance(effect, fx.StartChild):
+                self.asked.setdefault(kernel, {})[effect.task_run_id] = effect
+            else:
+                yield effect
+
+    def _made(self, kernel: Kernel) -> Iterator[fx.Effect]:
+        """Yield the making of runs that tasks ask to be, and what follows: so many, the others are left for the next
+        transaction."""
+        asked, left = self.asked.setdefault(kernel, {}), MOST_CHILDREN
+        for _ in range(MOST_TURNS):
+            if not asked or not left:
+                return
+            for task_run_id in list(asked)[:left]:
+                effect, node = asked.pop(task_run_id), kernel.tasks.get(task_run_id)
+                left -= 1
+                if node is None or node.state is not TaskState.RUNNING:
+                    yield from self._decided(kernel, ChildRefused(task_run_id, "It is not wanted any more."))
+                    continue
+                yield effect
+                if (answer := self._answer(effect)) is not None:
+                    yield from self._decided(kernel, answer)
+            yield from self._decided(kernel, Tick(unread_for=math.inf))
 
     def _answer(self, effect: fx.StartChild) -> Event | None:
         """Return the run that was made, as submitted, or why none was."""

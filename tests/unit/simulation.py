@@ -343,9 +343,10 @@ class Simulation(RuleBasedStateMachine):
         chosen=st.sampled_from(("failed", "all", "named")),
         clicks=st.sampled_from(("one", "two", "one late")),
         before=st.integers(0, 6),
+        then=st.sampled_from(("", "", "cancel", "mark")),
         after=st.integers(0, 2),
     )
-    def somebody_runs_it_again(self, pick: int, chosen: str, clicks: str, before: int, after: int) -> None:
+    def somebody_runs_it_again(self, pick: int, chosen: str, clicks: str, before: int, then: str, after: int) -> None:
         if before:
             self.whatever_runs_ends_and_more_follows(outcome=OUTCOMES[pick % 3], turns=before)
         runs = [run for run in self.world.store.runs.values() if run.generation < 4]
@@ -356,6 +357,11 @@ class Simulation(RuleBasedStateMachine):
         names = [self.task_name(run, pick)]
         for click in range(1 if clicks == "one" else 2):
             self.world.rerun(run, names if chosen == "named" else chosen, late=click > 0 and clicks == "one late")
+        if then:
+            # While it still waits for its place.
+            rows = [self.world.store.task_runs[id_] for id_ in self.world.store.tasks_of[run.id]]
+            name = rows[pick % len(rows)].name
+            self.world.command(then, run_id=run.id, task=name, **({"state": "failed"} if then == "mark" else {}))
         for _ in range(after):
             self.world.everyone_works()
 

@@ -177,11 +177,56 @@ def test_waiting_for_a_task_that_is_not_there_is_an_error_when_the_definition_is
         built.to_dict()
 
 
-def test_a_value_that_json_has_not_is_refused_with_its_place() -> None:
-    built = Pipeline("p")
-    built.task("a", operator="x", parameters={"when": object()})
-    with pytest.raises(TypeError, match="object is no JSON value; it is in parameters of task 'a'"):
-        built.to_dict()
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (object(), TypeError, "object is no JSON value; it is in parameters of task 'a'"),
+        (float("nan"), ValueError, "nan is no JSON number; it is in parameters of task 'a'"),
+        ([float("-inf")], ValueError, "-inf is no JSON number"),
+        ({"a", "b", "c"}, TypeError, "has no order"),
+        (frozenset("ab"), TypeError, "has no order"),
+        ({1: 2}, TypeError, "1 is no text"),
+        (b"x", TypeError, "bytes is no JSON value"),
+    ],
+    ids=repr,
+)
+def test_a_value_that_json_has_not_is_refused_at_once_with_its_place(
+    value: Any, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        Pipeline("p").task("a", operator="x", parameters={"arguments": {"x": value}})
+    with pytest.raises(kind, match="parameters of pipeline 'p'"):
+        Pipeline("p", parameters={"x": value})
+
+
+def test_what_json_has_in_other_words_is_taken() -> None:
+    keys: Any = dict.fromkeys(["b", "a"]).keys()
+    built = Pipeline("p", tags=keys, parameters={"x": (1, range(2))})
+    built.task("a", operator="x", map={"over": (n * n for n in range(3))})
+    document = built.to_dict()
+    assert (document["tags"], document["parameters"]) == (["b", "a"], {"x": [1, [0, 1]]})
+    assert document["tasks"][0]["map"] == {"over": [0, 1, 4]}
+    assert built.to_dict() == document
+
+
+def test_a_parameter_that_the_pipeline_has_not_is_refused() -> None:
+    built = Pipeline("p", parameters={"rate": 0.1, "model": {"depth": 3}})
+    assert (built.param("rate"), built.param("model.depth")) == ("{{ params.rate }}", "{{ params.model.depth }}")
+    assert built.param("['rate']") == "{{ params['rate'] }}"
+    for path, words in (("rat", "Did you mean 'rate'"), ("nope[0]", "no parameter 'nope'"), ("['x y']", "'x y'")):
+        with pytest.raises(ValueError, match=words):
+            built.param(path)
+    assert built.param("nope", required=True) == "{{ params.nope }}"
+    assert Pipeline("q").param("nope") == "{{ params.nope }}", "a pipeline that declares none takes any"
+
+
+def test_tasks_that_wait_for_each_other_are_an_error_when_the_definition_is_asked_for() -> None:
+    built = two_tasks()
+    a, b = built.task("c", operator="x"), built.task("d", operator="x")
+    a >> b >> a
+    for write in (built.to_dict, built.to_json, built.to_yaml):
+        with pytest.raises(ValueError, match=r"in a circle: \w → \w → \w\."):
+            write()
 
 
 def test_an_error_in_a_block_leaves_no_pipeline_open() -> None:

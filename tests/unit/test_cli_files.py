@@ -107,6 +107,18 @@ def test_nothing_is_saved_when_anything_is_wrong_and_every_problem_names_its_lin
     assert set(api.sent()) == {"POST /api/v1/pipelines/validate"}
 
 
+def test_what_the_server_warns_of_is_told_with_its_line_and_keeps_nothing_back(play: Play, tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    child = "tasks:\n  - name: c\n    pipeline: {name: %s}\n"
+    path.write_text(f"name: outer\n{child % 'inner'}---\nname: inner\n{child % 'gone'}")
+    warned = {"valid": True, "errors": [], "plan": {}, "definition": {}}
+    warned["warnings"] = [{"pointer": "/tasks/0/pipeline/name", "message": "There is no such pipeline."}]
+    play((200, warned), (200, warned), NOT_THERE, NOT_THERE)
+    result = invoke("apply", str(path), "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "outer: would be created\ninner: would be created\n")
+    assert result.stderr.splitlines() == [f"{path}:9: /tasks/0/pipeline/name: Warning: There is no such pipeline."]
+
+
 def test_a_dry_run_saves_nothing(play: Play, file: str) -> None:
     _, api = play(valid(), valid(), NOT_THERE, saved("two", 3))
     result = invoke("apply", "--dry-run", "-f", file)

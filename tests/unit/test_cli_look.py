@@ -106,7 +106,7 @@ def test_a_run_is_explained_with_its_waiting_tasks_and_what_would_bring_them_on(
         f"  concurrency: gpu-licence is taken. (since {BEGAN.astimezone():%Y-%m-%d %H:%M:%S})",
         "      needs one of 1 places",
         "      → Cancel run r7, or raise the limit.",
-        "… and 3 more tasks that wait; ask for one by its name.",
+        "… and 3 more tasks like these; ask for one by its name.",
     ]
 
 
@@ -118,6 +118,20 @@ def test_what_has_ended_is_explained_by_what_ended_it(play: Play) -> None:
         "train: success",
         f"  since {BEGAN.astimezone():%Y-%m-%d %H:%M:%S}, by ann (mark): By hand.",
         "  cache: The script is another one.",
+    ]
+
+
+def test_a_run_that_has_failed_is_explained_by_the_tasks_to_blame(play: Play) -> None:
+    decided = {"at": BEGAN.isoformat(), "actor": "scheduler", "cause": "tasks_ended", "reason": "oom", "message": ""}
+    task = {"name": "m[1]", "state": "failed", "reason": "oom", "message": "It asked for too much.", "blockers": []}
+    run = {"state": "failed", "reason": "oom", "message": "Task m[1] has failed (oom).", "blockers": []}
+    play((200, {**run, "decided": decided, "tasks": [task], "more": 0}))
+    assert invoke("explain", "r1").output.splitlines() == [
+        "run: failed (oom)",
+        "  Task m[1] has failed (oom).",
+        f"  since {BEGAN.astimezone():%Y-%m-%d %H:%M:%S}, by scheduler (tasks_ended)",
+        "m[1]: failed (oom)",
+        "  It asked for too much.",
     ]
 
 

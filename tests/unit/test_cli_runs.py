@@ -68,7 +68,8 @@ def test_a_run_takes_parameters_from_a_file_and_from_the_line(play: Play, tmp_pa
 def test_waiting_tells_the_result_by_the_exit_status(play: Play, state: str, status: int) -> None:
     play((201, {"id": "r1"}), (200, run_of("running")), (200, run_of(state, message="Why.")))
     result = invoke("run", "p", "--wait")
-    assert (result.exit_code, result.output) == (status, f"r1\np version 2: {state} (Why.)\n")
+    assert (result.exit_code, result.stdout) == (status, "r1\n"), "what R=$(orchestrator run p --wait) is"
+    assert result.stderr == f"p version 2: {state} (Why.)\n"
 
 
 def test_following_prints_a_line_per_change_where_there_is_no_terminal(play: Play) -> None:
@@ -243,6 +244,31 @@ def test_a_task_is_marked_with_outputs_from_a_file(play: Play, tmp_path: Path) -
     assert api.bodies()[0] == {"state": "success", "reason": "by hand", "outputs": {"rows": 3}}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("mark", "r1", "a", "success", "--outputs"), "outputs are an object, as in"),
+        (("run", "p", "--params"), "parameters are an object of names and values"),
+    ],
+)
+def test_a_file_that_holds_no_object_is_refused_in_words_of_what_it_is_for(
+    play: Play, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    play()
+    for text in ("", "[1]"):
+        (tmp_path / "f.yaml").write_text(text)
+        result = invoke(*arguments, str(tmp_path / "f.yaml"))
+        assert result.exit_code == 1
+        assert said in result.output
+        assert "definition" not in result.output
+
+
+def test_what_python_takes_for_a_number_and_json_does_not_is_a_text(play: Play) -> None:
+    _, api = play((201, {"id": "r1"}))
+    invoke("run", "p", "-p", "x=NaN", "-p", "y=-Infinity", "-p", "z=[1]")
+    assert api.bodies()[0]["parameters"] == {"x": "NaN", "y": "-Infinity", "z": [1]}
+
+
 @pytest.mark.parametrize("verdict", ["approve", "reject"])
 def test_a_person_decides_with_an_input(play: Play, verdict: str) -> None:
     _, api = play((202, {"command_id": 7}), DONE, (200, task_of("ask")))
@@ -252,6 +278,11 @@ def test_a_person_decides_with_an_input(play: Play, verdict: str) -> None:
 
 
 def test_an_outside_event_is_reported(play: Play) -> None:
-    _, api = play((202, {}))
+    _, api = play((202, {"command_id": 7}), DONE)
     assert invoke("event", "t1", "--payload", '{"file": "x"}').output == "reported\n"
-    assert api.bodies() == [{"payload": {"file": "x"}}]
+    assert api.bodies()[0] == {"payload": {"file": "x"}}
+
+
+def test_an_outside_event_that_was_reported_before_is_not_said_to_count(play: Play) -> None:
+    play((202, {"command_id": None}))
+    assert invoke("event", "t1").output == "was reported before; nothing changes\n"

@@ -243,6 +243,8 @@ def test_all_faults_come_at_once_in_the_order_of_the_document() -> None:
         "/color",
         "/name",
         "/tasks/0/cpu",
+        "/tasks/0/operator",
+        "/tasks/0/upstream_tasks/0",
         "/tasks/1/name",
         "/tasks/1/parameters/rows",
         "/tasks/1/parameters/sauce",
@@ -261,6 +263,64 @@ def test_faults_of_the_graph_of_a_task_and_of_a_limit_come_at_once() -> None:
     assert list(found) == ["/concurrency/0/key", "/tasks/2/parameters/data", "/tasks/2/queue", "/tasks/2/when"]
     beside = faults(pipeline(task("a", cpu=0), concurrency=[{"key": "{{ map.item }}", "limit": 1}]))
     assert list(beside) == ["/concurrency/0/key", "/tasks/0/cpu"]
+
+
+def test_faults_of_fields_hide_no_faults_of_names() -> None:
+    """All at once: a definition is not mended layer by layer."""
+    wrong = task("t", "scrip", "zz", trigger_rule="al_done", whn="true", when="params.x > tasks.zzz.outputs.y",
+                 parameters={"a": "{{ tasks.zzzz.outputs }}"})  # fmt: skip
+    limits = [{"key": "{{ tasks.a.outputs.x }}", "limit": 0}, "no limit", {"key": "{{ nope }}", "limit": 1}]
+    found = faults(pipeline(
+        task("a", "make"), wrong,
+        task("m", map={"over": "{{ tasks.zz.outputs }}", "max_parallel": 0, "key": "{{ map.itm }}"},
+             concurrency=limits),
+        {"operator": "scrip"},
+        {"name": "g", "map": {"over": [1]}, "tasks": [task("x", "scrip", cpu=0), task("y", "script", "zz")]},
+        task("r", retry={"on": [{"match": {"reason": "oom"}, "action": "again", "resources": {"queue": "cup"}}]}),
+        concurrency=[{"key": "{{ map.item }}", "limit": 0}],
+    ))  # fmt: skip
+    assert list(found) == [
+        "/concurrency/0/key", "/concurrency/0/limit",
+        "/tasks/1/operator", "/tasks/1/parameters/a", "/tasks/1/trigger_rule", "/tasks/1/upstream_tasks/0",
+        "/tasks/1/when", "/tasks/1/whn",
+        "/tasks/2/concurrency/0/key", "/tasks/2/concurrency/0/limit", "/tasks/2/concurrency/1",
+        "/tasks/2/concurrency/2/key", "/tasks/2/map/key", "/tasks/2/map/max_parallel", "/tasks/2/map/over",
+        "/tasks/3/name", "/tasks/3/operator",
+        "/tasks/4/tasks/0/cpu", "/tasks/4/tasks/0/operator", "/tasks/4/tasks/1/upstream_tasks/0",
+        "/tasks/5/retry/on/0/action", "/tasks/5/retry/on/0/resources/queue",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [task("a"), task("b", upstream_tasks="a", trigger_rule="one_failed")],
+        [task("a"), task("b", upstream_tasks="a", teardown=["a"])],
+        [task("a"), task("b", upstream_tasks="a", parameters={"x": "{{ tasks.a.outputs }}"})],
+        [task("a"), task("b", "script", "a", trigger_rule="al_done", when="tasks.a.state == 'failed'")],
+        [task("a", "train", parameters=[])],
+        [task("a", map=5, parameters={"x": "{{ map.item }}"})],
+        [task("a", repeat=5, parameters={"x": "{{ repeat.index }}"})],
+        [{"name": "g", "map": 5, "tasks": [task("a", parameters={"x": "{{ map.item.y }}"})]}],
+        [task("a", map={"over": {"grid": {"x": 5}}}, parameters={"x": "{{ map.item.x }}"})],
+        [task("a", gpu="one", gpu_memory_gb=4)],
+        [task("a", outputs=5), task("b", "script", "a", when="tasks.a.outputs.x > 1")],
+        [{"name": "a", "approval": {"message": "go?", "input": 5}},
+         task("b", "script", "a", when="tasks.a.outputs.input.x > 1")],
+        [{"name": "a", "approval": 5}],
+        [{"name": "a", "tasks": 5, "map": {"over": [1]}}, task("b", "script", "a", when="tasks.a.outputs[0].x > 1")],
+        [task("a b"), task("c", "script", "a b")],
+        [{"operator": "script"}, task("c")],
+        ["text", task("c", "script", when="true")],
+        [task("a", "scrip", parameters={"script_content": "${{ github }}"})],
+    ],
+)  # fmt: skip
+def test_one_fault_is_told_as_one(tasks: list[Any]) -> None:
+    like: Any = OPERATORS["script"]
+    script = type("Script", (like,), {"verbatim": frozenset({"script_content"})})
+    with pytest.raises(InvalidDefinition) as caught:
+        compile_pipeline(pipeline(*tasks), {**OPERATORS, "script": script}, SITE)
+    assert len(caught.value.problems) == 1, caught.value.problems
 
 
 @pytest.mark.parametrize(
@@ -480,6 +540,44 @@ def test_a_run_is_refused_without_what_only_it_can_give() -> None:
     assert run_faults(result, {}, defaults={"data": "x.csv"}) == {}
     assert "as a text" in run_faults(result, {"data": 7})["/parameters/data"]
     assert "as a text" in run_faults(result, {"data": "x.csv", "start": ""})["/parameters/start"]
+
+
+def test_a_run_gives_only_what_its_pipeline_declares_or_its_tasks_take() -> None:
+    read = task("r", parameters={"x": "{{ params.region }}"})
+    result = compiled(task("t", "train"), read, parameters={"max_errors": 1, "depths": [1], "any": None})
+    defaults = result.definition["parameters"]
+    wanted = {"data": "x.csv", "region": "eu"}
+
+    def told(named: dict[str, Any]) -> dict[str, str]:
+        return run_faults(result, {**wanted, **named}, defaults=defaults)
+
+    assert told({"max_errors": 2.5, "depths": [], "any": {"x": 1}, "start": "y.csv"}) == {}
+    assert told({"max_erors": 1}) == {
+        "/parameters/max_erors": "The pipeline's parameters have no 'max_erors'. Did you mean 'max_errors'?"
+    }
+    assert "'max_errors', 'depths', 'any'; add it there" in told({"q/r": 1})["/parameters/q~1r"]
+    assert run_faults(compiled(task("a")), {"whatever": 1}, defaults={}) == {}, (
+        "a pipeline that declares none takes any"
+    )
+
+
+@pytest.mark.parametrize(
+    ("default", "value", "words"),
+    [
+        (1, "text", "is a number by its default in the pipeline, and this is a text; give one like 1."),
+        (1, True, "this is true or false"),
+        (1, None, "this is null; leave it out, or make null its default there."),
+        ([1, 2], 5, "is a list by its default in the pipeline, and this is a number; give one like [1, 2]."),
+        ("2026", 2026, 'this is a number; put it in quotes, as in "2026".'),
+        (False, "false", "is true or false by its default in the pipeline, and this is a text; give one like false."),
+        ({}, [], "is an object"),
+    ],
+)
+def test_a_run_gives_values_of_the_types_of_the_defaults(default: Any, value: Any, words: str) -> None:
+    result = compiled(task("a"), parameters={"x": default})
+    assert words in run_faults(result, {"x": value}, defaults={"x": default})["/parameters/x"]
+    assert run_faults(result, {"x": value}, defaults={"x": None}) == {}
+    assert run_faults(result, {"x": value}, defaults={"x": default}, named={}) == {}, "it came from another run"
 
 
 def test_a_run_is_refused_where_a_connection_is_missing() -> None:

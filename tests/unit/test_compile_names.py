@@ -202,7 +202,7 @@ def test_a_run_has_to_bring_what_templates_read_and_has_no_default() -> None:
     result = compiled(
         task("a", parameters={"x": "{{ params.a.b }}", "y": "{{ params.given }}"}, when="params.only_asked"),
         task("b", map={"over": "{{ params.list }}"}, concurrency=[{"key": "{{ params.key }}", "limit": 1}]),
-        parameters={"given": 1},
+        parameters={"given": 1, "only_asked": None},
     )
     assert result.plan.reads == ("a", "key", "list")
     found = {problem.pointer: problem.message for problem in run_problems(result.plan, {"a": 1, "key": None}, SITE)}
@@ -238,6 +238,41 @@ def test_a_template_in_an_input_is_its_value() -> None:
 def test_names_are_not_judged_while_other_tasks_can_not_be_read() -> None:
     found = faults(pipeline(task("a"), task("b", "script", "a", cpu=0), task("c", "script", "b", when="tasks.a.state")))
     assert list(found) == ["/tasks/1/cpu"]
+
+
+@pytest.mark.parametrize("field", ["when", "until"])
+def test_a_condition_on_a_parameter_that_the_pipeline_does_not_declare_is_told(field: str) -> None:
+    def told(expression: str, *more: Any, **parameters: Any) -> str:
+        fields = {"when": expression} if field == "when" else {"repeat": {"until": expression, "max": 2}}
+        found = fault(last(**fields), *more, **({"parameters": parameters} if parameters else {}))
+        return found.get("/when" if field == "when" else "/repeat/until", "")
+
+    def accepted(expression: str, *more: Any, **parameters: Any) -> bool:
+        document = pipeline(*FLOW, *more, last(when=expression), **({"parameters": parameters} if parameters else {}))
+        compile_pipeline(document, OPERATORS, SITE)
+        return True
+
+    assert "no 'max_erors', so it would be null in every run. Did you mean 'max_errors'?" in told(
+        "params.max_erors > 1", max_errors=1
+    )
+    assert "Declare it there, as null where runs may leave it out." in told("params.zz", max_errors=1)
+    assert accepted("params.zz"), "a pipeline that declares none takes any"
+    assert accepted("params.zz", zz=None)
+    assert accepted("params.zz", task("x", parameters={"x": "{{ params.zz }}"}), other=1), (
+        "each run has to bring what a template reads"
+    )
+    assert accepted("params.data", task("m", "train", parameters={"algorithm": "svm"}), other=1)
+    assert "params.s is a text, which has no [0]" in told("params.s[0] == 'h'", s="hello")
+    assert "params.s is a text, which has no 'x'" in told("params.s.x == 'h'", s="hello")
+    assert "write params.l[0].x" in told("params.l.x == 'h'", l=[1])
+    assert "params.m.depth is a number" in told("params.m.depth.x", m={"depth": 1})
+    assert accepted("params.m.other.x and params.l[7]", m={"depth": 1}, l=[1]), "a run may bring more"
+
+
+def test_a_state_that_there_is_not_is_not_also_told_to_need_another_rule() -> None:
+    found = faults(pipeline(*FLOW, last(when="tasks['train-model'].state == 'succes'")))
+    assert "Did you mean 'success'?" in found["/tasks/4/when"]
+    assert "all_done" not in found["/tasks/4/when"].partition("one of")[0]
 
 
 def _refusal_seconds(tasks: int) -> float:

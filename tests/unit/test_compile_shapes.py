@@ -194,7 +194,7 @@ def test_what_rounds_never_leave_is_told() -> None:
 )
 def test_what_can_never_be_worked_out_is_told(when: str, words: str) -> None:
     last = task("t", "script", *NAMES, when=when, trigger_rule="all_done")
-    found = faults(*BEFORE, last, parameters={"rate": 0.5})
+    found = faults(*BEFORE, last, parameters={"rate": 0.5, "unknown": None, "on": None})
     assert list(found) == [f"/tasks/{len(BEFORE)}/when"], found
     [message] = found.values()
     assert words in message
@@ -222,7 +222,7 @@ def test_what_can_never_be_worked_out_is_told(when: str, words: str) -> None:
 )
 def test_what_may_be_worked_out_is_accepted(when: str) -> None:
     last = task("t", "script", *NAMES, when=when, trigger_rule="all_done")
-    assert faults(*BEFORE, last, parameters={"nothing": None}) == {}
+    assert faults(*BEFORE, last, parameters={"nothing": None, "unknown": None, "on": None}) == {}
 
 
 def test_a_key_that_is_the_same_for_all_items_is_told() -> None:

@@ -66,6 +66,8 @@ def only(text: str) -> Any:
         ("0o17", 15),
         ("1_000", "1_000"),
         ("'1'", "1"),
+        ("'NaN'", "NaN"),
+        ("nan", "nan"),
         ("!!str 12", "12"),
         ("{a: ~, b: null, c: }", {"a": None, "b": None, "c": None}),
         ("{a: true, b: False}", {"a": True, "b": False}),
@@ -88,6 +90,8 @@ def test_defaults_can_be_merged_under_a_tasks_own_fields() -> None:
         ("a:\n  - !!python/object:os.system x", 2, "tag"),
         ("a: !!float x", 1, "tag"),
         ("a: .inf", 1, "no JSON"),
+        ("a: NaN", 1, "NaN is no JSON number"),
+        ("a:\n  - -Infinity", 2, "put it in quotes to make it a text"),
         ("a: 1e999", 1, "too large"),
         ("? [1]\n: 2", 1, "must be a text"),
         ("a: &x [*x]", 1, "grows too large"),
@@ -130,6 +134,13 @@ def test_a_reader_of_yaml_1_1_sees_no_word_where_we_wrote_a_text(value: Any) -> 
     """What YAML 1.1 takes for something else is quoted."""
     ours, theirs = {"value": value}, yaml.safe_load(write_yaml({"value": value}))
     assert json.loads(json.dumps(ours)) == json.loads(json.dumps(theirs))
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_python_writes_for_no_number_becomes_no_text(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{word} is no JSON"):
+        read_documents(f'{{"name": "p", "x": {word}}}', "standard input")
+    assert only(write_yaml({"x": word})) == {"x": word}
 
 
 def test_a_field_that_json_has_twice_is_refused() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from orchestrator.explain import AttemptFacts, RunFacts, TaskFacts, Upstream, blockers_of_run, blockers_of_task
+from orchestrator.kernel.marks import AT_WORK
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -54,6 +55,7 @@ def test_a_queued_run_waits_for_its_pipeline_a_place_or_the_next_look() -> None:
     assert found(replace(queued, active_runs=10, is_child=True)) == ["admission"]
     assert found(replace(queued, pipeline_paused=True)) == ["pipeline_paused"]
     assert found(replace(queued, reason="concurrency")) == ["concurrency"]
+    assert found(replace(queued, reason="put_off")) == ["put_off"]
     assert found(replace(queued, leader_away=60.0))[0] == "no_leader"
     assert "3 run(s) wait in front" in blockers_of_run(replace(queued, active_runs=10, before_it=3))[0].message
 
@@ -65,6 +67,13 @@ def test_a_pending_task_names_each_open_upstream_and_no_other() -> None:
     assert blocker.message == "t (all_success) waits for b, which is ready (infeasible)."
     many = tuple(Upstream(f"u{n}", TaskState.RUNNING, "") for n in range(30))
     assert len(kinds(replace(TASK, upstreams=many))) == 21
+
+
+@pytest.mark.parametrize("state", sorted(set(TaskState) - TASK_TERMINAL))
+def test_a_mark_is_advised_only_where_it_is_not_refused(state: TaskState) -> None:
+    [blocker] = blockers_of_task(replace(TASK, upstreams=(Upstream("a", state, ""),)), (), RUN)
+    assert ("Or mark a as" in blocker.would_unblock) is (state not in AT_WORK)
+    assert ("cancel a" in blocker.would_unblock) is (state in (TaskState.RUNNING, TaskState.QUEUED))
 
 
 def test_blockers_come_from_the_outside_to_the_inside() -> None:

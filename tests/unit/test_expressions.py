@@ -100,7 +100,9 @@ def test_what_an_expression_reads_is_known_beforehand(text: str, paths: set[Any]
         ("params.x || 1", "'or'"),
         ("!params.x", "'not'"),
         ("params.x = 1", "Equality is =="),
-        ("params.x ==", "can't be read"),
+        ("params.x ==", "something is missing at its end, after '=='"),
+        ("1 +", "missing at its end, after '+'"),
+        ("1 + * 2", "at character 5"),
         ("{{ params.x }}", "not {{ params.x }}"),
         ("'a\\d'", "backslash"),
         ("[i for i in params.list]", "comprehension"),
@@ -146,6 +148,11 @@ def test_what_is_not_plain_arithmetic_is_refused_when_it_is_read(text: str, word
         compile_expression(text)
     assert words in str(caught.value)
     assert str(caught.value).endswith((".", "?"))
+
+
+def test_a_power_of_fractions_that_gets_too_large_is_told_in_words() -> None:
+    with pytest.raises(ExpressionError, match=r"can't be worked out: A power gets too large\.$"):
+        compile_expression("10.0 ** 400").evaluate({})
 
 
 @pytest.mark.parametrize(

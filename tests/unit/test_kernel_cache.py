@@ -214,6 +214,7 @@ def test_a_new_leader_lets_nobody_wait_for_a_task_of_a_paused_run(order: tuple[s
         answer(driver, run_id)
     driver.command("pause", run_id="r1")
     rebuilt(driver, *order)
+    answer(driver, "r2")
     driver.worker()
     driver.tick()
     assert driver.state("a", "r2") is TaskState.QUEUED

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from orchestrator.effects import StartChild
-from orchestrator.events import RunSubmitted
-from orchestrator.kernel import decide
+from orchestrator.events import ReconcileDue, RunSubmitted, Tick
+from orchestrator.kernel import Kernel, decide
 from orchestrator.kernel.held_runs import HeldBack
 from orchestrator.records import ChildPlan, Plan, PlannedTask
 from orchestrator.states import RunState, TaskState
@@ -185,13 +187,27 @@ def test_a_paused_run_starts_no_run_that_is_a_task_until_it_goes_on() -> None:
         assert driver.run_state(inner_of(driver, name)) is RunState.RUNNING
 
 
-def test_a_run_under_way_goes_on_while_the_run_that_it_is_a_task_of_is_paused() -> None:
-    driver = with_inner()
+def test_a_run_that_ends_while_the_run_that_it_is_a_task_of_is_paused_ends_that_task() -> None:
+    driver = with_inner(task("a"))
     driver.run(child("sub"), task("next", "sub"))
     driver.ask("pause")
-    driver.finish("a", "b", run_id=inner_of(driver))
+    driver.finish("a", run_id=inner_of(driver))
     assert driver.state("sub") is TaskState.SUCCESS
     assert driver.told("next") == (TaskState.READY, "run_paused")
+
+
+def test_a_run_that_tears_down_goes_on_when_its_paused_run_is_cancelled() -> None:
+    driver = with_inner()
+    driver.run(task("first"), replace(child("down", "first"), teardown=True))
+    driver.finish("first")
+    inner = inner_of(driver, "down")
+    driver.start_of("a", inner)
+    driver.ask("pause")
+    driver.end_of("a", inner, gave())
+    assert driver.run_state(inner) is RunState.PAUSED
+    driver.ask("cancel")
+    driver.finish("b", run_id=inner)
+    assert (driver.run_state(inner), driver.run_state()) == (RunState.SUCCESS, RunState.CANCELLED)
 
 
 def test_a_run_that_tears_down_starts_when_its_paused_run_is_cancelled() -> None:
@@ -236,3 +252,168 @@ def test_a_run_that_waits_in_the_rows_for_its_place_is_read_when_its_task_is_can
     driver.feed(driver.submission(waiting))
     assert driver.state("other") is TaskState.CANCELLED
     assert driver.kernel.held_back() == HeldBack()
+
+
+def test_a_run_that_was_asked_for_and_not_made_is_made_by_the_next_leader() -> None:
+    driver = with_inner(task("only"))
+    driver.makes_children = False
+    driver.run(child("sub", parameters={"n": 1}), child("other"), parameters={"a": 2})
+    asked = inner_of(driver)
+    assert asked not in driver.store.runs
+    driver.take_over()
+    assert [(effect.child_run_id, effect.parameters) for effect in driver.asked] == [
+        (asked, {"a": 2, "n": 1}),
+        (inner_of(driver, "other"), {"a": 2}),
+    ]
+    driver.makes_children = True
+    driver.tick()
+    for name in ("sub", "other"):
+        driver.finish("only", run_id=inner_of(driver, name))
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_a_run_that_was_never_made_is_not_needed_to_cancel_its_task() -> None:
+    for is_found_by_the_next_leader in (False, True):
+        driver = with_inner()
+        driver.makes_children = False
+        driver.run(child("sub"))
+        driver.ask("cancel")
+        assert driver.state("sub") is TaskState.CANCELLING
+        if is_found_by_the_next_leader:
+            driver.take_over()
+        driver.makes_children = True
+        driver.tick()
+        assert driver.told("sub") == (TaskState.CANCELLED, "run_cancelled")
+        assert driver.run_state() is RunState.CANCELLED
+        assert inner_of(driver) not in driver.store.runs
+
+
+def left_alone(driver: Written, run_id: str = "r1") -> None:
+    """Another leader takes over that can't read the plan of this run."""
+    rows = driver.store.snapshot(driver.now)
+    driver.kernel = Kernel(driver.settings, driver.now)
+    others = tuple(run for run in rows.runs if run.id != run_id)
+    tasks = tuple(row for row in rows.task_runs if row.run_id != run_id)
+    driver.kernel.load(replace(rows, runs=others, task_runs=tasks, unreadable={run_id: "newer"}), driver.now)
+    driver.store.left_alone = {run_id}
+    driver.feed(ReconcileDue())
+
+
+def test_a_run_that_ended_while_the_run_around_it_was_left_alone_ends_its_task() -> None:
+    for outcome, wanted in ((gave(n=2), RunState.SUCCESS), (BAD, RunState.FAILED)):
+        driver = with_inner(task("a"))
+        driver.run(child("sub"), task("next", "sub", when="tasks.sub.outputs.outputs.a.n == 2"))
+        inner = inner_of(driver)
+        left_alone(driver)
+        driver.finish("a", run_id=inner, outcome=outcome)
+        assert driver.run_state(inner) is wanted
+        assert driver.state("sub") is TaskState.RUNNING
+        driver.take_over()
+        if wanted is RunState.SUCCESS:
+            assert driver.queued() == ["next"]
+        else:
+            assert driver.told("sub") == (TaskState.FAILED, "child_failed")
+            assert driver.run_state() is RunState.FAILED
+
+
+def test_a_task_that_was_being_cancelled_while_its_run_was_left_alone_ends() -> None:
+    driver = with_inner(task("a"))
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    driver.start_of("a", inner)
+    driver.ask("cancel")
+    left_alone(driver)
+    driver.end_of("a", inner, BAD)
+    driver.take_over()
+    assert driver.run_state() is RunState.CANCELLED
+
+
+def test_a_task_that_does_not_wait_for_its_run_goes_on_though_its_run_was_left_alone() -> None:
+    for has_ended in (False, True):
+        driver = with_inner(task("a"))
+        driver.answers_children = False
+        driver.run(child("sub", wait=False), task("next", "sub"))
+        inner = inner_of(driver)
+        left_alone(driver)
+        driver.feed(driver.submission(inner), Tick())
+        if has_ended:
+            driver.finish("a", run_id=inner, outcome=BAD)
+        driver.take_over()
+        assert driver.state("sub") is TaskState.SUCCESS
+        assert driver.queued() == ["next"]
+
+
+def test_a_pause_holds_what_is_inside_of_the_run_and_ends_with_it() -> None:
+    driver = with_inner(child("deep", pipeline="deepest"), task("a"), task("b", "a"))
+    driver.store.pipelines["deepest"] = Plan((task("x"), task("y", "x")))
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    deepest = driver.row("deep", inner).child_run_id
+    assert deepest is not None
+    driver.start_of("a", inner)
+    driver.ask("pause")
+    assert [driver.run_state(id_) for id_ in ("r1", inner, deepest)] == [RunState.PAUSED] * 3
+    driver.end_of("a", inner, gave())
+    driver.finish("x", run_id=deepest)
+    assert driver.told("b", inner) == driver.told("y", deepest) == (TaskState.READY, "run_paused")
+    driver.take_over()
+    driver.ask("resume")
+    assert [driver.run_state(id_) for id_ in ("r1", inner, deepest)] == [RunState.RUNNING] * 3
+    assert (driver.queued(inner), driver.queued(deepest)) == (["b"], ["y"])
+
+
+@pytest.mark.parametrize("first", ["the inner", "the outer"])
+def test_a_run_that_a_person_has_paused_does_not_go_on_with_the_one_around_it(first: str) -> None:
+    driver = with_inner()
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    for run_id in (inner, "r1") if first == "the inner" else ("r1", inner):
+        assert "is paused" in driver.ask("pause", run_id=run_id)
+    driver.take_over()
+    driver.ask("resume")
+    assert (driver.run_state(), driver.run_state(inner)) == (RunState.RUNNING, RunState.PAUSED)
+    driver.ask("resume", run_id=inner)
+    assert driver.run_state(inner) is RunState.RUNNING
+
+
+def test_a_run_inside_of_a_paused_one_can_be_let_go_on_by_itself() -> None:
+    driver = with_inner()
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    driver.ask("pause")
+    driver.ask("resume", run_id=inner)
+    assert (driver.run_state(), driver.run_state(inner)) == (RunState.PAUSED, RunState.RUNNING)
+    driver.finish("a", "b", run_id=inner)
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_a_run_that_is_not_waited_for_is_not_paused_with_the_one_that_has_started_it() -> None:
+    driver = with_inner()
+    driver.run(child("sub", wait=False), task("next", "sub"))
+    inner = inner_of(driver)
+    driver.ask("pause")
+    assert driver.run_state(inner) is RunState.RUNNING
+
+
+def test_a_run_that_could_not_start_before_its_outer_run_was_paused_starts_paused() -> None:
+    driver = with_inner()
+    driver.store.pipelines["inner"] = Plan((task("a"),), max_active_runs=1)
+    driver.run(child("one"), child("two"))
+    first, second = inner_of(driver, "one"), inner_of(driver, "two")
+    assert driver.run_state(second) is RunState.QUEUED
+    driver.start_of("a", first)
+    driver.ask("pause")
+    driver.end_of("a", first, gave())
+    driver.feed(driver.submission(second), Tick())
+    assert (driver.run_state(second), driver.queued(second)) == (RunState.PAUSED, [])
+    driver.ask("resume")
+    assert driver.queued(second) == ["a"]
+
+
+def test_cancelling_a_paused_run_ends_what_was_paused_with_it() -> None:
+    driver = with_inner()
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    driver.ask("pause")
+    driver.ask("cancel")
+    assert (driver.run_state(), driver.run_state(inner)) == (RunState.CANCELLED, RunState.CANCELLED)

@@ -129,6 +129,16 @@ def test_a_paused_run_starts_nothing_until_it_is_resumed() -> None:
     assert sorted(driver.dispatched()) == ["c", "d"]
 
 
+def test_a_pause_or_a_resume_that_is_asked_for_twice_is_no_error() -> None:
+    driver = Driver()
+    driver.worker()
+    driver.run(task("a"))
+    for kind, said in (("resume", "Nothing to do"), ("pause", "is paused"), ("pause", "Nothing to do")):
+        driver.command(kind, run_id="r1")
+        assert said in driver.of(CloseCommand)[0].result
+    assert driver.run_state() is RunState.PAUSED
+
+
 def test_a_paused_run_whose_last_task_ends_is_over() -> None:
     driver = Driver()
     driver.worker()

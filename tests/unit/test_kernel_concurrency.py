@@ -10,7 +10,7 @@ import pytest
 from orchestrator.effects import Annotate, CreateAttempt
 from orchestrator.events import Tick
 from orchestrator.kernel import Kernel, Snapshot
-from orchestrator.kernel.held_runs import MOST_OF_A_PIPELINE
+from orchestrator.kernel.held_runs import HeldBack
 from orchestrator.records import ConcurrencyLimit, MapPlan, Outcome, Plan, PlannedTask, RateLimit, RetryPolicy
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import GIB, Driver, task
@@ -38,12 +38,9 @@ def submit(driver: Driver, run_id: str, order: int, *tasks: PlannedTask, **field
 def come_again(driver: Driver) -> None:
     """Let the runs be read again that are queued and not left out, as the scheduler does each second."""
     left_out = driver.kernel.held_back()
-    for run_id, event in driver.submitted.items():
+    for run_id in driver.submitted:
         rows = driver.rows(run_id)
-        is_held = run_id in left_out.runs or (
-            event.run.pipeline_id in left_out.pipelines and run_id not in left_out.but
-        )
-        if rows.run.state is RunState.QUEUED and not is_held:
+        if rows.run.state is RunState.QUEUED and run_id not in left_out.runs:
             driver.feed(replace(rows, run=replace(rows.run, reason="concurrency")))
     driver.feed(Tick())
 
@@ -190,17 +187,17 @@ def test_a_run_whose_key_can_t_be_worked_out_fails() -> None:
     assert "nobody" in driver.last("r1").message
 
 
-def test_many_runs_that_wait_for_one_key_leave_their_whole_pipeline_out_but_for_the_next() -> None:
+def test_many_runs_that_wait_for_one_key_are_left_out_but_for_the_next_and_stand_in_nobodys_way() -> None:
     driver = site()
-    for n in range(1, MOST_OF_A_PIPELINE + 3):
-        submit(driver, f"r{n}", n, plan=one(1))
-    assert driver.kernel.held_back().pipelines == ("p",)
-    assert driver.kernel.held_back().runs == ()
+    for n in range(1, 203):
+        submit(driver, f"r{n}", n, plan=one(1, key=PER_USER), parameters={"user": "a"})
+    assert driver.kernel.held_back() == HeldBack(tuple(f"r{n}" for n in range(2, 203)))
     driver.start("a")
     driver.end("a")
-    assert driver.kernel.held_back().but == ("r2",)
+    assert driver.kernel.held_back().runs == tuple(f"r{n}" for n in range(3, 203))
+    submit(driver, "other", 300, plan=one(1, key=PER_USER), parameters={"user": "b"})
     come_again(driver)
-    assert runs_of(driver) == {"r2"}
+    assert runs_of(driver) == {"r2", "other"}
 
 
 def test_the_slots_of_runs_are_the_same_under_another_leader() -> None:
@@ -383,3 +380,26 @@ def test_the_key_of_an_index_may_name_its_item() -> None:
     body = Plan((limited("m", 1, key="gpu-{{ map.item.gpu }}"),))
     driver.run(task("m", map=MapPlan(over=[{"gpu": 0}, {"gpu": 0}, {"gpu": 1}]), body=body))
     assert driver.dispatched() == ["m[0]", "m[2]"]
+
+
+def test_of_two_limits_with_one_key_each_has_its_own_next_turn() -> None:
+    driver = site()
+    driver.run(rated("a", 1, 7.0), rated("b", 1, 7.0), rated("c", 1, 3600.0))
+    assert driver.reason("b")[0] == driver.reason("c")[0] == "rate_limit"
+    driver.beat("w1")
+    assert driver.kernel.next_due(driver.now) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_new_leader_keeps_to_what_was_sent_out_before(ended: bool) -> None:
+    driver = Written()
+    driver.worker()
+    driver.run(rated("a", 1, 3600.0), rated("b", 1, 3600.0))
+    assert driver.queued() == ["a"]
+    if ended:
+        driver.finish("a")
+    driver.take_over()
+    driver.tick(after=1.0)
+    assert driver.told("b") == (TaskState.READY, "rate_limit")
+    driver.tick(after=3600.0)
+    assert driver.state("b") is TaskState.QUEUED

@@ -10,7 +10,8 @@ from orchestrator.effects import Annotate, CloseCommand, Transition
 from orchestrator.kernel import Kernel, Snapshot
 from orchestrator.records import Outcome, PlannedTask
 from orchestrator.states import AttemptState, Entity, RunState, TaskState
-from tests.unit.kernel_driver import Driver, task
+from tests.unit.kernel_driver import GIB, Driver, task
+from tests.unit.written_driver import Written, mapped
 
 CANCELLED = Outcome(AttemptState.CANCELLED, "cancelled")
 TASKS = (task("setup"), task("work", "setup", grace=20.0), task("clean", "work", teardown=True, setups=("setup",)))
@@ -115,6 +116,54 @@ def test_the_reason_that_was_given_is_told() -> None:
     driver = at_work()
     cancel(driver, reason="wrong data")
     assert driver.last("r1").message == "ann: wrong data"
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["the same leader", "a new leader"])
+@pytest.mark.parametrize("outcome", [CANCELLED, Outcome(AttemptState.SUCCEEDED)], ids=lambda one: one.state)
+def test_who_has_cancelled_it_and_why_is_told_of_what_has_ended(is_new: bool, outcome: Outcome) -> None:
+    driver = Written()
+    driver.worker()
+    driver.run(task("a"), mapped("m", over=[1], memory=GIB), task("z", "a"))
+    for name in ("a", "m[0]"):
+        driver.start_of(name, "r1")
+    driver.ask("cancel", reason="wrong data")
+    if is_new:
+        driver.take_over()
+        driver.beat(running={a.id: a.token for a in driver.kernel.attempts.values()})
+    for name in ("a", "m[0]"):
+        driver.end_of(name, "r1", outcome)
+    run = driver.store.runs["r1"]
+    assert (run.state, run.reason, run.message) == (RunState.CANCELLED, "cancelled", "ann: wrong data")
+    told = {row.name: (row.state, row.message) for row in driver.rows_of()}
+    assert told == dict.fromkeys(("a", "m", "m[0]", "z"), (TaskState.CANCELLED, "Its run is stopped. ann: wrong data"))
+
+
+def test_who_has_cancelled_one_task_without_a_reason_is_told_of_it_too() -> None:
+    driver = Written()
+    driver.worker()
+    driver.run(task("a"), task("b"))
+    driver.start_of("a", "r1")
+    driver.ask("cancel", task="a")
+    driver.end_of("a", "r1", CANCELLED)
+    assert driver.row("a").message == "ann has cancelled it."
+    driver.finish("b")
+    assert driver.store.runs["r1"].message == "Task a was cancelled."
+
+
+def test_the_wait_for_a_lost_worker_is_no_part_of_what_the_end_tells() -> None:
+    driver = Written()
+    driver.worker()
+    driver.run(task("a", on_worker_loss="adopt"))
+    driver.start_of("a", "r1")
+    driver.now += 60.0
+    driver.tick()
+    driver.ask("cancel", reason="wrong data")
+    assert "Its worker is lost" in driver.row("a").message
+    driver.take_over()
+    driver.now += 4000.0
+    driver.worker("w2", boot_id="another")
+    driver.tick()
+    assert (driver.state("a"), driver.row("a").message) == (TaskState.CANCELLED, "Its run is stopped. ann: wrong data")
 
 
 def test_a_new_leader_knows_the_grace_and_the_force() -> None:

@@ -100,6 +100,15 @@ def test_a_hint_that_nobody_claims_in_time_is_taken_back() -> None:
     assert driver.state("a") is TaskState.QUEUED
 
 
+def test_a_hint_that_nobody_claims_is_counted_anew_where_it_is_tried_again_at_once() -> None:
+    driver = driven(task("a", max_queued=60.0, retry=AT_ONCE))
+    for tries in range(1, 4):
+        beat_for(driver, 55.0)
+        assert driver.kernel.tasks["r1.a"].failures == tries - 1
+        beat_for(driver, 5.0)
+        assert (driver.state("a"), driver.kernel.tasks["r1.a"].failures) == (TaskState.QUEUED, tries)
+
+
 def test_what_was_claimed_in_time_may_run_for_ever() -> None:
     driver = driven(task("a", max_queued=30.0))
     driver.start("a")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator.effects import CloseCommand, Transition
-from orchestrator.events import Command, EndedRun
-from orchestrator.states import Entity, RunState, TaskState
+from orchestrator.events import Command, EndedRun, ReconcileDue, Tick
+from orchestrator.records import Outcome
+from orchestrator.states import AttemptState, Entity, RunState, TaskState
 from tests.unit.kernel_driver import task
 from tests.unit.test_kernel_maps import started
 from tests.unit.written_driver import BAD, Written, gave, mapped
@@ -151,3 +154,74 @@ def test_a_mark_leaves_no_timer_of_a_limit_behind() -> None:
     assert {kind for kind, _ in driver.kernel.timers.all()} == {"deadline", "max_queued"}
     driver.ask("mark", task="work", state="skipped")
     assert driver.kernel.timers.all() == {}
+
+
+def test_two_marks_one_after_the_other_let_the_run_be_decided_anew() -> None:
+    driver = started(task("a"), task("b"), task("c"))
+    driver.finish("a", "b", outcome=BAD)
+    driver.finish("c")
+    driver.ask("mark", task="a", state="success")
+    driver.ask("mark", task="b", state="success")
+    assert driver.run_state() is RunState.QUEUED, "nothing of it is open, and nobody has cancelled it"
+    driver.feed(driver.submission(), Tick())
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_marking_the_only_task_of_a_run_that_waits_for_its_place_does_not_cancel_the_run() -> None:
+    driver = Written(max_runs=1)
+    driver.worker()
+    driver.run(task("long"), run_id="r0")
+    driver.run(task("a"))
+    driver.feed(driver.submission(hold=True))
+    driver.ask("mark", task="a", state="success")
+    driver.feed(ReconcileDue())
+    assert driver.run_state() is RunState.QUEUED
+    driver.finish("long", run_id="r0")
+    driver.feed(driver.submission(), Tick())
+    assert driver.run_state() is RunState.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        (gave(files=[]), "empty"),
+        (gave(files=7), "map"),
+        (gave(), "template"),
+        (gave(files=[1, 2, 3, 4]), "too_many_items"),
+        (gave(files=[1, 1]), "map_key"),
+    ],
+)
+def test_a_map_that_had_nothing_right_to_go_over_expands_when_its_upstream_is_marked(
+    left: Outcome, reason: str
+) -> None:
+    over = mapped("fit", "list", over="{{ tasks.list.outputs.files }}", max_size=3, key="{{ map.item }}")
+    driver = started(task("list"), over, task("report", "fit"), task("long"))
+    driver.finish("list", outcome=left)
+    assert driver.told("fit")[1] == reason
+    driver.ask("mark", task="list", state="success", outputs={"files": [8, 9]})
+    assert driver.queued() == ["fit[0]", "fit[1]", "long"]
+    driver.take_over()
+    driver.finish("fit[0]", "fit[1]", "report", "long")
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_what_had_nothing_to_tear_down_is_looked_at_anew_when_its_set_up_is_marked() -> None:
+    driver = started(
+        task("first"),
+        task("cluster", "first"),
+        task("stop", "cluster", rule="all_done", teardown=True, setups=("cluster",)),
+        task("long"),
+    )
+    driver.finish("first", outcome=BAD)
+    assert driver.told("stop") == (K, "setup_not_run")
+    driver.ask("mark", task="cluster", state="success", reason="made by hand")
+    assert driver.queued() == ["long", "stop"]
+
+
+def test_a_worker_may_give_such_a_reason_of_its_own_and_has_run_all_the_same() -> None:
+    skipped = Outcome(AttemptState.SUCCEEDED, "empty", skipped=True)
+    driver = started(task("list"), task("load", "list"), task("long"))
+    driver.finish("list")
+    driver.finish("load", outcome=skipped)
+    driver.ask("mark", task="list", state="success", outputs={"n": 1})
+    assert (driver.told("load"), driver.row("load").generation) == ((K, "empty"), 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.effects import CreateTasks
-from orchestrator.records import PlannedTask
-from orchestrator.states import RunState, TaskState
+from orchestrator.records import Outcome, PlannedTask
+from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import task
 from tests.unit.test_kernel_maps import started
 from tests.unit.written_driver import BAD, Written, gave, mapped, repeated
@@ -181,3 +181,32 @@ def test_a_cancelled_map_goes_on_where_it_was_stopped() -> None:
     driver.finish("train[1]")
     driver.finish("train[2]")
     assert driver.run_state() is RunState.SUCCESS
+
+
+def test_the_reason_of_a_run_is_never_that_of_an_index_that_counts_no_more() -> None:
+    files = "{{ tasks.list.outputs.files }}"
+    driver = started(task("list"), mapped("test", over=[1]), mapped("train", "list", over=files))
+    driver.finish("test[0]", outcome=BAD)
+    driver.finish("list", outcome=gave(files=["a", "b"]))
+    driver.finish("train[0]")
+    driver.finish("train[1]", outcome=BAD)
+    driver.again(["list", "test"])
+    driver.finish("list", outcome=gave(files=["a"]))
+    assert driver.told("train[1]") == (F, "superseded")
+    driver.finish("train[0]")
+    driver.finish("test[0]", outcome=Outcome(AttemptState.FAILED, "out_of_tune", retryable=False))
+    assert driver.store.runs["r1"].reason == "out_of_tune"
+
+
+def test_nor_is_it_that_of_a_task_inside_of_such_an_index() -> None:
+    inner = mapped("fit", over=[1])
+    folds = mapped("folds", "list", over="{{ tasks.list.outputs.files }}", body=(inner,))
+    driver = started(task("list"), folds, task("end", "list"))
+    driver.finish("list", outcome=gave(files=["a", "b"]))
+    driver.finish("folds[0].fit[0]", "end")
+    driver.finish("folds[1].fit[0]", outcome=BAD)
+    driver.again(["list"])
+    driver.finish("list", outcome=gave(files=["a"]))
+    driver.finish("end")
+    driver.finish("folds[0].fit[0]", outcome=Outcome(AttemptState.FAILED, "out_of_tune", retryable=False))
+    assert driver.store.runs["r1"].reason == "out_of_tune"

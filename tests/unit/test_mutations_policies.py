@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from orchestrator.kernel import Kernel, admission, dispatch, submit
+from orchestrator.kernel import Kernel, admission, dispatch, reconcile, submit
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.flights import Flights
 from orchestrator.kernel.gatekeeping import shut
@@ -19,6 +19,7 @@ from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.waiting import Waiting
 from orchestrator.limits import Dispatches
 from orchestrator.placement import Wait
+from tests.unit import simulated_world
 from tests.unit.simulated_judge import Violation
 from tests.unit.test_simulation_policies import PolicySimulation
 
@@ -63,13 +64,23 @@ def without_single_flight(patch: pytest.MonkeyPatch) -> None:
 
 def without_a_second_look_at_held_runs(patch: pytest.MonkeyPatch) -> None:
     """What was held back once is never read again."""
-    patch.setattr(HeldRuns, "left_out", lambda self, _holders, _stopping: HeldBack(tuple(self._runs)))
+    patch.setattr(HeldRuns, "left_out", lambda self, *_: HeldBack(tuple(self._runs)))
 
 
 def without_a_look_for_runs_that_are_to_be_stopped(patch: pytest.MonkeyPatch) -> None:
     """A run that is held back, or whose pipeline is paused, is not read though its task waits for its end."""
     held_back = Kernel.held_back
-    patch.setattr(Kernel, "held_back", lambda self: replace(held_back(self), wanted=()))
+    patch.setattr(Kernel, "held_back", lambda self, *paused: replace(held_back(self, *paused), wanted=()))
+
+
+def without_asking_again_for_runs_never_made(patch: pytest.MonkeyPatch) -> None:
+    """A new leader leaves a task alone whose run its predecessor was to make."""
+    patch.setattr(reconcile, "ask_again", lambda _changes, _node: None)
+
+
+def without_a_bound_on_the_runs_of_one_round(patch: pytest.MonkeyPatch) -> None:
+    """The leader makes all runs that its tasks ask to be, however many."""
+    patch.setattr(simulated_world, "MOST_CHILDREN", 1_000)
 
 
 def without_waking_lines_that_rest(patch: pytest.MonkeyPatch) -> None:
@@ -84,6 +95,8 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     without_single_flight,
     without_a_second_look_at_held_runs,
     without_a_look_for_runs_that_are_to_be_stopped,
+    without_asking_again_for_runs_never_made,
+    without_a_bound_on_the_runs_of_one_round,
     without_waking_lines_that_rest,
 )
 

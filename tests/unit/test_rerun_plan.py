@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from time import process_time
 
 import pytest
 
@@ -142,3 +144,55 @@ def test_what_is_shown_is_what_the_rules_do(seed: int) -> None:
     run = kernel.adopt_run(RunRecord("r", "t", RunState.FAILED), rows, MAPPED, 0.0)
     done = {node.name for node in to_run_again(run, chosen).nodes}
     assert done == set(plan_rerun(MAPPED, past, chosen).again), (seed, chosen, past)
+
+
+SET_UP = Plan(
+    (
+        task("up"),
+        task("work", "up"),
+        task("apart"),
+        PlannedTask("down", "custom_script", ("work", "apart"), teardown=True, setups=("up",)),
+        task("report", "down"),
+    )
+)
+
+
+def set_up(**states: TaskState) -> list[PastTask]:
+    return [PastTask(one.name, one.name, states.get(one.name, OK), attempts=1) for one in SET_UP.tasks]
+
+
+def test_what_was_taken_down_is_set_up_again_for_what_works_on_it() -> None:
+    found = plan_rerun(SET_UP, set_up(work=BAD), "failed")
+    assert found.again == ("up", "work", "down", "report")
+    assert found.chosen == ("work",)
+    assert found.why == {"up": "setup", "work": "chosen", "down": "downstream", "report": "downstream"}
+
+
+@pytest.mark.parametrize("chosen", ["down", "report", "apart"])
+def test_for_what_does_not_work_on_it_nothing_is_set_up(chosen: str) -> None:
+    assert "up" not in plan_rerun(SET_UP, set_up(), [chosen]).again
+
+
+def test_what_was_not_taken_down_stays_as_it_was_set_up() -> None:
+    past = set_up(work=BAD, down=TaskState.CANCELLED)
+    assert "up" in plan_rerun(SET_UP, past, "failed").again
+    assert "up" not in plan_rerun(SET_UP, [replace(row, attempts=0) for row in past], "failed").again
+
+
+def test_a_set_up_around_a_map_takes_the_map_with_it() -> None:
+    inner = PlannedTask("train", "map", ("up",), map=MapPlan([]), body=Plan((task("train"),)))
+    down = PlannedTask("down", "custom_script", ("train",), teardown=True, setups=("up",))
+    plan = Plan((task("up"), inner, down))
+    past = [PastTask(one.name, one.name, OK, attempts=1) for one in plan.tasks]
+    past += [PastTask(f"train[{n}]", f"train[{n}]", OK, "train", n, str(n)) for n in range(2)]
+    assert plan_rerun(plan, past, ["train[1]"]).again == ("up", "train", "down")
+
+
+def test_of_a_wide_map_all_may_be_named() -> None:
+    plan = Plan((PlannedTask("train", "map", map=MapPlan([]), body=Plan((task("train"),))), task("sum", "train")))
+    past = [PastTask(one.name, one.name, OK) for one in plan.tasks]
+    past += [PastTask(f"i{n}", f"train[{n}]", OK, "train", n, f"k{n}") for n in range(10_000)]
+    began = process_time()
+    found = plan_rerun(plan, past, [f"train[{n}]" for n in range(10_000)])
+    assert len(found.again) == 10_002
+    assert process_time() - began < 2.0

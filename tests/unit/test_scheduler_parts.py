@@ -24,7 +24,7 @@ from orchestrator.wire.messages import Answer, Denial, Grant, GrantSpec
 from scheduler.lease_keeper import LeaseKeeper
 from scheduler.outbox import HintsLost, Outbox, messages_of
 from scheduler.registered_models import Registry
-from scheduler.troubles import PUT_OFF_SECONDS, ROUNDS, TRIES, Troubles
+from scheduler.troubles import LONGEST_PUT_OFF, PUT_OFF_SECONDS, ROUNDS, TRIES, Troubles
 
 TASK = PlannedTask(
     "train",
@@ -169,14 +169,30 @@ def test_after_a_failed_round_one_command_is_tried_and_then_more_with_each_that_
 def test_a_command_that_fails_alone_every_time_waits_while_others_are_tried() -> None:
     troubles = Troubles()
     for _ in range(2 * TRIES):
-        troubles.note_commands([7, 8], 0.0)
+        assert not troubles.note_taken([7, 8], [], 0.0)
+        assert not troubles.note_taken([7], ["r"], 0.0)
     for _ in range(TRIES):
         assert troubles.put_off(0.0) == frozenset()
-        troubles.note_commands([7], 0.0)
+        troubles.note_taken([7], [], 0.0)
     assert troubles.put_off(0.0) == {7}
     assert troubles.put_off(PUT_OFF_SECONDS) == frozenset()
-    troubles.note_commands([7], PUT_OFF_SECONDS)
+    troubles.note_taken([7], [], PUT_OFF_SECONDS)
     assert troubles.put_off(PUT_OFF_SECONDS + 1.0) == {7}
+
+
+def test_a_run_that_fails_alone_every_time_waits_longer_with_each_failure_and_never_for_ever() -> None:
+    troubles, now = Troubles(), 0.0
+    for _ in range(2 * TRIES):
+        troubles.note_taken([], ["r", "other"], now)
+    for _ in range(TRIES):
+        assert troubles.put_off_runs(now) == frozenset()
+        troubles.note_taken([], ["r"], now)
+    for further in range(1_000):
+        assert troubles.put_off(now) == frozenset()
+        now += min(LONGEST_PUT_OFF, PUT_OFF_SECONDS * 2**further)
+        assert troubles.put_off_runs(now - 1.0) == {"r"}
+        assert troubles.put_off_runs(now) == frozenset()
+        assert troubles.note_taken([], ["r"], now)
 
 
 @pytest.mark.timeout(10)

@@ -98,6 +98,11 @@ def test_what_is_left_out_is_the_same_as_its_default() -> None:
     ("fields", "pointer", "words"),
     [
         ({"operator": "x", "event": {}}, "/event", "'operator' and 'event'"),
+        ({"map": {"over": [1], "success": "al"}}, "/map/success",
+         """'success' must be "all", "any", {"min_count": 3} or {"min_ratio": 0.8}. Did you mean 'all'?"""),
+        ({"map": {"over": [1], "success": 5}}, "/map/success", '{"min_ratio": 0.8}.'),
+        ({"tasks": [], "map": {"over": [1]}}, "/tasks", "is empty; a group has at least one task."),
+        ({"timeout_seconds": 1e9}, "/timeout_seconds", "at most 31622400, not 1000000000."),
         ({"operator": "x", "pipeline": {"name": "p"}}, "/pipeline", "exactly one of operator, tasks, pipeline"),
         ({"tasks": [task("b")]}, "/tasks", "add 'map' or 'repeat'"),
         ({"tasks": [], "map": {"over": [1]}}, "/tasks", "empty"),

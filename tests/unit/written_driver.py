@@ -30,7 +30,7 @@ from orchestrator.records import (
 )
 from orchestrator.states import RUN_TERMINAL, AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import NO_JITTER, Driver, task
-from tests.unit.simulated_store import ModelStore
+from tests.unit.simulated_store import MOST_CHILDREN, ModelStore
 
 BAD = Outcome(AttemptState.FAILED, "bad_data", retryable=False)
 SKIP = Outcome(AttemptState.SUCCEEDED, "nothing_to_do", skipped=True)
@@ -89,26 +89,48 @@ class Written(Driver):
         self.settings = self.kernel.settings
         self.answers_children = True
         """Whether runs that are tasks are submitted as soon as they are made."""
+        self.makes_children = True
+        """Whether they are made at all; else they are asked for, and left for the next transaction."""
+        self.asked: list[StartChild] = []
+        """Runs that are tasks and are still to be made."""
 
     def feed(self, *events: Event) -> list[Effect]:
         self.effects = []
         for event in events:
-            effects = list(self._decided(event))
-            self.store.commit(1, effects, [event], self.now)
-            if isinstance(event, Tick):
-                self.store.check_owners()
-            assert not [e for e in effects if isinstance(e, Count) and e.what in ("refused_transition", "repaired")]
-            self.effects += effects
+            self._commit(self._decided(event), event)
+            while self.asked and self.makes_children:
+                self._commit(self._made(), Tick())
         self.history += self.effects
         return self.effects
 
+    def _commit(self, decided: Iterator[Effect], event: Event) -> None:
+        effects = list(decided)
+        self.store.commit(1, effects, [event], self.now)
+        self.store.asked = [effect.child_run_id for effect in self.asked]
+        if isinstance(event, Tick):
+            self.store.check_owners()
+        assert not [e for e in effects if isinstance(e, Count) and e.what in ("refused_transition", "repaired")]
+        self.effects += effects
+
     def _decided(self, event: Event) -> Iterator[Effect]:
-        open_events = [event]
-        while open_events:
-            for effect in decide(self.kernel, open_events.pop(0), self.now):
+        for effect in decide(self.kernel, event, self.now):
+            if isinstance(effect, StartChild):
+                self.asked.append(effect)
+            else:
                 yield effect
-                if isinstance(effect, StartChild) and self.answers_children:
-                    open_events.append(self._answer(effect))
+
+    def _made(self) -> Iterator[Effect]:
+        """Yield the making of as many runs as one transaction may, and what follows."""
+        making, self.asked = self.asked[:MOST_CHILDREN], self.asked[MOST_CHILDREN:]
+        for effect in making:
+            node = self.kernel.tasks.get(effect.task_run_id)
+            if node is None or node.state is not TaskState.RUNNING:
+                yield from self._decided(ChildRefused(effect.task_run_id, "It is not wanted any more."))
+                continue
+            yield effect
+            if self.answers_children:
+                yield from self._decided(self._answer(effect))
+        yield from self._decided(Tick())
 
     def _answer(self, effect: StartChild) -> Event:
         made = self.store.child_of(effect)
@@ -131,7 +153,7 @@ class Written(Driver):
 
     def take_over(self) -> None:
         """Another leader makes its memory from the rows; it must find nothing to repair."""
-        self.kernel = Kernel(self.settings, self.now)
+        self.kernel, self.asked, self.store.left_alone = Kernel(self.settings, self.now), [], ()
         self.kernel.load(self.store.snapshot(self.now), self.now)
         self.feed(ReconcileDue(), Tick())
 

@@ -1,0 +1,125 @@
+"""How much containers may expand into: in all, and in one round of the leader; what is over that waits for the next.
+
+A round is one transaction. Task runs without a bound would keep it open for longer than PostgreSQL lets it be, and
+whoever leads next would begin with the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.sweep import MAX_EXPANDED, MAX_TASK_RUNS
+
+if TYPE_CHECKING:
+    from orchestrator.kernel.changes import Changes
+    from orchestrator.kernel.nodes import TaskNode
+
+EXPANSION = "expansion"
+"""Reason of a container whose turn to be expanded comes in the next round."""
+MOST_IN_ROUND = MAX_EXPANDED
+MOST_CHARACTERS = 16 * 2**20
+"""Of JSON in the keys and items of all the task runs that a map makes: each has a copy of its own."""
+
+
+class Expanding:
+    """The task runs that containers have been expanded into in this round, and the containers that are left over."""
+
+    __slots__ = ("_at", "_looked_at", "_made", "_waiting")
+
+    def __init__(self) -> None:
+        self._at = self._looked_at = float("-inf")
+        self._made = 0
+        self._waiting: dict[str, TaskNode] = {}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to go on with at once."""
+        return bool(self._waiting)
+
+    def wait(self, node: TaskNode) -> None:
+        """Let a container be looked at again in the next round."""
+        self._waiting[node.id] = node
+
+    def take(self, count: int, now: float) -> bool:
+        """Return whether there is room for so many task runs in this round; none, when others wait for it already.
+
+        All that is decided in a round is decided at the same moment. The first one has room whatever it comes to.
+        """
+        if now != self._at:
+            self._at, self._made = now, 0
+        if self._waiting or (self._made and self._made + count > MOST_IN_ROUND):
+            return False
+        self._made += count
+        return True
+
+    def left_over(self, now: float) -> Sequence[TaskNode]:
+        """Return, once in a round, what has waited for it, the first one first."""
+        if now == self._looked_at:
+            return ()
+        self._looked_at = now
+        found, self._waiting = tuple(self._waiting.values()), {}
+        return found
+
+
+def has_room(changes: Changes, count: int) -> bool:
+    """Say whether so many task runs may be made in this round."""
+    return changes.kernel.expanding.take(count, changes.now)
+
+
+def put_off(changes: Changes, node: TaskNode) -> None:
+    """Let a container that is to be expanded wait for the next round."""
+    changes.kernel.expanding.wait(node)
+    changes.explain(node, EXPANSION, "Others are expanded first; its turn comes next.")
+
+
+def go_on(changes: Changes) -> None:
+    """Look again at the containers that had no room in the round before."""
+    kernel = changes.kernel
+    left = kernel.expanding.left_over(changes.now)
+    kernel.unsettled.extend(node for node in reversed(left) if kernel.tasks.get(node.id) is node)
+
+
+def too_many(node: TaskNode, indices: int) -> str:
+    """Return why a container can't have so many indices or rounds, as a sentence; empty: it can."""
+    assert node.body is not None
+    size, run = len(node.body.plan.tasks), node.run
+    if node.planned.map is not None and indices * size > MAX_EXPANDED:
+        return (
+            f"The map has {indices} items for {size} tasks each, which makes {indices * size} task runs; at most "
+            f"{MAX_EXPANDED} are allowed. Go over fewer, or take fewer tasks into the group."
+        )
+    known = set[int]()
+    if node.inside is not None:
+        known = {*node.inside.former, *range(len(node.inside.scopes))}
+    made = sum(index not in known for index in range(indices)) * size
+    if len(run.tasks) + made > MAX_TASK_RUNS:
+        return (
+            f"Run {run.id} has {len(run.tasks)} task runs and would have {len(run.tasks) + made}; at most "
+            f"{MAX_TASK_RUNS} are allowed. Go over fewer, or let a run of its own do a part (pipeline)."
+        )
+    return ""
+
+
+class Room:
+    """The characters that the keys and items of one expansion may still come to."""
+
+    __slots__ = ("_left", "_size")
+
+    def __init__(self, node: TaskNode) -> None:
+        assert node.body is not None
+        self._size = len(node.body.plan.tasks)
+        self._left = MOST_CHARACTERS
+
+    def take(self, key: str, item: Any) -> bool:
+        """Return whether the rows of this index still fit."""
+        text = json.dumps(item, ensure_ascii=False, default=str)
+        self._left -= self._size * (len(key) + len(text))
+        return self._left >= 0
+
+
+TOO_LARGE = (
+    f"The keys and items of the map come to more than {MOST_CHARACTERS >> 20} Mi characters of JSON, counted for each "
+    "task run that gets one. Go over fewer or smaller ones, such as the URIs of files."
+)
