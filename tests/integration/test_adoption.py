@@ -238,7 +238,8 @@ def test_what_ended_beside_one_that_lives_is_known_to_be_dead(hosts: Hosts) -> N
     worker = hosts.next()
     assert not worker.keeper.knows_dead(site.incarnation, attempt)
     wait_for(worker.takes_over)
-    assert worker.keeper.knows_dead(site.incarnation, attempt)
+    # Its outcome is in the spool before its supervisor has been waited for.
+    wait_for(lambda: worker.keeper.knows_dead(site.incarnation, attempt), what="end of its supervisor")
     assert worker.keeper.knows_dead(site.incarnation, "granted-and-never-started")
     assert not worker.keeper.knows_dead(site.incarnation, longer)
     assert not worker.keeper.knows_dead("another-incarnation", attempt)
