@@ -3,7 +3,8 @@
 ``gunicorn --worker-class api.server.Threads …``. gunicorn puts requests for which no thread is free into a queue that
 it never bounds: with more callers than it serves in two seconds, every answer would come too late to be of use (I15).
 A request's time counts from when it reached this host, so the backlog of the listening socket is in it; gunicorn would
-take one client from there at each turn of its loop, which on a busy machine are few.
+take one client from there at each turn of its loop, which on a busy machine are few. What came while the process was
+being started has not waited for others, and counts from when it began to serve.
 It also has a thread wait five seconds for the first word of each new client, and counts idle connections like any
 other: some hundred clients that say nothing would keep all others out.
 """
@@ -43,6 +44,11 @@ class Threads(ThreadWorker):  # type: ignore[misc]
         may_be_open = max(threads + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS)
         self.worker_connections = min(self.worker_connections, may_be_open)
         self.max_keepalived = self.worker_connections - threads
+        self._serves_since = 0.0
+
+    def run(self) -> None:
+        self._serves_since = time.monotonic()
+        super().run()
 
     def enqueue_req(self, conn: Any) -> None:
         if not (conn.initialized or conn.data_ready):
@@ -50,7 +56,8 @@ class Threads(ThreadWorker):  # type: ignore[misc]
             return
         # What was read ahead came with the request before it.
         is_new = not conn.initialized or conn.is_http2 or not conn.parser.unreader.buf.getvalue()
-        conn.queued_at = time.monotonic() - (_silence(conn.sock) if is_new else 0.0)
+        came_at = time.monotonic() - (_silence(conn.sock) if is_new else 0.0)
+        conn.queued_at = max(came_at, self._serves_since)
         super().enqueue_req(conn)
 
     def accept(self, listener: Any) -> None:

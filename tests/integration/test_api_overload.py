@@ -27,6 +27,7 @@ from api.services import EXTENSION
 from orchestrator.watchdog import EXIT_STATUS
 from tests.chaos.burst import Crowd
 from tests.integration.api_site import DEFINITION, ApiSite
+from tests.integration.test_scheduler import until
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).parents[2]
@@ -371,7 +372,7 @@ def test_what_waited_before_the_server_took_it_in_has_waited(api: ApiSite, tmp_p
     server = Server(api, tmp_path, threads=2)
     try:
         server.wait_until_alive()
-        (worker,) = map(int, Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split())
+        (worker,) = _children(server.process.pid)
         os.kill(worker, signal.SIGSTOP)
         answers: list[requests.Response] = []
 
@@ -391,6 +392,25 @@ def test_what_waited_before_the_server_took_it_in_has_waited(api: ApiSite, tmp_p
     assert late.status_code == 503
     assert "More requests have come" in late.json()["message"]
     assert prompt.status_code == 200
+
+
+def test_what_came_while_the_server_was_being_started_is_answered(api: ApiSite, tmp_path: Path) -> None:
+    server = Server(api, tmp_path, threads=2)
+    try:
+        server.wait_until_alive()
+        (worker,) = _children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: _children(server.process.pid) not in ([], [worker]))
+        began = time.monotonic()
+        answer = requests.get(f"{server.url}/api/v1/runs", headers=server.headers, timeout=60)
+        print(f"answered after {time.monotonic() - began:.2f} s")
+    finally:
+        server.stop()
+    assert answer.status_code == 200, answer.text
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _wait_until_data_waits(port: int, seconds: float = 20.0) -> None:
