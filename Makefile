@@ -33,7 +33,7 @@ check: $(VENV)/.installed-dev ## all that CI checks besides the tests: format, l
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(RUN) docs/generate.py --check
-	$(RUN) -m pytest -q $(FAST_TESTS) -n auto
+	$(if $(CI),,$(RUN) -m pytest -q $(FAST_TESTS) -n auto)
 
 containers: $(VENV)/.installed-dev ## start the compose file in a container engine and break it: memory, networks, restarts
 	$(RUN) -m pytest tests/containers -v -rA $(ARGS)

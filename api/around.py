@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 import time
 import uuid
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import ServiceUnavailable
 
 from api import queue_time
 from api.hangs import ClientsBody
@@ -18,16 +16,12 @@ from orchestrator.store import patience
 
 log = get_logger(__name__)
 
-ALLOWANCE = 2.0
-"""Seconds one request may wait for PostgreSQL, all its statements together; then it is 503."""
-LONGEST_QUEUE = 0.25
-"""Seconds a request may have waited for a thread; then it is 503, which costs next to nothing, so that those behind it
-are answered in time."""
-_COME_BACK = (2, 6)
-"""Between so many seconds later, and not all at once."""
+ALLOWANCE = 1.8
+"""Seconds one request may wait for PostgreSQL, all its statements together; then it is 503. What it has waited before
+it was worked on counts, so that it is answered within two seconds (I15)."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_HEADERS = {
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -35,6 +29,16 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+def request_id(given: str) -> str:
+    """Return the id of a request: the caller's, if it is one that can be logged, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def known_method(method: str) -> str:
+    """Return the method by which a request is counted; what callers make up would make counters without end."""
+    return method if method in _METHODS else "OTHER"
 
 
 def install(app: Flask) -> None:
@@ -45,34 +49,26 @@ def install(app: Flask) -> None:
 
 
 def _begin() -> None:
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
     g.began = time.perf_counter()
     hangs = services().hangs
     hangs.begun()
     g.is_under_way = True
     if (body := request.environ.get("wsgi.input")) is not None:
         request.environ["wsgi.input"] = ClientsBody(body, hangs)
-    patience.allow(ALLOWANCE - min(waited := queue_time.waited(), LONGEST_QUEUE))
-    # Whether the process lives is asked by who would end it.
-    if waited > LONGEST_QUEUE and request.path != "/healthz":
-        raise ServiceUnavailable(
-            "More requests have come than can be answered in time, so this one was not looked at. Try again after the "
-            "seconds in Retry-After.",
-            retry_after=random.randint(*_COME_BACK),
-        )
+    patience.allow(ALLOWANCE - min(queue_time.waited(), queue_time.LONGEST_QUEUE))
 
 
 def _end(response: Response) -> Response:
     # What is still to come of a stream may take its time; each of its statements has its own limit.
     patience.allow(None)
     _note_end()
-    for name, value in _HEADERS.items():
+    for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["X-Request-Id"] = g.get("request_id", "")
     took = time.perf_counter() - g.get("began", time.perf_counter())
     route = request.url_rule.rule if request.url_rule is not None else "unmatched"
-    method = request.method if request.method in _METHODS else "OTHER"
+    method = known_method(request.method)
     services().metrics.count(method, route, response.status_code, took)
     caller = g.get("caller")
     with ids_in_scope(request_id=g.get("request_id", "")):

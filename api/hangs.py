@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Protocol
 
 from orchestrator.logs import get_logger
 from orchestrator.watchdog import EXIT_STATUS, LIMIT, Pulse, Standstill
@@ -78,23 +78,31 @@ class Hangs:
             return
 
 
+class Watch(Protocol):
+    """Who must know when a request waits for its client."""
+
+    def waiting_for_client(self) -> AbstractContextManager[None]:
+        """Leave the request out of account while this lasts."""
+        ...
+
+
 class ClientsBody:
     """A request's body (``wsgi.input``) whose reader is not under way while the client has yet to send."""
 
-    def __init__(self, stream: IO[bytes], hangs: Hangs) -> None:
+    def __init__(self, stream: IO[bytes], watch: Watch) -> None:
         self._stream = stream
-        self._hangs = hangs
+        self._watch = watch
 
     def read(self, size: int = -1) -> bytes:
-        with self._hangs.waiting_for_client():
+        with self._watch.waiting_for_client():
             return self._stream.read(size)
 
     def readline(self, size: int = -1) -> bytes:
-        with self._hangs.waiting_for_client():
+        with self._watch.waiting_for_client():
             return self._stream.readline(size)
 
     def readlines(self, hint: int = -1) -> list[bytes]:
-        with self._hangs.waiting_for_client():
+        with self._watch.waiting_for_client():
             return self._stream.readlines(hint)
 
     def __iter__(self) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from psycopg2 import extensions
 from orchestrator.circuit import Circuit
 
 _FOR_EVER = float("inf")
-_EVIDENCE = 1.0
+EVIDENCE = 1.0
 """Seconds without a connection that speak of the server; less may only be what was left of a request's allowance."""
 
 
@@ -145,7 +145,7 @@ def _wait_of(connection: extensions.connection) -> _Wait:
     if not isinstance(connection, BoundedConnection):
         return _Wait(_FOR_EVER)
     if connection.status == extensions.STATUS_SETUP:
-        own, evidence = connection.connect_limit or _FOR_EVER, _EVIDENCE
+        own, evidence = connection.connect_limit or _FOR_EVER, EVIDENCE
     else:
         own = connection.answer_limit or _FOR_EVER
         # Halfway from where the server would have ended the statement, for that answer needs its time too.

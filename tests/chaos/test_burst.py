@@ -40,6 +40,7 @@ def time_limit(config: pytest.Config) -> float:
     return 3 * REST + sum(count / each for each in (ACCEPTED_PER_SECOND, ENDED_PER_SECOND, JUDGED_PER_SECOND))
 
 
+@pytest.mark.chaos_quick
 def test_runs_asked_for_all_at_once_are_answered_in_time_and_all_end(
     chaos: Chaos, request: pytest.FixtureRequest
 ) -> None:

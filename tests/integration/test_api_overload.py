@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from api.app import create_app
 from api.hangs import ClientsBody, Hangs
 from api.services import EXTENSION
 from orchestrator.watchdog import EXIT_STATUS
+from tests.chaos.burst import Crowd
 from tests.integration.api_site import DEFINITION, ApiSite
+from tests.integration.test_scheduler import until
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,24 @@ def hang():
     if request.headers.get("X-Slow"):
         time.sleep(0.4)
 """
+
+CROWDED = """
+import threading
+import time
+from flask import request
+from api.app import create_app
+from orchestrator.config import load_settings
+
+app = create_app(load_settings())
+together = threading.Lock()
+
+@app.before_request
+def share():
+    if request.method == "POST":
+        with together:
+            time.sleep(0.04)
+"""
+"""Requests share what serves 25 of them in a second, as on a machine that others keep busy."""
 
 
 @pytest.fixture
@@ -320,6 +341,85 @@ def test_requests_that_waited_long_for_a_thread_are_refused_at_once_so_that_all_
     assert len(taken) + len(refused) == 20
     assert len(taken) >= 2
     assert len(refused) >= 8
+    assert all(answer.json()["request_id"] == answer.headers["X-Request-Id"] for answer in refused)
     assert all(2 <= int(answer.headers["Retry-After"]) <= 6 for answer in refused)
     assert "More requests have come" in refused[0].json()["message"]
     assert max(seconds for _, seconds in answers) < 2.5
+
+
+def test_a_queue_of_two_hundred_is_answered_within_two_seconds_however_slow_each_makes_the_other(
+    api: ApiSite, tmp_path: Path
+) -> None:
+    api.saved()
+    (tmp_path / "crowded_app.py").write_text(CROWDED)
+    # As the one-host command starts it: were all of its threads at work, each would be for 2.6 s.
+    server = Server(api, tmp_path, threads=64, module="crowded_app:app", options=("--keep-alive", "75"))
+    port = int(server.url.rpartition(":")[2])
+    crowd = Crowd([port], api.keys["admin"], "two-scripts")
+    try:
+        server.wait_until_alive()
+        crowd.ask([f"key-{number}" for number in range(200)], 200, seconds=80.0)
+    finally:
+        server.stop()
+    print(crowd.statuses, f"half in {crowd.slowest(0.5):.2f} s, 99 % in {crowd.slowest(0.99):.2f} s")
+    assert set(crowd.statuses) == {201, 503}
+    assert crowd.statuses[201] == 200
+    assert api.count("SELECT count(*) FROM runs") == 200
+    assert crowd.slowest(1.0) < 2.0
+
+
+def test_what_waited_before_the_server_took_it_in_has_waited(api: ApiSite, tmp_path: Path) -> None:
+    server = Server(api, tmp_path, threads=2)
+    try:
+        server.wait_until_alive()
+        (worker,) = _children(server.process.pid)
+        os.kill(worker, signal.SIGSTOP)
+        answers: list[requests.Response] = []
+
+        def call() -> None:
+            answers.append(requests.get(f"{server.url}/api/v1/runs", headers=server.headers, timeout=30))
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        _wait_until_data_waits(int(server.url.rpartition(":")[2]))
+        time.sleep(1.0)  # the request lies there so long
+        os.kill(worker, signal.SIGCONT)
+        caller.join()
+        call()
+    finally:
+        server.stop()
+    late, prompt = answers
+    assert late.status_code == 503
+    assert "More requests have come" in late.json()["message"]
+    assert prompt.status_code == 200
+
+
+def test_what_came_while_the_server_was_being_started_is_answered(api: ApiSite, tmp_path: Path) -> None:
+    server = Server(api, tmp_path, threads=2)
+    try:
+        server.wait_until_alive()
+        (worker,) = _children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: _children(server.process.pid) not in ([], [worker]))
+        began = time.monotonic()
+        answer = requests.get(f"{server.url}/api/v1/runs", headers=server.headers, timeout=60)
+        print(f"answered after {time.monotonic() - began:.2f} s")
+    finally:
+        server.stop()
+    assert answer.status_code == 200, answer.text
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _wait_until_data_waits(port: int, seconds: float = 20.0) -> None:
+    """Wait until a client of this port has sent what nobody has read."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, queues = line.split()[:5]
+            if int(local.rpartition(":")[2], 16) == port and state == "01" and int(queues.partition(":")[2], 16):
+                return
+        time.sleep(0.02)
+    raise AssertionError("No request came.")

@@ -12,6 +12,9 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.app import LIMITS, create_app
+from api.around import ALLOWANCE
+from orchestrator.store.engine import LONGEST_PING
+from orchestrator.store.patience import EVIDENCE
 from tests.integration.api_site import ApiSite, open_site
 
 pytestmark = pytest.mark.timeout(120)
@@ -61,6 +64,13 @@ def deaf_port() -> Iterator[int]:
 
 def test_the_waits_for_the_database_leave_room_below_three_seconds() -> None:
     assert LIMITS.pool + LIMITS.connect <= PROMISED_SECONDS - 0.5
+
+
+def test_what_a_request_may_wait_in_all_is_less_than_two_seconds_and_enough_to_know_a_silent_database() -> None:
+    assert ALLOWANCE < 2.0
+    # Of a kept connection that does not answer, and then of the new one in its place; of a statement.
+    assert ALLOWANCE - LONGEST_PING > EVIDENCE
+    assert (LIMITS.statement + LIMITS.answer) / 2 < ALLOWANCE
 
 
 @pytest.mark.parametrize("kind", ["closed_port", "deaf_port"])
