@@ -165,8 +165,7 @@ class ModelStore(Judge):
                 self._annotate(effect, undo, now)
             case fx.CreateAttempt():
                 self._create(effect.attempt, undo)
-                if effect.rate is not None:
-                    self._set(self.dispatches, effect.attempt.id, (effect.rate, now + self.clock_ahead), undo)
+                self._note_rate(effect, undo, now)
             case fx.CreateTasks():
                 self._create_tasks(effect, undo)
             case fx.StartChild():
@@ -179,6 +178,10 @@ class ModelStore(Judge):
                 self._save_outcome(effect, undo, events)
             case fx.SaveWorker():
                 self._save_worker(effect.heartbeat, effect.joined, undo, now)
+
+    def _note_rate(self, effect: fx.CreateAttempt, undo: Undo, now: float) -> None:
+        if effect.rate is not None:
+            self._set(self.dispatches, effect.attempt.id, (effect.rate, now + self.clock_ahead), undo)
 
     def _table(self, entity: Entity) -> dict[str, Any]:
         tables: dict[Entity, dict[str, Any]] = {
