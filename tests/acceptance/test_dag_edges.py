@@ -11,7 +11,6 @@ import pytest
 from orchestrator.client import ApiError
 from orchestrator.definition_text import read_documents
 from tests.acceptance.system import System
-from tests.acceptance.test_dag_examples import database as database  # noqa: PLC0414 (a fixture)
 from tests.acceptance.test_dag_examples import system as system  # noqa: PLC0414 (a fixture)
 from tests.acceptance.test_dag_examples import tasks_of
 

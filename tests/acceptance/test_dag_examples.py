@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -20,19 +19,6 @@ from tests.acceptance.system import ADMIN_KEY, ROOT, System
 pytestmark = pytest.mark.timeout(180)
 
 FOLDER = ROOT / "examples" / "dag"
-
-
-@pytest.fixture(scope="module")
-def database(postgres_url: str, template_database: str) -> Iterator[str]:
-    """One migrated database for all examples."""
-    connection = psycopg2.connect(postgres_url.replace("postgresql+psycopg2://", "postgresql://"))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE dag_examples TEMPLATE {template_database}")
-        yield f"{postgres_url.rpartition('/')[0]}/dag_examples"
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'dag_examples'")
-        cursor.execute("DROP DATABASE dag_examples")
-    connection.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 
 from orchestrator.local.child import ChildProcess, ProcessSpec
@@ -33,19 +32,6 @@ def blocks(page: str) -> dict[str, str]:
         found[name] = found.get(name, "") + text
     assert found, f"{page} marks nothing as executed"
     return found
-
-
-@pytest.fixture(scope="module")
-def database(postgres_url: str, template_database: str) -> Iterator[str]:
-    """A migrated database for all tests of this file: starting a system takes longer than most of them."""
-    connection = psycopg2.connect(postgres_url.replace("postgresql+psycopg2://", "postgresql://"))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE readme TEMPLATE {template_database}")
-        yield f"{postgres_url.rpartition('/')[0]}/readme"
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'readme'")
-        cursor.execute("DROP DATABASE readme")
-    connection.close()
 
 
 @pytest.fixture(scope="module")

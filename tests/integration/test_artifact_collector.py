@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,16 @@ from orchestrator.errors import ArtifactMissing, LostLeadership, StoreUnavailabl
 from orchestrator.records import Outcome, Plan
 from orchestrator.states import AttemptState
 from orchestrator.store.artifact_queries import artifact_fate
-from orchestrator.store.engine import create_store_engine
 from orchestrator.store.grants import GrantedTask, build_specs, reason_of
 from orchestrator.store.writer import write
 from scheduler.artifact_collector import ArtifactCollector
+from tests.integration.led import EPOCH
+from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
 from tests.integration.seeded_runs import SeededRun, seed_run
 from tests.integration.test_sight import task
 from tests.integration.test_writer import dispatched, granted_attempt, rows
 
 pytestmark = pytest.mark.timeout(60)
-
-EPOCH = 7
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url)
-    with made.begin() as connection:
-        connection.execute(
-            text("INSERT INTO leases (role, holder, epoch, expires_at) VALUES ('scheduler', 'test', 7, now())")
-        )
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

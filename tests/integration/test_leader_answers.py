@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,18 +15,17 @@ from orchestrator.events import ClaimReceived, Event, HeartbeatSeen, OutcomeRece
 from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.records import CachePlan, ChildPlan, MapPlan, Outcome, Plan, PlannedTask
 from orchestrator.states import AttemptState
-from orchestrator.store.engine import create_store_engine
 from orchestrator.store.loader import load_snapshot
 from orchestrator.wire.messages import GrantSpec
 from scheduler import questions
 from scheduler.drift import find_drift
 from scheduler.transaction import Committed, Leader, Round
+from tests.integration.led import EPOCH
+from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
 from tests.integration.test_writer import heartbeat, rows
 
 pytestmark = pytest.mark.timeout(60)
-
-EPOCH = 7
 
 
 class Site:
@@ -67,17 +66,6 @@ class Site:
             if not sent:
                 break
         return [spec.task for spec in self.granted[before:]]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url)
-    with made.begin() as connection:
-        connection.execute(
-            text("INSERT INTO leases (role, holder, epoch, expires_at) VALUES ('scheduler', 'test', 7, now())")
-        )
-    yield made
-    made.dispose()
 
 
 def states(engine: Engine, run: SeededRun) -> dict[str, tuple[str, str]]:

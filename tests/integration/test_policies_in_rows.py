@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,34 +25,18 @@ from orchestrator.records import (
     Usage,
 )
 from orchestrator.states import AttemptState, Entity, RunState
-from orchestrator.store.engine import create_store_engine
 from orchestrator.store.loader import load_snapshot
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from scheduler.transaction import Committed, Leader, Round
+from tests.integration.led import EPOCH
+from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
 from tests.integration.test_writer import heartbeat, rows
 
 pytestmark = pytest.mark.timeout(60)
 
-EPOCH = 7
 MIB = 2**20
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url)
-    with made.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO leases (role, holder, epoch, expires_at) "
-                "VALUES ('scheduler', 'test', :epoch, now() + interval '1 hour') "
-                "ON CONFLICT (role) DO UPDATE SET epoch = :epoch, expires_at = excluded.expires_at"
-            ),
-            {"epoch": EPOCH},
-        )
-    yield made
-    made.dispose()
 
 
 class Site:
