@@ -61,6 +61,10 @@ class LogSchema(Schema):
     attempt = fields.Integer(required=True, allow_none=True)
     offset = fields.Integer(required=True)
     next_offset = fields.Integer(required=True)
+    ended = fields.Boolean(
+        required=True,
+        metadata={"description": "The attempt has ended. Without `complete`, the rest of its log may be on its way."},
+    )
     complete = fields.Boolean(
         required=True,
         metadata={
@@ -161,6 +165,7 @@ def _shown(offset: int, part: LogPart, attempt: Mapping[str, Any] | None) -> Res
                     "attempt": None if attempt is None else attempt["number"],
                     "offset": offset,
                     "next_offset": following,
+                    "ended": _ended_for(attempt) >= timedelta(0),
                     "complete": complete,
                 }
             )

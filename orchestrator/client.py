@@ -329,11 +329,20 @@ class Client(Transport):
         return self._request("POST", f"/api/v1/events/{_part(token)}", body=_said(payload=payload))
 
     def logs(self, run_id: str, task: str, offset: int = 0, *, attempt: int | None = None) -> dict[str, Any]:
-        """Return log text from a byte offset: ``text``, ``next_offset``, ``complete``.
+        """Return log text from a byte offset: ``text``, ``next_offset``, ``ended``, ``complete``.
 
         :param attempt: number of the attempt; the latest when left out.
         """
         return self._request("GET", _task(run_id, task, "logs"), query={"offset": offset, **_said(attempt=attempt)})
+
+    def log_parts(self, run_id: str, task: str, attempt: int | None = None, pause: float = 0.5) -> Iterator[str]:
+        """Yield the log text that there is; where the attempt has ended, what is still on its way too."""
+        offset = 0
+        while (piece := self.logs(run_id, task, offset, attempt=attempt))["text"] or is_on_its_way(piece):
+            yield piece["text"]
+            if piece["next_offset"] == offset:
+                time.sleep(pause)
+            offset = piece["next_offset"]
 
     def follow_logs(self, run_id: str, task: str, *, attempt: int | None = None, pause: float = 0.5) -> Iterator[str]:
         """Yield log text as it comes, until the log is complete."""
@@ -364,6 +373,11 @@ class Client(Transport):
     def health(self) -> dict[str, Any]:
         """Return the state of every part of the system, in one look: an unhealthy answer is an answer too."""
         return self._answer("/monitoring/health/detailed", "components")
+
+
+def is_on_its_way(piece: Mapping[str, Any]) -> bool:
+    """Say whether more of the log of an attempt that has ended may come."""
+    return bool(piece.get("ended")) and not piece["complete"]
 
 
 def _part(text: str) -> str:

@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli.connection import with_client
 from orchestrator.cli.printing import TASK_COLUMNS, as_json, print_items, print_json
-from orchestrator.client import CONTAINERS, FINAL_STATES, QUIET_LOOKS, TASK_FINAL_STATES, Client
+from orchestrator.client import CONTAINERS, FINAL_STATES, QUIET_LOOKS, TASK_FINAL_STATES, Client, is_on_its_way
 
 PAUSE = 0.5
 ATTEMPT_COLUMNS = ("number", "state", "worker", "exit_code", "reason", "message")
@@ -80,14 +80,15 @@ def logs(client: Client, run_id: str, task: str | None, follow: bool, attempt: i
     if task is None:
         for line in RunLog(client, run_id).lines(follow=follow):
             click.echo(line)
-    elif follow:
-        for text in client.follow_logs(run_id, task, attempt=attempt):
-            click.echo(text, nl=False)
     else:
-        offset = 0
-        while (piece := client.logs(run_id, task, offset, attempt=attempt))["text"]:
-            click.echo(piece["text"], nl=False)
-            offset = piece["next_offset"]
+        print_log(client, run_id, task, attempt=attempt, follow=follow)
+
+
+def print_log(client: Client, run_id: str, task: str, *, follow: bool, attempt: int | None = None) -> None:
+    """Print the log of one attempt as far as there is any; with ``follow``, or once it has ended, the whole of it."""
+    parts = client.follow_logs(run_id, task, attempt=attempt) if follow else client.log_parts(run_id, task, attempt)
+    for text in parts:
+        click.echo(text, nl=False)
 
 
 class RunLog:
@@ -100,6 +101,8 @@ class RunLog:
         self._rests: dict[tuple[str, int], str] = defaultdict(str)
         """What was read of a line that is not whole yet."""
         self._quiet: dict[tuple[str, int], int] = defaultdict(int)
+        self._on_their_way: set[tuple[str, int]] = set()
+        """The attempts that have ended and whose log has not come whole."""
         self._over: dict[str, list[tuple[str, int]]] = {}
         """The attempts inside of containers that are over: there will be no more."""
 
@@ -112,7 +115,7 @@ class RunLog:
                 if self._quiet[attempt] < QUIET_LOOKS:
                     yield from self._new_lines(attempt)
             quiet = all(self._quiet[attempt] >= QUIET_LOOKS for attempt in attempts)
-            if not follow or (run["state"] in FINAL_STATES and quiet):
+            if (run["state"] in FINAL_STATES and quiet) if follow else not self._on_their_way:
                 break
             time.sleep(PAUSE)
         for (task, _), rest in self._rests.items():
@@ -145,6 +148,7 @@ class RunLog:
             self._rests[attempt] = rest
             yield from (f"{task} | {line}" for line in whole)
             if piece["next_offset"] == self._offsets[attempt]:
+                (self._on_their_way.add if is_on_its_way(piece) else self._on_their_way.discard)(attempt)
                 self._quiet[attempt] = self._quiet[attempt] + 1 if piece["complete"] else 0
                 return
             self._quiet[attempt] = 0

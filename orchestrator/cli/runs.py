@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from orchestrator.cli.connection import with_client
+from orchestrator.cli.look import print_log
 from orchestrator.cli.printing import RUN_COLUMNS, as_json, print_items, print_json, print_run
 from orchestrator.cli.start import wait_for_end
 from orchestrator.cli.values import given_parameters, params_options
@@ -101,14 +102,7 @@ def rerun(client: Client, run_id: str, tasks: tuple[str, ...], everything: bool,
 @with_client
 def logs(client: Client, run_id: str, task: str, follow: bool) -> None:
     """Print the log of a TASK of a run."""
-    if follow:
-        for text in client.follow_logs(run_id, task):
-            click.echo(text, nl=False)
-        return
-    offset = 0
-    while (piece := client.logs(run_id, task, offset))["text"]:
-        click.echo(piece["text"], nl=False)
-        offset = piece["next_offset"]
+    print_log(client, run_id, task, follow=follow)
 
 
 COMMANDS = (runs,)

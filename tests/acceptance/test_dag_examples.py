@@ -110,7 +110,7 @@ def test_fan_out(system: System) -> None:
     assert tasks["train"]["state"] == "success"
     assert (tasks["choose"]["outputs"]["index"], tasks["choose"]["outputs"]["result"]["depth"]) == (4, 8)
     assert [states(tasks)[f"train[{index}]"] for index in range(6)] == [*["success"] * 5, "failed"]
-    log = orchestrator(system, "logs", "latest").output
+    log = orchestrator(system, "logs", "latest", "--follow").output
     assert "train[5] | exit_code: The script ended with exit code 64" in log
     assert "train[5]  custom_script  failed" in orchestrator(system, "tasks", "latest", "train").output
 

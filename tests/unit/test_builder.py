@@ -188,7 +188,7 @@ def test_waiting_for_a_task_that_is_not_there_is_an_error_when_the_definition_is
         ({1: 2}, TypeError, "1 is no text"),
         (b"x", TypeError, "bytes is no JSON value"),
     ],
-    ids=repr,
+    ids=["object", "nan", "infinite", "set", "frozenset", "key", "bytes"],
 )
 def test_a_value_that_json_has_not_is_refused_at_once_with_its_place(
     value: Any, kind: type[Exception], words: str

@@ -86,6 +86,26 @@ def test_the_log_of_one_task_is_printed_as_it_is(play: Play) -> None:
     assert invoke("logs", "r1", "a").output == "one\n"
 
 
+@pytest.mark.parametrize("arguments", [["r1", "a"], ["r1"]])
+def test_the_log_of_what_has_ended_is_waited_for(play: Play, arguments: list[str]) -> None:
+    on_its_way = {"text": "", "next_offset": 0, "ended": True, "complete": False}
+    first, whole = (
+        {**on_its_way, "text": "one\n", "next_offset": 4},
+        {"next_offset": 4, "ended": True, "complete": True},
+    )
+    run = [(200, run_of("success", task_of("a")))] * (2 - len(arguments))
+    pieces = [(200, on_its_way), *run, (200, first), (200, {**first, "text": ""}), *run, (200, {**whole, "text": ""})]
+    play(*run, *pieces)
+    assert invoke("logs", *arguments).output.endswith("one\n")
+
+
+def test_the_log_of_what_runs_is_not_waited_for(play: Play) -> None:
+    running = {"text": "one\n", "next_offset": 4, "ended": False, "complete": False}
+    _, api = play((200, running), (200, {**running, "text": ""}))
+    assert invoke("logs", "r1", "a").output == "one\n"
+    assert len(api.sent()) == 2
+
+
 def blocker(kind: str, message: str, **more: Any) -> dict[str, Any]:
     return {"kind": kind, "since": None, "needs": "", "unblock": "", "message": message, **more}
 
