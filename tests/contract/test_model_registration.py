@@ -148,7 +148,8 @@ def test_a_model_that_is_not_there_is_not_registered(uri: str, reason: str, tmp_
     context, _ = make_trained(tmp_path)
     with pytest.raises(OperatorFailure) as caught:
         register(context, {"model_uri": uri})
-    assert (caught.value.reason, list(context.records)) == (reason, [])
+    told = [{"kind": "missing_artifact", "uri": uri}] if reason == "artifact_missing" else []
+    assert (caught.value.reason, list(context.records)) == (reason, told)
 
 
 def test_a_model_whose_artifact_was_deleted_is_not_registered(tmp_path: Path) -> None:

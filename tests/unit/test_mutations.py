@@ -263,7 +263,7 @@ MUTATIONS = {
 }
 
 
-SEEDS: dict[Callable[[pytest.MonkeyPatch], type[Simulation]], int] = {without_a_look_for_reports_of_what_is_overdue: 2}
+SEEDS: dict[Callable[[pytest.MonkeyPatch], type[Simulation]], int] = {without_a_look_for_reports_of_what_is_overdue: 1}
 """Of what takes a rare chance to be seen: a report that lies unread just while a limit passes."""
 
 

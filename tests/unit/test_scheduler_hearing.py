@@ -145,10 +145,14 @@ class FakeLeader:
 
     plans = None
     taking: tuple[int, ...] = ()
+    starting: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.rounds: list[Round] = []
         self.fails: Callable[[Round], Exception | None] = lambda _round: None
+
+    def begin(self) -> None:
+        pass
 
     def take_in(self, _kernel: object, round_: Round) -> Committed:
         self.rounds.append(round_)
