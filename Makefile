@@ -25,7 +25,7 @@ up: $(VENV)/.installed ## start the same system without the example; Ctrl-C stop
 
 test: $(VENV)/.installed-dev ## run all tests except chaos and load
 	$(RUN) -m pytest $(FAST_TESTS) tests/integration tests/chaos -m "not chaos and not load" -n auto --dist loadscope $(ARGS)
-	$(RUN) -m pytest tests/acceptance -m "not chaos and not load" $(ARGS)
+	$(RUN) -m pytest tests/acceptance -m "not chaos and not load" -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## all that CI checks besides the tests: format, lint, types, import contracts, docs
 	$(BIN)/ruff format --check .

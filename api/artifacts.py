@@ -94,7 +94,7 @@ def _sources(connection: Connection, run_id: str, rows: Sequence[Mapping[str, An
     if not producers:
         return {}
     run = run_queries.get_run(connection, tenant_id, run_id)
-    version = services().versions.get(connection, tenant_id, run["version_id"])
+    version = services().versions.find(connection, tenant_id, run["version_id"])
     tasks = run_queries.tasks_named(connection, tenant_id, run_id, producers)
     standing = look_around(connection, tenant_id, run_id, tasks, version).standing
     upstream = {task["name"]: standing[task["id"]].upstream for task in tasks}

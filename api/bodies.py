@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 import marshmallow
@@ -11,6 +12,8 @@ from flask import Request, request
 from webargs import core
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+
+from orchestrator.lasting import uncollected
 
 DEEPEST = 64
 _LARGEST_INTEGER = 2**63
@@ -58,20 +61,25 @@ def read_json(req: Request) -> Any:
     if not raw.strip():
         raise BadRequest("The body is empty; send a JSON object.")
     try:
-        body = json.loads(
-            raw.decode(),
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-            object_pairs_hook=_without_doubles,
-        )
+        text = raw.decode()
+        with uncollected():
+            body = json.loads(
+                text,
+                parse_constant=_refuse_constant,
+                parse_float=_finite,
+                parse_int=_bounded,
+                object_pairs_hook=_without_doubles,
+            )
     except UnicodeDecodeError as error:
         raise BadRequest(f"The body is not UTF-8 (byte {error.start}).") from error
     except RecursionError as error:
         raise BadRequest(f"The body is nested more than {DEEPEST} deep.") from error
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from error
-    _inspect(body)
+    if not _is_flat([body], DEEPEST):
+        raise BadRequest(f"The body is nested more than {DEEPEST} deep.")
+    if _ESCAPED.search(text):
+        _require_storable_texts(body)
     return body
 
 
@@ -80,29 +88,31 @@ def storable(text: str) -> bool:
     return "\x00" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
 
 
-def _inspect(body: Any) -> None:
-    """Look at every value without recursion, which the depth of the body could exhaust."""
-    open_values: list[tuple[Any, int]] = [(body, 1)]
+_ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+"""What JSON in UTF-8 has in it where a text can't be stored: neither NUL nor half a character can be there as it is."""
+
+
+def _is_flat(body: dict[str, Any] | list[Any], left: int) -> bool:
+    """Say whether nothing in it lies deeper than so many levels below it; that bounds the recursion too."""
+    for item in body.values() if isinstance(body, dict) else body:
+        kind = type(item)
+        if (kind is dict or kind is list) and (not left or not _is_flat(item, left - 1)):
+            return False
+    return True
+
+
+def _require_storable_texts(body: Any) -> None:
+    open_values: list[Any] = [body]
     while open_values:
-        value, depth = open_values.pop()
+        value = open_values.pop()
         if isinstance(value, str):
-            _require_storable(value)
-            continue
-        if not isinstance(value, (dict, list)):
-            continue
-        if depth > DEEPEST:
-            raise BadRequest(f"The body is nested more than {DEEPEST} deep.")
-        if isinstance(value, dict):
-            for key in value:
-                _require_storable(key)
-            open_values.extend((item, depth + 1) for item in value.values())
-        else:
-            open_values.extend((item, depth + 1) for item in value)
-
-
-def _require_storable(text: str) -> None:
-    if not storable(text):
-        raise BadRequest("The body holds a NUL character or half of a surrogate pair, which can't be stored.")
+            if not storable(value):
+                raise BadRequest("The body holds a NUL character or half of a surrogate pair, which can't be stored.")
+        elif isinstance(value, dict):
+            open_values.extend(value)
+            open_values.extend(value.values())
+        elif isinstance(value, list):
+            open_values.extend(value)
 
 
 def _refuse_constant(name: str) -> NoReturn:

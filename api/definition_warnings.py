@@ -48,11 +48,11 @@ def _of_one(connection: Connection, tenant_id: str, child: Mapping[str, Any], he
     try:
         if version is not None:
             target = find_run_target(connection, tenant_id, name=child["name"], version=int(version))
-        pinned = services().versions.get(connection, tenant_id, target.version_id)
+        pinned = services().versions.find(connection, tenant_id, target.version_id)
     except NotFound as error:
         return [Problem(f"{here}/version", f"{error} Save it before this task starts.")]
-    except ValueError:
-        return []  # its plan is of another release, which a run of it tells
+    if isinstance(pinned, str):
+        return []  # its plan can't be read, which a run of it tells
     given = child.get("parameters", {})
     # Of what a template stands for only the name is known.
     known = {name: pinned.parameters.get(name) if holds_template(value) else value for name, value in given.items()}

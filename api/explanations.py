@@ -70,7 +70,10 @@ class ExplainedSchema(Schema):
     blockers = fields.List(
         fields.Nested(BlockerSchema),
         required=True,
-        metadata={"description": "What stands in its way, the outermost first; empty while it runs and when it ended."},
+        metadata={
+            "description": "What stands in its way, the outermost first; empty while it runs and when it ended. "
+            "A task that is a run has those of that run while it waits."
+        },
     )
     reason = fields.String(required=True)
     message = fields.String(
@@ -124,9 +127,13 @@ class RunExplainedSchema(ExplainedSchema):
 @blueprint.route("/<uuid:run_id>/explain")
 class RunExplanation(MethodView):
     @needs(Role.VIEWER)
+    @blueprint.refuses(409)
     @blueprint.answers(200, RunExplainedSchema, example=RUN_EXAMPLE)
     def get(self, run_id: UUID) -> dict[str, Any]:
-        """Say why a run and its tasks are where they are, and what would bring them on."""
+        """Say why a run and its tasks are where they are, and what would bring them on.
+
+        409 when the plan of its version can't be read.
+        """
         tenant_id = caller().tenant_id
         with services().engine.connect() as connection:
             run = run_queries.get_run(connection, tenant_id, str(run_id))
@@ -148,11 +155,12 @@ class RunExplanation(MethodView):
 @blueprint.route("/<uuid:run_id>/tasks/<string:task>/explain")
 class TaskExplanation(MethodView):
     @needs(Role.VIEWER)
+    @blueprint.refuses(409)
     @blueprint.answers(200, TaskExplainedSchema, example=TASK_EXAMPLE)
     def get(self, run_id: UUID, task: str) -> dict[str, Any]:
         """Say why a task is where it is, and what would bring it on.
 
-        What has neither ended nor runs has at least one blocker.
+        What has neither ended nor runs has at least one blocker. 409 when the plan of its version can't be read.
         """
         tenant_id = caller().tenant_id
         with services().engine.connect() as connection:

@@ -106,7 +106,7 @@ class Tasks(MethodView):
         tenant_id = caller().tenant_id
         with services().engine.connect() as connection:
             run = run_queries.get_run(connection, tenant_id, str(run_id))
-            version = services().versions.get(connection, tenant_id, run["version_id"])
+            version = services().versions.find(connection, tenant_id, run["version_id"])
             page = run_queries.list_tasks(
                 connection,
                 tenant_id,
@@ -133,13 +133,14 @@ class Task(MethodView):
 @blueprint.route("/<uuid:run_id>/tasks/<string:task>/outputs")
 class Outputs(MethodView):
     @needs(Role.VIEWER)
-    @blueprint.refuses(413)
+    @blueprint.refuses(409, 413)
     @blueprint.answers(200, OutputsSchema, example={"outputs": [{"loss": 0.2}, None, {"loss": 0.1}]})
     def get(self, run_id: UUID, task: str) -> dict[str, Any]:
         """Get what a task has left, as those downstream of it see it.
 
         Of a map a list by index, with null where one did not succeed; of a repeat what its last round left; of a run
-        that is a task `{run_id, state, outputs}`. 413 when it is more than a task could be given.
+        that is a task `{run_id, state, outputs}`. 413 when it is more than a task could be given;
+        409 when the plan of its version can't be read.
         """
         tenant_id = caller().tenant_id
         with services().engine.connect() as connection:
@@ -180,7 +181,7 @@ def one_task(run_id: str, task: str, **more: Any) -> dict[str, Any]:
     tenant_id = caller().tenant_id
     with services().engine.connect() as connection:
         run = run_queries.get_run(connection, tenant_id, run_id)
-        version = services().versions.get(connection, tenant_id, run["version_id"])
+        version = services().versions.find(connection, tenant_id, run["version_id"])
         row = run_queries.get_task(connection, tenant_id, run_id, task)
         around = look_around(connection, tenant_id, run_id, [row], version)
     return {**show_tasks([row], around)[0], **more}

@@ -65,7 +65,8 @@ class AskedRunSchema(RunSchema):
 
 
 def shown_run(run_id: str, status: int, schema: Schema | None = None, *, outputs: bool = True, **more: Any) -> Response:
-    """Return the answer that shows the run, with these further fields.
+    """Return the answer that shows the run, with these further fields. Where its plan can't be read, the message says
+    so, and what the plan knows of its tasks is left out.
 
     :param outputs: whether with those of its tasks, of which each may have 256 KB.
     :raises NotFound: no such run of the caller's tenant.
@@ -73,11 +74,13 @@ def shown_run(run_id: str, status: int, schema: Schema | None = None, *, outputs
     tenant_id = caller().tenant_id
     with services().engine.connect() as connection:
         run = run_queries.get_run(connection, tenant_id, run_id)
-        version = services().versions.get(connection, tenant_id, run["version_id"])
+        version = services().versions.find(connection, tenant_id, run["version_id"])
         tasks = run_queries.all_tasks(connection, tenant_id, run_id, outputs=outputs)
         around = look_around(connection, tenant_id, run_id, tasks, version)
         parent = run["parent_task_run_id"]
         parents = run_queries.named_task_runs(connection, tenant_id, [parent] if parent else [])
+    if isinstance(version, str):
+        run["message"] = f"{run['message']} {version}".strip()
     live = RunState(run["state"]) not in RUN_TERMINAL
     document = {**run, "parent_task": parents.get(parent), "tasks": show_tasks(tasks, around, live=live), **more}
     response = jsonify((schema or RunSchema()).dump(document))

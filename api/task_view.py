@@ -153,16 +153,21 @@ class Surroundings:
 
 
 def look_around(
-    connection: Connection, tenant_id: str, run_id: str, rows: Sequence[Mapping[str, Any]], version: RunVersion
+    connection: Connection, tenant_id: str, run_id: str, rows: Sequence[Mapping[str, Any]], version: RunVersion | str
 ) -> Surroundings:
-    """Read what these task runs of a run are shown with."""
-    inner = [Asked(row["id"], version.plan) for row in rows if row["parent_id"] is not None]
-    places = find_places(connection, inner) if inner else {}
+    """Read what these task runs of a run are shown with.
+
+    :param version: of the run; a sentence, where it can't be read: then they are shown without the plan's part.
+    """
+    own_tasks: Mapping[str, PlannedTask] = {} if isinstance(version, str) else version.planned
+    inner = [row["id"] for row in rows if row["parent_id"] is not None]
+    asked = [] if isinstance(version, str) else [Asked(id_, version.plan) for id_ in inner]
+    places = find_places(connection, asked) if asked else {}
     standing: dict[str, Standing] = {}
     for row in rows:
         place = places.get(row["id"])
         if place is None:
-            planned = version.planned.get(row["name"]) if row["parent_id"] is None else None
+            planned = own_tasks.get(row["name"]) if row["parent_id"] is None else None
             standing[row["id"]] = Standing(planned, () if planned is None else planned.upstream)
         else:
             own = place.own

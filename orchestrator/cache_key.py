@@ -19,6 +19,11 @@ given: the run's parameters, and all that its ancestors have left."""
 _DIGESTS = ("fingerprint", "digest")
 
 
+def may_read_all(task: PlannedTask) -> bool:
+    """Say whether what the task does may hang on more than its parameters say."""
+    return bool(task.operator) and task.operator not in READ_THEIR_INPUTS_ALONE
+
+
 def components_of(
     task: PlannedTask,
     cache: CachePlan,
@@ -45,7 +50,7 @@ def components_of(
         parts |= {f"parameters.{name}": value for name, value in parameters.items()}
         if script:
             parts["script"] = script
-        if task.operator not in READ_THEIR_INPUTS_ALONE:
+        if may_read_all(task):
             parts |= {f"run_parameters.{name}": value for name, value in run_parameters.items()}
             parts |= {f"upstream.{name}": value for name, value in upstream.items()}
         if task.outputs_schema is not None:

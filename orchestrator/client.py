@@ -159,12 +159,14 @@ class Client(Transport):
             return before
         deadline = time.monotonic() + seconds
         while True:
-            # Read before the run: where it was refused because another rerun came first, the run shows that one.
-            refusal = self._refusal(before.get("command_id"))
-            if (run := self.get_run(run_id))["generation"] > before["generation"]:
+            # Read before the run: where it was refused because another rerun came first, the run shows that one. Of one
+            # that is done the generation says nothing: the scheduler may have been faster than the answer to us.
+            command = self._known(before.get("command_id"))
+            run = self.get_run(run_id)
+            if command.get("state") == "done" or run["generation"] > before["generation"]:
                 return run
-            if refusal:
-                raise ApiError(refusal, status=409)
+            if command.get("state") == "refused":
+                raise ApiError(str(command["result"]), status=409)
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"Run {run_id} has not been started again after {seconds:g} s; it is {run['state']}. "
@@ -228,10 +230,9 @@ class Client(Transport):
             raise ApiError(str(command["result"]), status=409)
         return command
 
-    def _refusal(self, command_id: int | None) -> str:
-        """Return why the command was refused; empty if it was not, or if the API is too old to name it."""
-        command = self.command(command_id) if command_id is not None else {}
-        return str(command["result"]) if command.get("state") == "refused" else ""
+    def _known(self, command_id: int | None) -> dict[str, Any]:
+        """Return the command; ``{}`` if the API is too old to name it."""
+        return self.command(command_id) if command_id is not None else {}
 
     def wait(
         self,

@@ -24,18 +24,18 @@ from orchestrator.compile_width import width_problems
 from orchestrator.documents import did_you_mean, escaped
 from orchestrator.documents import parameter_problems as document_problems
 from orchestrator.errors import InvalidDefinition, Problem
+from orchestrator.lasting import uncollected
 from orchestrator.operator import Operator
 from orchestrator.operator_checks import Declaration, declaration, inputs_named, verbatim_parameters
 from orchestrator.records import Plan, PlannedTask
-from orchestrator.spec import KINDS, Reading, read_pipeline
+from orchestrator.spec import KINDS
 from orchestrator.spec_document import to_document
-from orchestrator.wiring import Wiring, wire_inputs
+from orchestrator.spec_reading import Reading, read_pipeline
+from orchestrator.wiring import MAX_LOOKED, Wiring, wire_inputs
 
 __all__ = ["Compiled", "RunNeed", "Site", "all_tasks", "compile_pipeline", "content_hash", "run_problems"]
 
 MAX_PROBLEMS = 200
-MAX_LOOKED = 1000
-"""Problems after which no more are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ def own_version(operator: type[Operator]) -> str:
     return str(operator.version)
 
 
+@uncollected()
 def compile_pipeline(
     document: object,
     operators: Mapping[str, type[Operator]],

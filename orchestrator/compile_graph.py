@@ -9,7 +9,8 @@ from graphlib import CycleError
 from orchestrator.documents import did_you_mean
 from orchestrator.errors import Problem
 from orchestrator.graph import above, depth, find_cycle, topological_order
-from orchestrator.spec import Reading, ReadTask, TaskSpec
+from orchestrator.spec import TaskSpec
+from orchestrator.spec_reading import Reading, ReadTask
 
 MAX_EDGES = 50_000
 MAX_DEPTH = 200
@@ -75,10 +76,14 @@ class Flow:
             self.cycle, self.order = find_cycle(self.upstreams), ()
         """All tasks, each after those above it; empty where there is a cycle."""
         self.position = {name: at for at, name in enumerate(self.order)}
-        self._above = above(self.upstreams, self.order)
+        self._above: dict[str, int] = {}
 
     def is_above(self, name: str, task: str) -> bool:
         """Say whether the one has ended when the other starts, near or far."""
+        if name in self.upstreams[task]:
+            return True
+        if not self._above:
+            self._above = above(self.upstreams, self.order)
         return bool(self._above[task] >> self.position[name] & 1)
 
 
@@ -89,11 +94,14 @@ def upstream_problems(task: Placed, names: frozenset[str], groups: Mapping[str, 
     """
     found: list[Problem] = []
     for at, upstream in enumerate(task.spec.upstream_tasks):
+        if upstream in names and groups.get(upstream, task.container) == task.container:
+            continue
         here = f"{task.pointer}/upstream_tasks/{at}"
         if upstream not in names:
             message = f"There is no task {upstream!r} in this pipeline.{did_you_mean(upstream, names)}"
             found.append(Problem(here, message))
-        elif (other := groups.get(upstream, task.container)) != task.container:
+        else:
+            other = groups[upstream]
             place = f"inside of the group {other!r}, and this task is not"
             hint = f"wait for {other!r}"
             if not other:

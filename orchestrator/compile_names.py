@@ -14,8 +14,8 @@ from orchestrator.documents import did_you_mean, escaped
 from orchestrator.errors import ExpressionError, Problem
 from orchestrator.expressions import Missing, Path, compile_expression, path_text, value_at
 from orchestrator.expressions.kinds import Kind, kind_faults
+from orchestrator.expressions.templates import holds_template, references, whole_path
 from orchestrator.expressions.templates import problems as template_problems
-from orchestrator.expressions.templates import references, whole_path
 from orchestrator.spec import TaskSpec
 from orchestrator.states import TaskState
 
@@ -24,6 +24,7 @@ _RUN = ("id", "pipeline")
 _MAP = ("item", "index", "key")
 _REPEAT = ("index", "previous")
 _TASK = ("outputs", "state")
+_OF_LIMITS = "a limit's key is known before any task has run."
 _STATE: Schema = {"enum": [str(state) for state in TaskState]}
 
 
@@ -91,6 +92,9 @@ class Names:
         self.parameters = parameters
         self._is_complete = complete and not flow.cycle
         self._sorted = sorted(names)
+        self._defaults: dict[Path, tuple[Schema, str | None]] = {}
+        self._reached: dict[tuple[int, Path], Schema] = {}
+        """What lies behind a schema, by its identity and the rest of a path in which there is no fault."""
         self._by_end = {name.rpartition("-")[2]: name for name in reversed(self._sorted) if "-" in name}
 
     def fault(self, path: Path, view: View) -> str | None:
@@ -141,10 +145,27 @@ class Names:
             start = INTEGER
         elif root == "run" or path[1:] == ("key",):
             start = TEXT
-        return behind(start, path, at)
+        return self._behind(start, path, at)
+
+    def _behind(self, start: Schema, path: Path, at: int) -> tuple[Schema, str | None]:
+        if at >= len(path) or not start:
+            return start, None
+        # Most tasks are of a few operators, whose outputs are one schema each, and all schemas here outlive this.
+        rest = (id(start), path[at:])
+        if (reached := self._reached.get(rest)) is not None:
+            return reached, None
+        schema, fault = behind(start, path, at)
+        if fault is None:
+            self._reached[rest] = schema
+        return schema, fault
 
     def _default(self, path: Path) -> tuple[Schema, str | None]:
         """Follow a parameter's default. A run may bring more, so what is not there is no fault; another type is."""
+        if path not in self._defaults:
+            self._defaults[path] = self._followed(path)
+        return self._defaults[path]
+
+    def _followed(self, path: Path) -> tuple[Schema, str | None]:
         found: Any = self.parameters.defaults
         for at in range(1, len(path)):
             _, fault = behind(of_value(found), path[: at + 1], at)
@@ -247,7 +268,7 @@ def name_problems(task: Placed, names: Names, verbatim: frozenset[str]) -> Itera
         if until := spec.repeat.get("until"):
             yield from _expression_problems(until, f"{here}/repeat/until", names, after)
     for name, value in spec.parameters.items():
-        if name not in verbatim:
+        if name not in verbatim and holds_template(value):
             yield from _template_problems(value, f"{here}/parameters/{escaped(name)}", names, inner)
     yield from _policy_problems(spec, here, names, inner)
 
@@ -262,7 +283,7 @@ def _policy_problems(spec: TaskSpec, here: str, names: Names, view: View) -> Ite
         yield from _template_problems(spec.cache.get("key", ""), f"{here}/cache/key", names, view)
     if not (spec.concurrency or spec.rate_limit):
         return
-    key = replace(view, task="", why_no_tasks="a limit's key is known before any task has run.")
+    key = View("", view.mapped, view.repeated, why_no_tasks=_OF_LIMITS)
     for at, limit in enumerate(spec.concurrency):
         yield from _template_problems(limit.get("key"), f"{here}/concurrency/{at}/key", names, key)
     if spec.rate_limit is not None:
@@ -271,7 +292,7 @@ def _policy_problems(spec: TaskSpec, here: str, names: Names, view: View) -> Ite
 
 def pipeline_problems(limits: tuple[Mapping[str, Any], ...], names: Names) -> Iterator[Problem]:
     """Yield what is wrong with the keys of a pipeline's own limits."""
-    view = View("", why_no_tasks="a limit's key is known before any task has run.")
+    view = View("", why_no_tasks=_OF_LIMITS)
     for at, limit in enumerate(limits):
         yield from _template_problems(limit.get("key"), f"/concurrency/{at}/key", names, view)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,8 @@ class Parts:
     operators: Mapping[str, type[Operator]]
     site: Site
     version_of: Callable[[type[Operator]], str]
+    policies: dict[tuple[RetryPolicy, str], RetryPolicy] = field(default_factory=dict)
+    """Those with rules, by what they are without them and the rules as written: most tasks say the same."""
 
 
 def make_plan(spec: PipelineSpec, tasks: Sequence[Placed], parts: Parts) -> Plan:
@@ -149,7 +151,7 @@ def _executed(spec: TaskSpec, parts: Parts) -> dict[str, Any]:
         "queue": spec.queue or queue_of(resources, site),
         "resources": resources,
         "labels": tuple(sorted(spec.labels.items())),
-        "retry": _retry(spec, site),
+        "retry": _retry(spec, site, parts.policies),
         "timeout": spec.timeout_seconds,
         "grace": site.grace if spec.grace_seconds is None else spec.grace_seconds,
         "exclusive": spec.exclusive,
@@ -192,6 +194,7 @@ def _resources(task: TaskSpec, site: Site) -> Resources:
 # Most tasks say the same: one record stands for all of them.
 _shared_resources = lru_cache(maxsize=1024, typed=True)(Resources)
 _shared_policy = lru_cache(maxsize=1024, typed=True)(RetryPolicy)
+_shared_limit = lru_cache(maxsize=1024, typed=True)(ConcurrencyLimit)
 
 
 def queue_of(resources: Resources, site: Site) -> str:
@@ -201,7 +204,7 @@ def queue_of(resources: Resources, site: Site) -> str:
     return "highmem" if resources.memory > site.highmem_threshold * GIB else "cpu"
 
 
-def _retry(task: TaskSpec, site: Site) -> RetryPolicy:
+def _retry(task: TaskSpec, site: Site, known: dict[tuple[RetryPolicy, str], RetryPolicy]) -> RetryPolicy:
     delay = site.retry_delay if task.retry_delay_seconds is None else task.retry_delay_seconds
     # The site's cap is for its own delays; a task that asks for a longer one gets it.
     most = max(site.retry_max_delay, delay) if task.retry_max_delay_seconds is None else task.retry_max_delay_seconds
@@ -210,11 +213,18 @@ def _retry(task: TaskSpec, site: Site) -> RetryPolicy:
     policy = _shared_policy(retries, delay, factor, most)
     if task.retry is None:
         return policy
-    infrastructure = task.retry.get("infrastructure")
+    written = (policy, repr(task.retry))
+    if written not in known:
+        known[written] = _with_rules(policy, task.retry)
+    return known[written]
+
+
+def _with_rules(policy: RetryPolicy, retry: Mapping[str, Any]) -> RetryPolicy:
+    infrastructure = retry.get("infrastructure")
     return replace(
         policy,
-        rules=tuple(_rule(rule) for rule in task.retry.get("on", ())),
-        jitter=float(task.retry.get("jitter", policy.jitter)),
+        rules=tuple(_rule(rule) for rule in retry.get("on", ())),
+        jitter=float(retry.get("jitter", policy.jitter)),
         infrastructure=None if infrastructure is None else int(infrastructure),
     )
 
@@ -277,9 +287,9 @@ def _cache(cache: bool | Mapping[str, Any] | None) -> CachePlan | None:
 
 
 def _limits(limits: Sequence[Mapping[str, Any]]) -> tuple[ConcurrencyLimit, ...]:
-    return tuple(
-        ConcurrencyLimit(limit["key"], int(limit["limit"]), limit.get("on_limit", "queue")) for limit in limits
-    )
+    if not limits:
+        return ()
+    return tuple(_shared_limit(limit["key"], int(limit["limit"]), limit.get("on_limit", "queue")) for limit in limits)
 
 
 def _rate(rate: Mapping[str, Any]) -> RateLimit:

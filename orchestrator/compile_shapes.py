@@ -49,6 +49,7 @@ class Shapes:
         self._tasks = {task.spec.name: task for task in tasks}
         self._operators = operators
         self._outputs: dict[str, Schema] = {}
+        self._left: dict[str, Schema] = {}
         self._items: dict[str, Schema] = {}
 
     def outputs(self, name: str) -> Schema:
@@ -62,6 +63,11 @@ class Shapes:
 
     def left(self, name: str) -> Schema:
         """Return what one index or round of a container leaves; of any other task, what it leaves."""
+        if name not in self._left:
+            self._left[name] = self._leaves(name)
+        return self._left[name]
+
+    def _leaves(self, name: str) -> Schema:
         task = self._tasks.get(name)
         if task is None:
             return ANYTHING
@@ -121,12 +127,22 @@ def _item(over: Any) -> Schema:
 
 def of_value(value: Any) -> Schema:
     """Return the schema of all values of the same type; of null anything."""
+    if (known := _BY_TYPE.get(type(value))) is not None:
+        return known
     return next(({"type": word} for kind, word in _TYPES if isinstance(value, kind)), ANYTHING)
+
+
+_BY_TYPE: Mapping[type, Schema] = {
+    type(None): ANYTHING,
+    **{kind: {"type": word} for kind, word in (
+        (bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"), (dict, "object"),
+    )},
+}  # fmt: skip
 
 
 def kinds(schema: Any) -> frozenset[str]:
     """Return the JSON types that a value of the schema may have, null apart; none: not known."""
-    if not isinstance(schema, Mapping) or schema.keys() & _BRANCHING:
+    if not isinstance(schema, (dict, Mapping)) or not _BRANCHING.isdisjoint(schema):
         return frozenset()
     if isinstance(schema.get("allOf"), list):
         return next((found for inner in schema["allOf"] if (found := kinds(inner))), frozenset())
@@ -150,7 +166,7 @@ def behind(schema: Schema, path: Path, at: int) -> tuple[Schema, str | None]:
 
 
 def _step(schema: Any, path: Path, at: int) -> tuple[Schema, str | None]:
-    if not isinstance(schema, Mapping) or schema.keys() & _BRANCHING:
+    if not isinstance(schema, (dict, Mapping)) or not _BRANCHING.isdisjoint(schema):
         return ANYTHING, None
     if isinstance(schema.get("allOf"), list):
         # The operator's promise and the task's own schema both hold.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.spec import MAX_TASKS
+from orchestrator.spec_reading import MAX_TASKS
 
 if TYPE_CHECKING:
     from orchestrator.config import Settings

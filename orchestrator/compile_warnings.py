@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.compile_graph import Placed
@@ -58,10 +59,17 @@ def _left_as_written(text: Any, here: str) -> Iterator[Problem]:
 def _match_warnings(task: Placed, match: Mapping[str, Any], here: str) -> Iterator[Problem]:
     said = match.get("reason", ())
     for reason in [said] if isinstance(said, str) else said:
-        near = difflib.get_close_matches(reason, REASONS, n=1, cutoff=_NEAR)
-        if reason not in REASONS and near:
-            message = f"Nothing of ours ends with the reason {reason!r}. Did you mean {near[0]!r}?"
+        if near := _meant(reason):
+            message = f"Nothing of ours ends with the reason {reason!r}. Did you mean {near!r}?"
             yield Problem(f"{here}/reason", message)
     if "exception" in match and task.spec.operator == "custom_script":
         message = "A script's exceptions are not seen from outside, only its exit code; match 'exit_code' or 'reason'."
         yield Problem(f"{here}/exception", message)
+
+
+@lru_cache(maxsize=1024)
+def _meant(reason: str) -> str:
+    """Return the reason of ours that is nearly this one; none where it is one itself, or quite another."""
+    if reason in REASONS:
+        return ""
+    return next(iter(difflib.get_close_matches(reason, REASONS, n=1, cutoff=_NEAR)), "")

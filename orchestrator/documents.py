@@ -7,7 +7,8 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import Problem
@@ -16,6 +17,9 @@ MAX_PARAMETERS_BYTES = 64 * 1024
 MAX_NESTING = 32
 _MANY = 100
 _NEIGHBOURS = 6
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair."""
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
@@ -62,7 +66,7 @@ def escaped(part: object) -> str:
 
 def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[Problem]:
     """Yield what neither PostgreSQL's JSON nor the wire can hold: NaN, infinities, NUL, half characters, an abyss."""
-    if not nesting and _is_storable(value, 0):
+    if not nesting and _holds_storable([value], 0):
         return
     if isinstance(value, str):
         if fault := _text_fault(value):
@@ -76,26 +80,34 @@ def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[P
         yield Problem(pointer, f"{kind_of(value)} is no JSON value.")
 
 
-def _is_storable(value: object, nesting: int) -> bool:
-    """Say whether there is nothing to tell, without making a pointer for every value of a large document."""
-    if isinstance(value, str):
-        return value.isascii() and "\0" not in value
-    if value is None or isinstance(value, (int, float)):
-        return value is None or _number_fault(value) is None
-    return nesting < MAX_NESTING and _holds_storable(value, nesting + 1)
+def _holds_storable(value: dict[Any, Any] | list[Any], nesting: int) -> bool:
+    """Say whether there is nothing to tell of what it holds, without making a pointer for every value.
 
-
-def _holds_storable(value: object, nesting: int) -> bool:
-    # Loops and not all(): this looks at every value of ten thousand tasks.
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not (isinstance(key, str) and key.isascii() and "\0" not in key and _is_storable(item, nesting)):
+    Loops and exact types: this looks at every value of ten thousand tasks. What else there is, is told elsewhere.
+    """
+    items: Iterable[Any] = value
+    if type(value) is dict:
+        items = value.values()
+        if not _are_names_storable(value):
+            return False
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            if (not item.isascii() or "\0" in item) and _text_fault(item):
                 return False
-        return True
-    if not isinstance(value, list):
-        return False
-    for item in value:  # noqa: SIM110 - see above
-        if not _is_storable(item, nesting):
+        elif kind is dict or kind is list:
+            if nesting >= MAX_NESTING or not _holds_storable(item, nesting + 1):
+                return False
+        elif (kind is int or kind is float) and _number_fault(item) is None:
+            continue
+        elif item is not None and kind is not bool:
+            return False
+    return True
+
+
+def _are_names_storable(names: dict[Any, Any]) -> bool:
+    for name in names:
+        if type(name) is not str or ((not name.isascii() or "\0" in name) and _text_fault(name)):
             return False
     return True
 
@@ -132,7 +144,7 @@ def _number_fault(number: float) -> str | None:
 def _text_fault(text: str) -> str | None:
     if "\0" in text:
         return "The text holds a NUL character, which can't be stored; remove it."
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and _HALF.search(text):
         return "The text holds half of a surrogate pair, which is no character; remove it."
     return None
 
@@ -153,7 +165,8 @@ def kind_of(value: object) -> str:
 
 def json_bytes(value: object) -> int:
     """Return the size of a value as JSON."""
-    return len(json.dumps(value, ensure_ascii=False).encode())
+    text = _TO_JSON(value)
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def all_texts(value: object) -> Iterator[str]:

@@ -6,13 +6,15 @@ Pure: worked out from what the rows say. What is neither running nor over always
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 
 MOST_UPSTREAMS = 20
 NO_LEADER_SECONDS = 5.0
+FORCED = "force_cancelled"
+"""Reason of a run whose cancel lets no teardown run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,12 @@ class TaskFacts:
     attempt: AttemptFacts | None = None
     open_services: Mapping[str, datetime | None] = field(default_factory=dict)
     """Services that its connections lead to and that nobody asks for now, with when one will again."""
+    tears_down: bool = False
+    """Whether it is a teardown, or inside of one."""
+    child_id: str = ""
+    """Of a task that is a run: the id of that, as soon as it is known."""
+    child: RunFacts | None = None
+    """What the rows say of that run; ``None`` when there is none."""
 
 
 def blockers_of_run(run: RunFacts) -> list[Blocker]:
@@ -177,46 +185,21 @@ def _of_queued(run: RunFacts) -> Iterator[Blocker]:
         )
 
 
-def ending_of_run(run: RunFacts, tasks: Mapping[str, int]) -> str:
-    """Return how a run that is over has ended, as a sentence; empty for one that is not.
-
-    :param tasks: how many of its own tasks are in which state.
-    """
-    counted = ", ".join(f"{number} {state}" for state, number in sorted(tasks.items()))
-    if run.state is RunState.SUCCESS:
-        return f"All tasks that decide it have succeeded or were skipped: {counted}."
-    if run.state is RunState.CANCELLED:
-        return run.message or "It was cancelled."
-    if run.state is RunState.FAILED:
-        return f"{run.message or 'It has failed.'} Its tasks: {counted}."
-    return ""
-
-
-_ENDINGS: Mapping[TaskState, str] = {
-    TaskState.SUCCESS: "It has succeeded.",
-    TaskState.FAILED: "It has failed.",
-    TaskState.UPSTREAM_FAILED: "It was not run, for what is upstream of it has failed.",
-    TaskState.SKIPPED: "It was skipped.",
-    TaskState.CANCELLED: "It was cancelled.",
-}
-
-
-def ending_of_task(state: TaskState, message: str) -> str:
-    """Return how a task run that is over has ended, as a sentence; empty for one that is not.
-
-    :param message: what its row says.
-    """
-    return message or _ENDINGS[state] if state in TASK_TERMINAL else ""
-
-
 def blockers_of_task(task: TaskFacts, around: Sequence[TaskFacts], run: RunFacts) -> list[Blocker]:
     """Return what stands in the way of a task run, the outermost first.
 
+    What runs has none, save a task that is a run which waits itself: it has those of that run.
+
     :param around: the containers it is inside of, the outermost first.
     """
+    if task.state is TaskState.RUNNING and task.child_id:
+        return list(_of_child(task, run))
     if task.state in TASK_TERMINAL or task.state is TaskState.RUNNING:
         return []
     found = blockers_of_run(run)
+    if task.tears_down and run.reason != FORCED:
+        # It runs though its run is being cancelled, and because of that.
+        found = [blocker for blocker in found if blocker.kind != "run_cancelling"]
     for container in around:
         if container.state is TaskState.PENDING:
             found += _of_pending(container)
@@ -232,6 +215,24 @@ def blockers_of_task(task: TaskFacts, around: Sequence[TaskFacts], run: RunFacts
             )
         )
     return found
+
+
+def _of_child(task: TaskFacts, run: RunFacts) -> Iterator[Blocker]:
+    child = task.child
+    if child is None:
+        yield from (blocker for blocker in blockers_of_run(run) if blocker.kind == "no_leader")
+        yield Blocker(
+            "child",
+            task.since,
+            "its run to be made",
+            "Wait: the scheduler makes it in one of its next rounds. Where that has failed it is tried again within "
+            "the hour, and the scheduler's log says why.",
+            f"Run {task.child_id}, which {task.name} is, has not been made yet.",
+        )
+        return
+    for blocker in blockers_of_run(child):
+        which = f"{task.name} is run {child.id} of pipeline {child.pipeline}, which is {child.state}."
+        yield replace(blocker, message=f"{which} {blocker.message}")
 
 
 def _of_pending(task: TaskFacts) -> list[Blocker]:
@@ -370,6 +371,10 @@ def _of_waiting(task: TaskFacts) -> list[Blocker]:
 
 
 def _of_cancelling(task: TaskFacts) -> list[Blocker]:
+    if task.child_id:
+        would = "Wait for the grace of its tasks, or cancel it again by force."
+        message = f"Run {task.child_id}, which it is, is being stopped."
+        return [Blocker("cancelling", task.since, "its run to be over", would, message)]
     where = f" on worker {task.attempt.worker}" if task.attempt is not None else ""
     return [
         Blocker(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -23,10 +24,11 @@ def field_problems(
     """Return the faults of an object's fields: missing, unknown, or refused by their check."""
     found = [Problem(f"{pointer}/{name}", f"{name!r} is missing.") for name in required if name not in document]
     for name, value in document.items():
-        if name not in checks:
+        check = checks.get(name)
+        if check is None:
             message = f"There is no field {name[:100]!r} here.{did_you_mean(name, checks)}"
             found.append(Problem(f"{pointer}/{escaped(name)}", message))
-        elif fault := checks[name](value):
+        elif fault := check(value):
             message = f"{name!r} {fault.rstrip('.?')}{'?' if fault.endswith('?') else '.'}"
             found.append(Problem(f"{pointer}/{escaped(name)}", message))
     return found
@@ -75,7 +77,10 @@ def _digits(number: float) -> str:
 def is_memory(value: Any) -> str | None:
     if isinstance(value, str):
         return None if value == "auto" else 'is none of a number of GiB and "auto"'
-    return is_number(0, 100_000, above=True)(value)
+    return _is_gib(value)
+
+
+_is_gib = is_number(0, 100_000, above=True)
 
 
 def is_flag(value: Any) -> str | None:
@@ -83,7 +88,8 @@ def is_flag(value: Any) -> str | None:
 
 
 def is_object(value: Any) -> str | None:
-    return None if isinstance(value, Mapping) else f"must be an object, not {kind_of(value)}"
+    # A dict, as nearly all are, is told at once; whether something else is a mapping takes a search.
+    return None if isinstance(value, (dict, Mapping)) else f"must be an object, not {kind_of(value)}"
 
 
 def is_texts(most: int, longest: int) -> Check:
@@ -100,10 +106,15 @@ def is_texts(most: int, longest: int) -> Check:
 
 
 def is_upstreams(value: Any) -> str | None:
-    if fault := is_texts(MAX_UPSTREAMS, 128)(value):
+    if fault := _are_upstreams(value):
         return fault
-    twice = sorted({name for name in value if value.count(name) > 1}) if len(set(value)) < len(value) else []
-    return f"names {', '.join(map(repr, twice))} more than once" if twice else None
+    if len(set(value)) == len(value):
+        return None
+    twice = sorted(name for name, count in Counter(value).items() if count > 1)
+    return f"names {', '.join(map(repr, twice))} more than once"
+
+
+_are_upstreams = is_texts(MAX_UPSTREAMS, 128)
 
 
 def is_labels(value: Any) -> str | None:

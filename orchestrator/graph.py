@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 Upstreams = Mapping[str, Sequence[str]]
@@ -70,30 +71,43 @@ def above(upstreams: Upstreams, order: Sequence[str]) -> dict[str, int]:
 
 def nearest_ancestors(
     upstreams: Upstreams, order: Sequence[str], wanted: Collection[str]
-) -> dict[str, tuple[int, frozenset[str]]]:
-    """Return, for each task, how many edges away its nearest ancestors among ``wanted`` are, and which they are.
+) -> Callable[[str], tuple[int, frozenset[str]]]:
+    """Return what tells of a task how many edges away its nearest ancestors among ``wanted`` are, and which they are.
 
-    One pass for all tasks; a task without such an ancestor is left out.
+    One pass for all tasks, with the ancestors as bits: as sets, a thousand of them below each other's thousand would
+    take a gigabyte. A task without such an ancestor has none at distance 0.
 
     :param order: a topological order of all tasks.
     """
-    found: dict[str, tuple[int, frozenset[str]]] = {}
+    names = list(wanted)
+    bits = {name: 1 << at for at, name in enumerate(names)}
+    found: dict[str, tuple[int, int]] = {}
     for name in order:
-        distance, nearest = 0, frozenset[str]()
+        distance, nearest = 0, 0
         for up in upstreams[name]:
-            if up in wanted:
-                reach, names = 1, frozenset((up,))
+            if up in bits:
+                reach, these = 1, bits[up]
             elif up in found:
-                reach, names = found[up][0] + 1, found[up][1]
+                reach, these = found[up][0] + 1, found[up][1]
             else:
                 continue
             if not nearest or reach < distance:
-                distance, nearest = reach, names
+                distance, nearest = reach, these
             elif reach == distance:
-                nearest |= names
+                nearest |= these
         if nearest:
             found[name] = (distance, nearest)
-    return found
+
+    @cache
+    def named(bits: int) -> frozenset[str]:
+        written = reversed(f"{bits:b}")
+        return frozenset(name for name, bit in zip(names, written, strict=False) if bit == "1")
+
+    def nearest_of(task: str) -> tuple[int, frozenset[str]]:
+        distance, nearest = found.get(task, (0, 0))
+        return distance, named(nearest)
+
+    return nearest_of
 
 
 def depth(upstreams: Upstreams, order: Sequence[str]) -> int:

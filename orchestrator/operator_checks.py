@@ -18,9 +18,10 @@ from orchestrator.documents import did_you_mean, escaped
 from orchestrator.errors import Problem
 from orchestrator.expressions.templates import holds_template, whole_path
 from orchestrator.operator import Input, Operator
-from orchestrator.quick_checks import Fits, quick_check
+from orchestrator.quick_checks import FitsBeside, quick_check
 
 _LONGEST = 300
+_NONE: frozenset[str] = frozenset()
 _Item = TypeVar("_Item")
 
 
@@ -73,7 +74,7 @@ def _validator(operator: type[Operator]) -> Draft202012Validator:
 
 
 @lru_cache(maxsize=512)
-def _quick(operator: type[Operator]) -> Fits | None:
+def _quick(operator: type[Operator]) -> FitsBeside | None:
     return quick_check(operator.parameters_schema)
 
 
@@ -107,7 +108,8 @@ def parameter_faults(
     open_ = frozenset() if filled else _templated(operator, parameters)
     try:
         fits = _quick(operator)
-        if fits is None or not fits(parameters):
+        # Whatever is wrong with a text that is one template is open.
+        if fits is None or not fits(parameters, [name for name in open_ if whole_path(parameters[name]) is not None]):
             errors = _validator(operator).iter_errors(dict(parameters))
             kept = (error for error in errors if not (open_ and _is_undecided(error, open_)))
             if found := [problem for error in kept for problem in _problems(error, pointer)]:
@@ -125,8 +127,8 @@ def parameter_faults(
 
 
 def _templated(operator: type[Operator], parameters: Mapping[str, Any]) -> frozenset[str]:
-    verbatim = verbatim_parameters(operator)
-    return frozenset(name for name, value in parameters.items() if name not in verbatim and holds_template(value))
+    found = [name for name, value in parameters.items() if holds_template(value)]
+    return frozenset(found).difference(verbatim_parameters(operator)) if found else _NONE
 
 
 _DECIDED = frozenset({"required", "additionalProperties", "minProperties", "maxProperties", "minItems", "maxItems"})

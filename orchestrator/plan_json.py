@@ -89,13 +89,15 @@ def plan_from_json(stored: Mapping[str, Any]) -> Plan:
     """Return the plan of what :func:`plan_to_json` made, also of an older release.
 
     :raises ValueError: the format, or a field, is one that this release does not know. It may change what the task
-        means, so it is not passed over.
+        means, so it is not passed over. Or what is stored is no plan.
     """
-    if stored.get("format") != FORMAT:
-        raise ValueError(
-            f"A stored plan has format {stored.get('format')!r} and this release reads {FORMAT}; run the newer release."
-        )
-    return _level_from_json({name: value for name, value in stored.items() if name != "format"})
+    form = stored.get("format") if isinstance(stored, Mapping) else None
+    if form != FORMAT:
+        raise ValueError(f"A stored plan has format {form!r} and this release reads {FORMAT}; run the newer release.")
+    try:
+        return _level_from_json({name: value for name, value in stored.items() if name != "format"})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"The stored plan lacks a part, or has a wrong one: {error!r}.") from error
 
 
 def _level_to_json(plan: Plan) -> dict[str, Any]:

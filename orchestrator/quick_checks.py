@@ -6,11 +6,13 @@ Of 10,000 tasks most say a few texts and numbers, and jsonschema takes a fifth o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Fits = Callable[[Any], bool]
 """Says that a value surely keeps its schema; False decides nothing."""
+FitsBeside = Callable[[Mapping[str, Any], Collection[str]], bool]
+"""Says so of an object, whatever these of its fields hold."""
 
 _WORDS_THAT_SAY_NOTHING = frozenset({"$schema", "title", "description", "default", "examples", "$comment"})
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -19,7 +21,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def quick_check(schema: object) -> Fits | None:
+def quick_check(schema: object) -> FitsBeside | None:
     """Return a check of objects of this schema, ``None`` where there is none."""
     if not isinstance(schema, Mapping):
         return None
@@ -31,10 +33,14 @@ def quick_check(schema: object) -> Fits | None:
         return None
     checks = {name: check for name, inner in properties.items() if (check := _value_check(inner)) is not None}
 
-    def fits(value: Any) -> bool:
-        return all(name in checks and checks[name](item) for name, item in value.items()) and all(
-            name in value for name in required
-        )
+    def fits(value: Mapping[str, Any], open_: Collection[str]) -> bool:
+        for name, item in value.items():
+            if name in open_:
+                if name not in properties:
+                    return False
+            elif (check := checks.get(name)) is None or not check(item):
+                return False
+        return all(name in value for name in required)
 
     return fits
 

@@ -348,6 +348,10 @@ class TaskRunRecord:
     """Since when it has waited for its next attempt to be claimed."""
     resumed: bool = False
     """Of a container that waits to run again: whether it goes on with what it has expanded into before."""
+    awaits_turn: bool = False
+    """Of those that come first in an index: whether that has no place under ``max_parallel`` yet."""
+    superseded: bool = False
+    """Whether its container was expanded anew without it: it stays as it ended, and counts no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
-from orchestrator.spec import TASK_FIELDS, PipelineSpec, TaskSpec
+from orchestrator.spec import PipelineSpec, TaskSpec
+from orchestrator.spec_fields import TASK_FIELDS
 
 
 def to_document(spec: PipelineSpec) -> dict[str, Any]:
@@ -49,10 +51,12 @@ _FOR_OPERATORS = frozenset({"parameters", "gpu"})
 """Left out of what no worker executes; elsewhere they have always been written."""
 
 
+_VALUES = attrgetter(*TASK_FIELDS)
+
+
 def _task_document(task: TaskSpec) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    for name in TASK_FIELDS:
-        value = getattr(task, name)
+    for name, value in zip(TASK_FIELDS, _VALUES(task), strict=True):
         if value is None or (name in _LEFT_OUT_WHEN and value == _LEFT_OUT_WHEN[name]):
             continue
         if name == "tasks":

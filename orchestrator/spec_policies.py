@@ -86,7 +86,10 @@ def _is_memory(value: Any) -> str | None:
     wrong = 'must be a number of GiB, or how many times more as in "x1.5" (above 1, at most 100)'
     if isinstance(value, str):
         return None if memory_factor(value) is not None else wrong
-    return is_number(0, 100_000, above=True)(value)
+    return _is_gib(value)
+
+
+_is_gib = is_number(0, 100_000, above=True)
 
 
 _MORE: Mapping[str, Check] = {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compile_graph import Flow, Placed
 from orchestrator.errors import Problem
 from orchestrator.expressions import path_text
-from orchestrator.graph import Upstreams, ancestors, nearest_ancestors
+from orchestrator.graph import nearest_ancestors
 from orchestrator.operator import Input
 from orchestrator.operator_checks import Declaration
 from orchestrator.records import InputLink, RunInput
 
 _SHOWN = 10
+MAX_LOOKED = 1000
+"""Problems after which no more are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,13 @@ def wire_inputs(
     :param declared: what its operator says of each task that has one, by the task's name.
     """
     produced, many = _makers(tasks, declared)
-    nearest: dict[str, dict[str, tuple[int, frozenset[str]]]] = {}
+    nearest: dict[str, Callable[[str], tuple[int, frozenset[str]]]] = {}
+    latest: dict[frozenset[str], frozenset[str]] = {}
     wirings: dict[str, Wiring] = {}
     problems: list[Problem] = []
     for task in tasks:
+        if len(problems) > MAX_LOOKED:
+            break
         spec = task.spec
         links: list[InputLink] = []
         run_inputs: list[RunInput] = []
@@ -49,8 +54,10 @@ def wire_inputs(
             if wanted.kind not in nearest:
                 makers_of_kind = produced.get(wanted.kind, set())
                 nearest[wanted.kind] = nearest_ancestors(flow.upstreams, flow.order, makers_of_kind)
-            _, makers = nearest[wanted.kind].get(spec.name, (0, frozenset()))
-            makers = _latest(flow.upstreams, makers)
+            _, makers = nearest[wanted.kind](spec.name)
+            if makers not in latest:
+                latest[makers] = _latest(flow, makers)
+            makers = latest[makers]
             if len(makers) > 1:
                 problems.append(_ambiguous(task, wanted, makers))
             elif makers & many.keys() and wanted.required:
@@ -98,11 +105,11 @@ def _index(task: Placed) -> tuple[int, ...]:
     return (0,) if task.spec.map is not None else ()
 
 
-def _latest(upstreams: Upstreams, makers: frozenset[str]) -> frozenset[str]:
+def _latest(flow: Flow, makers: frozenset[str]) -> frozenset[str]:
     """Leave out makers upstream of another one: whoever waits for both means the later one."""
     if not 1 < len(makers) <= _SHOWN:
         return makers
-    return makers - frozenset().union(*(ancestors(upstreams, name) for name in makers))
+    return frozenset(name for name in makers if not any(flow.is_above(name, other) for other in makers))
 
 
 def _ambiguous(task: Placed, wanted: Input, makers: frozenset[str]) -> Problem:

@@ -15,8 +15,9 @@ import yaml
 
 from orchestrator.documents import escaped
 from orchestrator.errors import UnreadableText
+from orchestrator.lasting import uncollected
 
-_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Parser: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: Mapping[str, bool | None] = {
@@ -27,10 +28,22 @@ _NO_NUMBER = re.compile(r"NaN|[-+]?Infinity")
 """What Python writes in place of a number; as a text, which YAML takes it for, it would pass unseen."""
 _TAG = "tag:yaml.org,2002:"
 _RESOLVER: Any = yaml.resolver.Resolver()
-"""Tells a tag that was written from the one that the library gives a scalar by itself."""
+"""Tells whether a tag that was written is the one that the library would give a scalar by itself."""
+_UNSAID = "not said"
+"""In place of the tag of a plain scalar that has none; nobody can write it, for a tag holds no blank."""
 MOST_NODES = 1_000_000
 """Aliases of aliases can grow a small text into an endless value."""
 MAX_DEPTH = 64
+
+
+class _Loader(_Parser):  # type: ignore[misc]
+    """Leaves open what a plain scalar means: the library would try the patterns of YAML 1.1 on each of them."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """Return the tag of a node that has none."""
+        if kind is yaml.ScalarNode:
+            return _UNSAID if implicit[0] else f"{_TAG}str"
+        return f"{_TAG}map" if kind is yaml.MappingNode else f"{_TAG}seq"
 
 
 def read_yaml(text: str) -> list[tuple[Any, Mapping[str, int]]]:
@@ -42,9 +55,10 @@ def read_yaml(text: str) -> list[tuple[Any, Mapping[str, int]]]:
         loader = _Loader(text)
         try:
             documents: list[tuple[Any, Mapping[str, int]]] = []
-            while loader.check_node():
-                reading = _Reading()
-                documents.append((reading.value(loader.get_node(), "", 0), reading.lines))
+            with uncollected():
+                while loader.check_node():
+                    reading = _Reading()
+                    documents.append((reading.value(loader.get_node(), "", 0), reading.lines))
             return documents
         finally:
             loader.dispose()
@@ -124,16 +138,15 @@ def _require_tag(node: yaml.Node, kind: str) -> None:
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
-    text, line = str(node.value), node.start_mark.line + 1
-    quoted = bool(node.style)
+    text, line, quoted = str(node.value), node.start_mark.line + 1, bool(node.style)
+    if node.tag == _UNSAID:
+        return text if quoted else plain_value(text, line)
+    if node.tag == f"{_TAG}str":
+        return text
     implicit = _RESOLVER.resolve(yaml.ScalarNode, text, (not quoted, quoted))
-    if quoted or (node.tag == f"{_TAG}str" != implicit):
-        implicit, value = f"{_TAG}str", text
-    else:
-        value = plain_value(text, line)
-    if node.tag != implicit:
+    if quoted or node.tag != implicit:
         raise UnreadableText(f"The tag {node.tag} is not allowed in a definition.", line)
-    return value
+    return plain_value(text, line)
 
 
 def plain_value(text: str, line: int = 1) -> Any:

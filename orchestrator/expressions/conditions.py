@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -48,12 +49,19 @@ def compile_expression(text: str) -> Expression:
     :raises ExpressionError: it can't be read, is too long, or asks for something else.
     """
     tree = _parsed(text)
-    references: set[Path] = set()
+    paths: dict[ast.expr, Path] = {}
+    inner: set[ast.expr] = set()
     for node in _walked(tree):
         _require_harmless(node)
-        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and (path := static_path(node)):
-            references.add(path)
-    return Expression(text, frozenset(_longest(tree, references)), tree)
+        if isinstance(node, ast.Call):
+            inner.add(node.func)
+        elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and (path := static_path(node)):
+            paths[node] = path
+            if not isinstance(node, ast.Name):
+                inner.add(node.value)
+    # Without those that are only steps on the way, functions and JSON's words.
+    read = (path for node, path in paths.items() if node not in inner)
+    return Expression(text, frozenset(path for path in read if len(path) > 1 or path[0] not in WORDS), tree)
 
 
 @lru_cache(maxsize=20_000)
@@ -96,9 +104,16 @@ def _unread(text: str, error: Exception) -> str:
             last = text.rsplit(maxsplit=1)[-1][-20:]
             return f"The expression can't be read: something is missing at its end, after {last!r}."
         at = f" at character {error.offset}"
-        hint = " Equality is ==." if "=" in text.replace("==", "") and "==" not in text else ""
-        return f"The expression can't be read{at}: {error.msg.rstrip('.')}.{hint}"
+        return f"The expression can't be read{at}: {error.msg.rstrip('.')}.{_hint(text.strip(), error.offset)}"
     return "The expression can't be read: it is nested too deep, or holds what is no character."
+
+
+def _hint(text: str, offset: int) -> str:
+    """Return what is probably meant by what can't be read at this character."""
+    if (word := re.match(r"[A-Za-z]+", text[offset - 1 :])) and text[: offset - 1].rstrip().endswith("."):
+        # ``import``, ``class``: of the language itself, and after a dot the only words that can't be read.
+        return f" Write ['{word[0]}'] for .{word[0]}, which means something else here."
+    return " Equality is ==." if re.search(r"(?<![=!<>])=(?!=)", text) else ""
 
 
 def _walked(tree: ast.expr) -> Iterator[ast.AST]:
@@ -113,11 +128,18 @@ def _walked(tree: ast.expr) -> Iterator[ast.AST]:
         if depth > MAX_DEPTH:
             raise ExpressionError(f"The expression is nested more than {MAX_DEPTH} deep; make it flatter.")
         yield node
-        open_ += [
-            (child, depth + 1)
-            for child in ast.iter_child_nodes(node)
-            if not isinstance(child, (ast.expr_context, ast.boolop))
-        ]
+        if not isinstance(node, (ast.Name, ast.Constant)):
+            open_ += [(child, depth + 1) for child in _children(node)]
+
+
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the parts of a part, but for what says only that it is read, or is ``and`` or ``or``."""
+    for name in node._fields:
+        value = getattr(node, name)
+        if isinstance(value, list):
+            yield from value
+        elif isinstance(value, ast.AST) and not isinstance(value, (ast.expr_context, ast.boolop)):
+            yield value
 
 
 def _require_harmless(node: ast.AST) -> None:
@@ -164,18 +186,3 @@ def _require_json(value: object) -> None:
         raise ExpressionError("A whole number in the expression is too large.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError("A number in the expression is too large.")
-
-
-def _longest(tree: ast.expr, found: set[Path]) -> Iterator[Path]:
-    """Yield the paths that are read, without those that are only steps on the way, functions and JSON's words."""
-    inner: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Attribute, ast.Subscript)) and static_path(node):
-            inner.add(id(node.value))
-        elif isinstance(node, ast.Call):
-            inner.add(id(node.func))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and id(node) not in inner:
-            path = static_path(node)
-            if path in found and not (len(path) == 1 and path[0] in WORDS):
-                yield path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.documents import did_you_mean
 from orchestrator.errors import ExpressionError
@@ -63,19 +63,14 @@ class _Trial:
 
     def value(self, node: ast.AST) -> _Known:
         """Return what is known of a part; faults inside of it are kept."""
-        works: Mapping[type, Callable[[Any], _Known]] = {
-            ast.Constant: lambda node: _Value(node.value, True),
-            ast.Name: self._read,
-            ast.Attribute: self._read,
-            ast.Subscript: self._read,
-            ast.List: self._listed,
-            ast.Tuple: self._listed,
-            ast.BinOp: self._combined,
-            ast.UnaryOp: lambda node: self._tried(OPERATORS[type(node.op)], node, self.value(node.operand)),
-            ast.Compare: self._compared,
-            ast.Call: self._called,
-        }
-        return works.get(type(node), self._chosen)(node)
+        work = self._works.get(type(node))
+        return self._chosen(node) if work is None else work(self, node)
+
+    def _exact(self, node: ast.Constant) -> _Value:
+        return _Value(node.value, True)
+
+    def _turned(self, node: ast.UnaryOp) -> _Known:
+        return self._tried(OPERATORS[type(node.op)], node, self.value(node.operand))
 
     def _listed(self, node: ast.List | ast.Tuple) -> _Value:
         items = [self.value(item) for item in node.elts]
@@ -154,6 +149,20 @@ class _Trial:
             if isinstance(word, str) and word not in words:
                 hint = did_you_mean(word, words)
                 self.faults.append(f"{path_text(path)} is never {word!r}; it is one of {', '.join(words)}.{hint}")
+
+    _works: ClassVar[Mapping[type, Callable[[Any, Any], _Known]]] = {
+        ast.Constant: _exact,
+        ast.Name: _read,
+        ast.Attribute: _read,
+        ast.Subscript: _read,
+        ast.List: _listed,
+        ast.Tuple: _listed,
+        ast.BinOp: _combined,
+        ast.UnaryOp: _turned,
+        ast.Compare: _compared,
+        ast.Call: _called,
+    }
+    """By the kind of a part, what looks at it; of all others :meth:`_chosen`."""
 
 
 def _sample(value: Any) -> _Known:

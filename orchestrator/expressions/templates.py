@@ -19,6 +19,7 @@ OPEN, CLOSE, LITERAL = "{{", "}}", "\\{{"
 MAX_RESOLVED = 8 * 2**20
 """Characters of JSON that all templates of one value may put in."""
 _SHOWN = 60
+_NONE: frozenset[Path] = frozenset()
 
 Piece = str | Path
 """Of a text: what stands there, or the path of what is to stand there."""
@@ -68,12 +69,16 @@ def whole_path(value: object) -> Path | None:
 
 def holds_template(value: object) -> bool:
     """Say whether :func:`resolve` would change the value, or refuse it."""
-    return any(True for _ in _texts(value, ""))
+    if isinstance(value, str):
+        return OPEN in value
+    if isinstance(value, (dict, Mapping)):
+        return any(map(holds_template, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(holds_template, value))
 
 
 def references(value: object) -> frozenset[Path]:
     """Return the paths that the templates of a value read; faulty templates read nothing."""
-    return frozenset(path for _, path in places(value))
+    return frozenset(path for _, path in places(value)) if holds_template(value) else _NONE
 
 
 def places(value: object, pointer: str = "") -> Iterator[tuple[str, Path]]:

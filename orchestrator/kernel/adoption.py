@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from orchestrator.effects import Annotate
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.due import orphan_ends
 from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.outcomes import holds_token, lose
 from orchestrator.records import AttemptRecord, Heartbeat, WorkerRecord
@@ -95,7 +96,7 @@ def expire_orphans(changes: Changes, read_until: float) -> None:
     :param read_until: reports that were sent later may still lie unread.
     """
     kernel = changes.kernel
-    while (ends := kernel.orphan_ends()) is not None and ends <= read_until:
+    while (ends := orphan_ends(kernel)) is not None and ends <= read_until:
         lose(
             changes,
             kernel.attempts[next(iter(kernel.orphans))],

@@ -7,7 +7,10 @@ from typing import Any
 from orchestrator.effects import Annotate, LookUp
 from orchestrator.events import CacheAnswered
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.gates import Gate, gate_of
+from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
+from orchestrator.placement import Ask
 from orchestrator.states import Entity, TaskState
 
 CACHE_LOOKUP, CACHE_HIT, CACHE_FLIGHT = "cache_lookup", "cache_hit", "cache_flight"
@@ -59,9 +62,11 @@ def _hit(changes: Changes, node: TaskNode, event: CacheAnswered) -> None:
 def attend(changes: Changes) -> None:
     """Ask the questions that are open, and tell those that wait for another task which one it is."""
     flights = changes.kernel.flights
-    for node in list(flights.untold.values()):
-        if (leader := flights.leader_of(node)) is not None and flights.is_stuck(leader):
+    leaders = {leader.id: leader for node in flights.untold.values() if (leader := flights.leader_of(node)) is not None}
+    for leader in (leaders | flights.bereft).values():
+        if flights.is_stuck(leader):
             make_way(changes, leader)
+    flights.bereft.clear()
     for node in list(flights.unasked.values()):
         if node.dispatches:
             del flights.unasked[node.id]
@@ -81,22 +86,30 @@ def _whom_it_waits_for(leader: TaskNode) -> str:
 
 
 def stuck(changes: Changes, node: TaskNode) -> None:
-    """No worker there is could take this ready task: it keeps nobody waiting who asks for something else."""
+    """This ready task can't be sent out though there may be room: no worker there is could take it, or its gate is
+    shut. It keeps nobody waiting who asks for something else or stands before another gate."""
     if node.planned.cache is not None and changes.kernel.flights.stuck(node):
         make_way(changes, node)
 
 
 def make_way(changes: Changes, node: TaskNode) -> None:
-    """Let an equal task that asks for something else go first, if there is one; this one stays in its line."""
+    """Let an equal task of another kind go first, if there is one that is not stuck as well for all that is known; this
+    one stays in its line."""
     kernel = changes.kernel
-    heir = kernel.flights.make_way(node, lambda other: kernel.ask_of(other) != node.ask)
+    known = {_kind(kernel, other) for other in kernel.flights.beside(node)}
+    heir = kernel.flights.make_way(node, lambda other: _kind(kernel, other) not in known)
     if heir is not None:
         kernel.line_up(heir, changes.now)
 
 
+def _kind(kernel: Kernel, node: TaskNode) -> tuple[Ask, Gate]:
+    """Return the line that the task stands in, or would."""
+    return kernel.ask_of(node), gate_of(node)
+
+
 def goes_back(changes: Changes, node: TaskNode) -> bool:
-    """Say whether a task that a worker could take now, having stood aside, first waits for what others have left or
-    are at work on; it has left its line then."""
+    """Say whether a task that could be sent out now, having stood aside, first waits for what others have left or are
+    at work on; it has left its line then."""
     kernel = changes.kernel
     if node.planned.cache is None or not kernel.flights.comes_back(node):
         return False

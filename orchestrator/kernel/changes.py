@@ -30,7 +30,7 @@ from orchestrator.states import (
 
 NONE: Mapping[str, Any] = {}
 NOT_YET = ("attempt_id", "retry_at", "local_to", "deadline_at", "child_run_id", "wait_token", "outputs")
-ZERO: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", "resumed": False}
+ZERO: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", "superseded": False}
 AS_IT_BEGAN: Mapping[str, Any] = {**ZERO, **dict.fromkeys(NOT_YET)}
 """Of a task run that has not begun; the number of its attempts goes on."""
 
@@ -207,18 +207,21 @@ class Changes(Ledgered):
         reason: str = "",
         message: str = "",
         resumed: bool = False,
+        awaits_turn: bool = False,
         row: Mapping[str, Any] = NONE,
     ) -> bool:
         """Bring a task run back to where it began, save for the number of its attempts; or to what a person marks it
         as. One that was over is its next generation then. Its neighbours' counters are left as they are.
 
         :param resumed: a container goes on with what is inside of it, instead of expanding anew.
+        :param awaits_turn: its index waits for its turn; a mark changes nothing of that.
         """
         before = node.state
         is_over = before in TASK_TERMINAL
         if not (is_reopening(Entity.TASK_RUN, before, after) or (cause == "mark" and after in MARKS)):
             return not self._is_refused(Entity.TASK_RUN, node.id, before, after)
         columns: dict[str, Any] = {"generation": node.generation + is_over, **AS_IT_BEGAN, "resumed": resumed}
+        columns["awaits_turn"] = awaits_turn or (cause == "mark" and node.awaits_turn)
         for name, value in columns.items():
             setattr(node, name, value)
         columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))

@@ -41,13 +41,14 @@ def resume(changes: Changes, node: TaskNode) -> None:
     changes.task(node, TaskState.RUNNING, "upstream", reason=reason, durable=True, resumed=False)
     node.inside.live = node.inside.next = 0
     for scope in node.inside.scopes:
-        scope.is_started = any(_is_at_work(task) for task in scope.tasks)
-        node.inside.live += scope.is_started
+        scope.is_started = False
+        if any(_is_at_work(task) for task in scope.tasks):
+            begin(changes, scope)
     start_scopes(changes, node)
     for scope in node.inside.scopes:
         if scope.open and not scope.is_started:
             for task in filter(_comes_first, scope.tasks):
-                changes.explain(task, MAX_PARALLEL, "It waits for its turn.")
+                _let_wait(changes, task)
     changes.kernel.advancing[node.id] = node
 
 
@@ -59,6 +60,24 @@ def _is_at_work(node: TaskNode) -> bool:
     if inside is None or not inside.open:
         return False
     return any(_is_at_work(task) for scope in inside.scopes for task in scope.tasks)
+
+
+def begin(changes: Changes, scope: Scope) -> None:
+    """Let an index have its place: its rules are looked at from now on."""
+    assert scope.owner is not None
+    assert scope.owner.inside is not None
+    scope.is_started = True
+    scope.owner.inside.live += 1
+    for task in scope.tasks:
+        if task.awaits_turn:
+            task.awaits_turn = False
+            changes.emit(Annotate(Entity.TASK_RUN, task.id, task.state, {"awaits_turn": False}))
+
+
+def _let_wait(changes: Changes, node: TaskNode) -> None:
+    node.awaits_turn, node.reason = True, MAX_PARALLEL
+    columns = {"awaits_turn": True, "reason": MAX_PARALLEL, "message": "It waits for its turn."}
+    changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, columns))
 
 
 def _comes_first(node: TaskNode) -> bool:
@@ -77,12 +96,12 @@ def place(changes: Changes, node: TaskNode, items: Sequence[tuple[str, Any]], *,
     assert node.inside is not None
     made: list[TaskRunRecord] = []
     for offset, (key, item) in enumerate(items):
-        reason = MAX_PARALLEL if at_once is not None and offset >= at_once else ""
+        waits = at_once is not None and offset >= at_once
         former = node.inside.former.pop(len(node.inside.scopes), None)
         if former is None:
-            made += _make(changes, node, key, item, reason)
+            made += _make(changes, node, key, item, waits)
         else:
-            _bring_back(changes, former, key, item, reason)
+            _bring_back(changes, former, key, item, waits)
     if made:
         assert node.body is not None
         operators = tuple(task.operator for task in node.body.plan.tasks)
@@ -90,7 +109,7 @@ def place(changes: Changes, node: TaskNode, items: Sequence[tuple[str, Any]], *,
         changes.emit(CreateTasks(node.run.id, node.run.tenant_id, tuple(made), each))
 
 
-def _make(changes: Changes, node: TaskNode, key: str, item: Any, reason: str) -> list[TaskRunRecord]:
+def _make(changes: Changes, node: TaskNode, key: str, item: Any, waits: bool) -> list[TaskRunRecord]:
     assert node.inside is not None
     assert node.body is not None
     index, shape, new_id = len(node.inside.scopes), node.body, changes.kernel.settings.new_id
@@ -100,7 +119,8 @@ def _make(changes: Changes, node: TaskNode, key: str, item: Any, reason: str) ->
             new_id(),
             node.run.id,
             scope.name_of(position),
-            reason="" if shape.upstream[position] else reason,
+            reason=MAX_PARALLEL if waits and not shape.upstream[position] else "",
+            awaits_turn=waits and not shape.upstream[position],
             parent_id=node.id,
             map_index=index,
             map_key=key,
@@ -115,12 +135,13 @@ def _make(changes: Changes, node: TaskNode, key: str, item: Any, reason: str) ->
     return rows
 
 
-def _bring_back(changes: Changes, scope: Scope, key: str, item: Any, reason: str) -> None:
+def _bring_back(changes: Changes, scope: Scope, key: str, item: Any, waits: bool) -> None:
     scope.key, scope.item, scope.result, scope.is_started = key, item, None, False
     columns = {"map_key": key, "item": item}
     for position, task in enumerate(scope.tasks):
-        why = "" if scope.shape.upstream[position] else reason
-        changes.renew(task, TaskState.PENDING, "rerun", reason=why, row=columns)
+        is_first = not scope.shape.upstream[position]
+        reason = MAX_PARALLEL if waits and is_first else ""
+        changes.renew(task, TaskState.PENDING, "rerun", reason=reason, row=columns, awaits_turn=waits and is_first)
         task.clear_counts()
     _join(scope)
 
@@ -161,8 +182,7 @@ def start_scopes(changes: Changes, node: TaskNode) -> None:
         scope = inside.scopes[inside.next]
         inside.next += 1
         if not scope.is_started and scope.open:
-            scope.is_started = True
-            inside.live += 1
+            begin(changes, scope)
             begun += scope.tasks
     changes.kernel.unsettled.extend(reversed(begun))
 
@@ -172,10 +192,11 @@ def supersede(changes: Changes, node: TaskNode) -> None:
     assert node.inside is not None
     for scope in node.inside.former.values():
         for task in scope.tasks:
-            if task.reason != SUPERSEDED:
-                task.reason = SUPERSEDED
+            if not task.superseded:
+                task.superseded, task.reason = True, SUPERSEDED
                 message = f"{node.name} was expanded anew without it."
-                changes.emit(Annotate(Entity.TASK_RUN, task.id, task.state, {"reason": SUPERSEDED, "message": message}))
+                columns = {"superseded": True, "reason": SUPERSEDED, "message": message}
+                changes.emit(Annotate(Entity.TASK_RUN, task.id, task.state, columns))
 
 
 def count_ended(changes: Changes, scopes: Iterable[Scope]) -> None:

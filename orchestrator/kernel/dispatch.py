@@ -100,7 +100,7 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
             send_out(changes, node, answer)
         return True
     told = line.told
-    if answer.for_nobody and told is not None and not told.for_nobody:
+    if answer.for_its_kind and told is not None and not told.for_its_kind:
         for member in list(line.members()):
             stuck(changes, member)
     if told is not None and told.reason != answer.reason and _is_told_to_all(line, told, answer):
@@ -160,7 +160,7 @@ def _explain_line(changes: Changes, line: Line) -> None:
         for node in line.unexplained:
             if node.state is TaskState.READY and node.dispatches and node.ask == line.ask:
                 changes.explain(node, line.told.reason, line.told.message)
-                if line.told.for_nobody:
+                if line.told.for_its_kind:
                     stuck(changes, node)
     line.unexplained = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from orchestrator.kernel.nodes import TaskNode
@@ -35,6 +35,7 @@ class Flights:
         "_keys",
         "_leaders",
         "_stuck",
+        "bereft",
         "unasked",
         "untold",
     )
@@ -48,11 +49,13 @@ class Flights:
         self._keys: dict[str, FlightKey] = {}
         """Of leaders and followers."""
         self._stuck: set[str] = set()
-        """Leaders that no worker could take when they were looked at last."""
+        """Leaders that no worker could take, or whose gate was shut, when they were looked at last."""
         self._aside: dict[FlightKey, dict[str, TaskNode]] = {}
-        """Tasks that no worker could take, and that let others lead: they stand in their lines all the same."""
+        """Tasks that were stuck, and that let others lead: they stand in their lines all the same."""
         self._beside: dict[str, FlightKey] = {}
         """Of those."""
+        self.bereft: dict[str, TaskNode] = {}
+        """Stuck leaders beside which one stood that has gone: others of its kind may follow them."""
         self.unasked: dict[str, TaskNode] = {}
         """Of those that wait for an answer, the ones the question of which was not asked yet."""
         self.untold: dict[str, TaskNode] = {}
@@ -144,9 +147,11 @@ class Flights:
         Returns those to which that makes a difference: if it has left outputs all that can use them, else the one that
         leads now; or all, where none of them can lead.
         """
-        for ids in (self._asking, self.unasked, self.untold, self._answered):
+        for ids in (self._asking, self.unasked, self.untold, self._answered, self.bereft):
             ids.pop(node.id, None)
-        self._forget_aside(node)
+        beside = self._forget_aside(node)
+        if beside is not None and (left := self._leaders.get(beside)) is not None and self.is_stuck(left):
+            self.bereft[left.id] = left
         self._stuck.discard(node.id)
         key = self._keys.pop(node.id, None)
         if key is None:
@@ -164,7 +169,7 @@ class Flights:
         return found
 
     def stuck(self, node: TaskNode) -> bool:
-        """Note that no worker could take this task; says whether others wait for it."""
+        """Note that no worker could take this task, or that its gate is shut; says whether others wait for it."""
         key = self._keys.get(node.id)
         if key is None or self._leaders.get(key) is not node:
             return False
@@ -174,22 +179,30 @@ class Flights:
     def is_stuck(self, node: TaskNode) -> bool:
         return node.id in self._stuck and node.state is TaskState.READY
 
-    def make_way(self, node: TaskNode, asks_else: Callable[[TaskNode], bool]) -> TaskNode | None:
-        """Let one that follows this stuck task, and asks for something else, lead in its place; returns that one."""
+    def beside(self, node: TaskNode) -> Iterator[TaskNode]:
+        """Yield this leader and those that have let others lead: all that stand in lines."""
+        yield node
+        yield from self._aside.get(self._keys[node.id], {}).values()
+
+    def make_way(self, node: TaskNode, is_another_kind: Callable[[TaskNode], bool]) -> TaskNode | None:
+        """Let one that follows this stuck task, and is of another kind, lead in its place; returns that one."""
         key = self._keys[node.id]
-        heir = self._heir(key, asks_else)
+        heir = self._heir(key, is_another_kind)
         if heir is not None:
             self._step_out(key, node)
             self._enthrone(key, heir)
         return heir
 
     def comes_back(self, node: TaskNode) -> bool:
-        """A worker can take this task that stood aside; says whether it has to leave its line for what others do."""
+        """A task that stood aside could be sent out now; says whether it has to leave its line for what others do.
+
+        One that leads and stands in a line itself has not begun: it steps aside for this one.
+        """
         key = self._forget_aside(node)
         if key is None:
             return False
         leader = self._leaders.get(key)
-        if leader is not None and self.is_stuck(leader):
+        if leader is not None and leader.state is TaskState.READY and leader.id not in self._asking:
             self._step_out(key, leader)
             self._enthrone(key, node)
             self._keys[node.id] = key
@@ -199,6 +212,7 @@ class Flights:
         """The answer it has had will be old when it comes back."""
         del self._keys[node.id]
         self._stuck.discard(node.id)
+        self.bereft.pop(node.id, None)
         self._answered.pop(node.id, None)
         self._aside.setdefault(key, {})[node.id] = node
         self._beside[node.id] = key

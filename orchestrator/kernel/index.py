@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from orchestrator.events import EndedRun
 from orchestrator.kernel.desired import desired_of
+from orchestrator.kernel.due import next_due
 from orchestrator.kernel.expanding import Expanding
 from orchestrator.kernel.flights import Flights
 from orchestrator.kernel.gates import Passed, gate_of
@@ -31,7 +32,7 @@ from orchestrator.records import (
     TaskRunRecord,
     WorkerRecord,
 )
-from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState, WorkerState
+from orchestrator.states import ATTEMPT_TERMINAL, TASK_TERMINAL, AttemptState, RunState, TaskState
 
 ACTIVE = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 TIMERS_KEPT = 1_000
@@ -369,34 +370,7 @@ class Kernel:
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until time alone makes something happen: 0.0 for at once, ``None`` for nothing."""
-        due: list[float] = []
-        if self.expanding.is_due or (self.waiting_lines.stirred and not self.redis_away):
-            return 0.0
-        if self.retries:
-            due.append(self.retries[0][0])
-        if (limit := self.timers.next_at()) is not None:
-            due.append(limit)
-        if self.deadlines and not self.redis_away:
-            due.append(max(self.deadlines[0][0], self.trusted_from + self.settings.lease))
-        if self.unclaimed:
-            oldest = self.attempts[next(iter(self.unclaimed))]
-            due.append(max(oldest.hinted_at, self.hints_from) + self.settings.redispatch)
-        if not self.redis_away:
-            if (ends := self.orphan_ends()) is not None:
-                due.append(ends)
-            for worker in self.workers.values():
-                if worker.state is not WorkerState.LOST and worker.state is not WorkerState.DRAINED:
-                    share = 0.5 if worker.state is WorkerState.ONLINE else 1.0
-                    ends = max(worker.seen_at, self.trusted_from) + share * self.settings.lease
-                    due.append(max(ends, self.breaker_until or ends))
-        return max(0.0, min(due) - now) if due else None
-
-    def orphan_ends(self) -> float | None:
-        """Return when the oldest orphan is given up: never within a lease of becoming leader or of Redis' return."""
-        if not self.orphans:
-            return None
-        orphaned_at = self.attempts[next(iter(self.orphans))].orphaned_at or 0.0
-        return max(orphaned_at + self.settings.adopt_seconds, self.trusted_from + self.settings.lease)
+        return next_due(self, now)
 
     def waiting(self) -> dict[tuple[str, str], int]:
         """Count the task runs that are not over by state and reason."""

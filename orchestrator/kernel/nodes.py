@@ -172,6 +172,7 @@ class TaskNode:
         "attempt_id",
         "attempts",
         "avoid",
+        "awaits_turn",
         "cache_key",
         "cancelled",
         "child_run_id",
@@ -200,6 +201,7 @@ class TaskNode:
         "state",
         "stopped_because",
         "success",
+        "superseded",
         "ticket",
         "upstream_failed",
         "wait_token",
@@ -235,6 +237,8 @@ class TaskNode:
         """Of a container that has been expanded."""
         self.resumed = record.resumed
         """Of a pending container: whether it goes on with what it has expanded into before, or expands anew."""
+        self.awaits_turn, self.superseded = record.awaits_turn, record.superseded
+        """What its row says of the index it belongs to: see :mod:`orchestrator.kernel.scopes`."""
         self.ask: Ask | None = None
         """What it asks of placement, while it is ready."""
         self.ticket = 0

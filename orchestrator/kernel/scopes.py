@@ -1,4 +1,9 @@
-"""Scopes from rows: the task runs of a run are put where they belong, and all counters worked out from their states."""
+"""Scopes from rows: the task runs of a run are put where they belong, and all counters worked out from their states.
+
+Two columns of the rows say what their states don't. ``superseded``: their container was expanded anew without them, so
+that they stay as they ended, and count no more. ``awaits_turn``: their index has no place under ``max_parallel`` yet;
+the rows that come first in it say so until it begins, whatever becomes of them meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,8 @@ from orchestrator.kernel.nodes import RunNode, Scope, TaskNode
 from orchestrator.records import TaskRunRecord
 from orchestrator.states import TASK_TERMINAL, TaskState
 
-MAX_PARALLEL = "max_parallel"
-"""Reason of the first task runs of an index that waits for its turn."""
-SUPERSEDED = "superseded"
-"""Reason of task runs that their container was expanded anew without: they stay as they ended, and count no more."""
+MAX_PARALLEL, SUPERSEDED = "max_parallel", "superseded"
+"""What people are told of either."""
 
 
 def populate(run: RunNode, rows: Sequence[TaskRunRecord]) -> None:
@@ -32,7 +35,7 @@ def populate(run: RunNode, rows: Sequence[TaskRunRecord]) -> None:
             node.inside = Inside()
             for index in sorted(inside[node.id]):
                 scope = _scope_of(node, index, inside[node.id][index])
-                if scope.tasks[0].reason == SUPERSEDED:
+                if scope.tasks[0].superseded:
                     node.inside.former[index] = scope
                 else:
                     node.inside.scopes.append(scope)
@@ -86,15 +89,11 @@ def count_upstreams(node: TaskNode) -> None:
 
 
 def _count_scope(scope: Scope) -> None:
-    """Work out what is open in the scope, whether it has started, and what it comes to for the containers around it.
-
-    One that waits for its turn says so at the tasks that come first in it: they are no longer pending as soon as it
-    starts.
-    """
+    """Work out what is open in the scope, whether it has started, and what it comes to for the containers around it."""
     scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
     if scope.owner is None or scope.owner.inside is None:
         return
-    is_waiting = any(node.state is TaskState.PENDING and node.reason == MAX_PARALLEL for node in scope.tasks)
+    is_waiting = any(node.awaits_turn for node in scope.tasks)
     scope.is_started = scope.owner.state is not TaskState.PENDING and not is_waiting
     scope.result = None
     if scope.is_superseded():

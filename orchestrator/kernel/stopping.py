@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.effects import Annotate
 from orchestrator.kernel.changes import Changes
+from orchestrator.kernel.containers import begin
 from orchestrator.kernel.inside import Inside
 from orchestrator.kernel.nodes import DEADLINE, FORCED, WAITS_FOR_ITS_HOST, RunNode, Scope, TaskNode
 from orchestrator.kernel.pausing import go_on_inside
@@ -89,7 +90,7 @@ def stop_task(changes: Changes, node: TaskNode, stop: Stop, *, spare: bool = Tru
         if node.inside is not None:
             # It waited to go on with what it had expanded into before.
             stop_inside(changes, node, stop, spare=spare)
-            _count_what_still_ends(node.inside)
+            _count_what_still_ends(changes, node.inside)
     elif attempt is not None and attempt.state is AttemptState.DISPATCHED:
         if expire(changes, attempt, stop.cause, stop.reason, stop.actor):
             _end(changes, node, stop, attempt_id=None)
@@ -157,7 +158,7 @@ def stop_left_inside(changes: Changes, node: TaskNode) -> bool:
         return False
     message = f"{node.name} around it is {node.state}."
     stop_inside(changes, node, Stop(node.reason or "cancelled", message, cause="indices"), spare=False)
-    _count_what_still_ends(node.inside)
+    _count_what_still_ends(changes, node.inside)
     return True
 
 
@@ -174,13 +175,12 @@ def _goes_on(inside: Inside) -> bool:
     return False
 
 
-def _count_what_still_ends(inside: Inside) -> None:
+def _count_what_still_ends(changes: Changes, inside: Inside) -> None:
     """Count the indices as started in which something is being stopped: as long as their container was pending none
     was."""
     for scope in inside.scopes:
         if scope.open and not scope.is_started:
-            scope.is_started = True
-            inside.live += 1
+            begin(changes, scope)
 
 
 def stop_of_child(node: TaskNode, stop: Stop | None = None) -> Stop:

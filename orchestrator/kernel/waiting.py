@@ -96,7 +96,8 @@ class Waiting:
         node.ticket, node.ask = 0, None
 
     def close(self, line: Line) -> None:
-        """Forget a line nobody stands in."""
+        """Forget a line nobody stands in; it may be among the resting ones more than once, and is passed over there."""
+        line.rests = False
         del self.lines[line.ask, line.gate]
         self.awake.pop(line, None)
         self.asks[line.ask] -= 1

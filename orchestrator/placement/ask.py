@@ -47,6 +47,12 @@ class Wait:
         return self.reason in NOBODYS_REASONS
 
     @property
+    def for_its_kind(self) -> bool:
+        """Whether it says nothing of tasks that ask for something else or stand before another gate, and is no matter
+        of waiting for one's turn: no worker could take the task, or its gate is shut."""
+        return self.reason in NOBODYS_REASONS or self.reason in GATE_REASONS or self.reason == "service_open"
+
+    @property
     def is_passing(self) -> bool:
         """Whether it comes and goes as the tasks of its line do."""
         return self.reason in CAPACITY_REASONS or self.reason in GATE_REASONS

@@ -60,6 +60,8 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         "cached_from": "uuid",
         "cache_detail": "json",
         "resumed": "bool",
+        "awaits_turn": "bool",
+        "superseded": "bool",
         "deadline_at": "time",
         "ready_at": "time",
         "queued_at": "time",
@@ -137,7 +139,7 @@ NEW_TASK_DEFAULTS: Mapping[str, Any] = {
     **dict.fromkeys(("reason", "message", "map_key", "queue", "cache_key"), ""),
     **dict.fromkeys(("attempts", "failures", "losses"), 0),
     "generation": 1,
-    "resumed": False,
+    **dict.fromkeys(("resumed", "awaits_turn", "superseded"), False),
 }
 """What a new task run has in a column that others of the batch say something else of."""
 

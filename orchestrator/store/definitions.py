@@ -252,15 +252,16 @@ def list_versions(connection: Connection, tenant_id: str, pipeline_id: str, wind
 
 
 def read_version(connection: Connection, tenant_id: str, version_id: str) -> Row:
-    """Return one stored version with its definition and plan; versions never change, so callers may keep it.
+    """Return one stored version with its definition, its plan and the name of its pipeline; versions never change, so
+    callers may keep it.
 
     :raises NotFound: no such version of this tenant.
     """
     row = (
         connection.execute(
-            select(v.c.id, v.c.version, v.c.definition, v.c.plan).where(
-                v.c.tenant_id == tenant_id, v.c.id == version_id
-            )
+            select(v.c.id, v.c.version, v.c.definition, v.c.plan, p.c.name.label("pipeline"))
+            .join(p, p.c.id == v.c.pipeline_id)
+            .where(v.c.tenant_id == tenant_id, v.c.id == version_id)
         )
         .mappings()
         .first()

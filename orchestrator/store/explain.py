@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select, text
 
 from orchestrator.errors import NotFound
 from orchestrator.explain import (
@@ -17,13 +17,13 @@ from orchestrator.explain import (
     Upstream,
     blockers_of_run,
     blockers_of_task,
-    ending_of_run,
-    ending_of_task,
 )
+from orchestrator.explain_ended import ending_of_run, ending_of_task
 from orchestrator.records import Plan
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 from orchestrator.store.explain_ended import blamed_for, count_states
 from orchestrator.store.places import Asked, Level, Place, find_places
+from orchestrator.store.tables import runs as r
 from orchestrator.store.tables import task_runs as t
 
 MOST_TASKS = 50
@@ -45,7 +45,8 @@ _TASKS = text(
     "SELECT CAST(t.id AS text) AS id, t.name, t.state, t.reason, t.message, t.retry_at, "
     "CASE t.state WHEN 'ready' THEN t.ready_at WHEN 'queued' THEN t.queued_at WHEN 'pending' THEN r.started_at "
     "ELSE COALESCE(a.ended_at, t.started_at, t.ready_at, r.started_at) END AS since, "
-    "a.queue, a.direct, a.seq, a.hinted_at, a.granted_at, COALESCE(w.name, a.worker_id) AS worker "
+    "a.queue, a.direct, a.seq, a.hinted_at, a.granted_at, COALESCE(w.name, a.worker_id) AS worker, "
+    "CAST(t.child_run_id AS text) AS child_run_id "
     "FROM task_runs t JOIN runs r ON r.id = t.run_id "
     "LEFT JOIN attempts a ON a.task_run_id = t.id AND a.number = t.attempts "
     "LEFT JOIN workers w ON w.id = a.worker_id "
@@ -107,17 +108,24 @@ def explain_run(connection: Connection, tenant_id: str, run_id: str, plan: Plan,
         return _ended(connection, run, plan)
     if run.state in _NOTHING_WAITS:
         return RunExplained(run.state.value, blockers, (), 0)
-    quiet = [state.value for state in (*TASK_TERMINAL, TaskState.RUNNING)]
     waiting = [
         row.id
         for row in connection.execute(
             select(t.c.id)
-            .where(t.c.run_id == run_id, t.c.state.not_in(quiet), t.c.reason != "superseded")
+            .where(t.c.run_id == run_id, _waits(), ~t.c.superseded)
             .order_by(t.c.parent_id.nulls_first(), t.c.map_index, t.c.position)
         )
     ]
     tasks = _explained(connection, run, waiting[:MOST_TASKS], plan)
     return RunExplained(run.state.value, blockers, tasks, max(0, len(waiting) - MOST_TASKS))
+
+
+def _waits() -> ColumnElement[bool]:
+    """Of a task run: whether it neither runs nor is over; one that is a run, whether that does not."""
+    quiet = [state.value for state in (*TASK_TERMINAL, TaskState.RUNNING)]
+    at_work = exists().where(r.c.id == t.c.child_run_id, r.c.state.not_in(("queued", "paused", "scheduled")))
+    is_held = and_(t.c.state == TaskState.RUNNING.value, t.c.child_run_id.is_not(None), ~at_work)
+    return or_(t.c.state.not_in(quiet), is_held)
 
 
 def _ended(connection: Connection, run: RunFacts, plan: Plan) -> RunExplained:
@@ -165,9 +173,19 @@ def _explained(connection: Connection, run: RunFacts, task_run_ids: Sequence[str
         place = places[id_]
         facts = [_task(place, at, rows, circuits) for at in range(len(place.levels))]
         own = facts[-1]
+        if own.child_id and own.state is TaskState.RUNNING:
+            own = replace(own, child=_child(connection, run, own.child_id))
         blockers, message = blockers_of_task(own, facts[:-1], run), ending_of_task(own.state, own.message)
         found.append(TaskExplained(own.name, own.state.value, blockers, own.reason, message))
     return found
+
+
+def _child(connection: Connection, run: RunFacts, child_id: str) -> RunFacts | None:
+    tenant_id = connection.scalar(select(r.c.tenant_id).where(r.c.id == run.id))
+    try:
+        return _run(connection, str(tenant_id), child_id, run.most_runs)
+    except NotFound:
+        return None
 
 
 def _names(level: Level) -> list[str]:
@@ -193,5 +211,7 @@ def _task(place: Place, at: int, rows: Mapping[str, Any], circuits: Mapping[str,
         upstreams=[Upstream(up.name, TaskState(up.state), up.reason) for up in ups],
         parallel=container.map.max_parallel if container is not None and container.map is not None else None,
         attempt=attempt,
+        tears_down=any(level.planned.teardown for level in place.levels[: at + 1]),
+        child_id=row.child_run_id or "",
         open_services={name: circuits[name] for name in planned.connections if name in circuits},
     )

@@ -66,7 +66,7 @@ class _Search:
 
     def _look_inside(self, container: str, body: Shape, *, is_repeat: bool) -> None:
         """Look at the indices of a container in which something failed; of a repeat at its last round."""
-        inside = (t.c.parent_id == container) & (t.c.reason != "superseded")
+        inside = (t.c.parent_id == container) & ~t.c.superseded
         of_index = t.c.map_index
         if is_repeat:
             wanted = list(self._connection.scalars(select(func.max(of_index)).where(inside)))

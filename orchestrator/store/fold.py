@@ -238,6 +238,7 @@ def _task_row(record: TaskRunRecord, tenant_id: str, operator: str, position: in
         "memory": record.memory,
         "queue": record.queue,
         "wait_token": record.wait_token,
+        "awaits_turn": record.awaits_turn,
     }
     if record.state is TaskState.READY:
         row["ready_at"] = NOW

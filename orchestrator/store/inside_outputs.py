@@ -16,8 +16,6 @@ from orchestrator.states import TASK_TERMINAL, TaskState
 from orchestrator.store.plans import PlanCache
 from orchestrator.wire.messages import MAX_GRANT_BYTES
 
-SUPERSEDED = "superseded"
-"""Reason of task runs that their container was expanded anew without."""
 _PART_BYTES = 256 * 1024
 _PART_ROWS = 1000
 
@@ -25,18 +23,18 @@ _PART_ROWS = 1000
 _INSIDE = text(
     "WITH RECURSIVE inside AS ("
     "SELECT t.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS w(id uuid, is_last boolean, indices jsonb) "
-    "JOIN task_runs t ON t.parent_id = w.id AND t.reason <> 'superseded' "
+    "JOIN task_runs t ON t.parent_id = w.id AND NOT t.superseded "
     "AND (w.indices IS NULL OR w.indices @> to_jsonb(t.map_index)) "
     "AND (NOT w.is_last OR t.map_index = (SELECT max(map_index) FROM task_runs m WHERE m.parent_id = w.id "
-    "AND m.reason <> 'superseded')) "
-    "UNION ALL SELECT t.* FROM inside i JOIN task_runs t ON t.parent_id = i.id AND t.reason <> 'superseded') "
+    "AND NOT m.superseded)) "
+    "UNION ALL SELECT t.* FROM inside i JOIN task_runs t ON t.parent_id = i.id AND NOT t.superseded) "
     "SELECT CAST(id AS text) AS id, CAST(parent_id AS text) AS parent_id, name, map_index, position, state, "
     "CAST(child_run_id AS text) AS child_run_id, pg_column_size(outputs) AS bytes FROM inside "
     "ORDER BY parent_id, map_index, position"
 )
 _WIDTHS = text(
     "SELECT CAST(parent_id AS text) AS id, max(map_index) + 1 AS width FROM task_runs "
-    "WHERE parent_id = ANY(CAST(:ids AS uuid[])) AND reason <> 'superseded' GROUP BY parent_id"
+    "WHERE parent_id = ANY(CAST(:ids AS uuid[])) AND NOT superseded GROUP BY parent_id"
 )
 _OUTPUTS = text(
     "SELECT CAST(id AS text) AS id, outputs, octet_length(CAST(outputs AS text)) AS bytes FROM task_runs "

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text
 
+from orchestrator.cache_key import may_read_all
 from orchestrator.compile import Site, run_problems
 from orchestrator.documents import all_texts
 from orchestrator.errors import Conflict, InvalidDefinition, Problem
@@ -32,8 +33,8 @@ REUSED = "reused"
 
 _INSIDE = text(
     "WITH RECURSIVE inside AS (SELECT id, parent_id FROM task_runs WHERE parent_id = ANY(CAST(:ids AS uuid[])) "
-    "AND reason <> 'superseded' UNION ALL SELECT t.id, t.parent_id FROM inside i JOIN task_runs t "
-    "ON t.parent_id = i.id AND t.reason <> 'superseded') "
+    "AND NOT superseded UNION ALL SELECT t.id, t.parent_id FROM inside i JOIN task_runs t "
+    "ON t.parent_id = i.id AND NOT t.superseded) "
     "SELECT CAST(id AS text) AS id, CAST(parent_id AS text) AS parent_id FROM inside"
 )
 _TAKE_OVER = text(
@@ -238,8 +239,8 @@ def _reads(task: PlannedTask, patched: Mapping[str, Any]) -> bool:
         conditions = [one.when, one.repeat.until if one.repeat else ""]
         if any("params" in condition for condition in all_texts(conditions)):
             return True
-        # A run that is a task inherits them, and a script may read them all.
-        if (one.child is not None and one.child.inherit) or one.operator == "custom_script":
+        # A run that is a task inherits them, and what is not known to read its inputs alone may read them all.
+        if (one.child is not None and one.child.inherit) or may_read_all(one):
             return True
     return False
 

@@ -84,7 +84,8 @@ _ENDED_RUNS = text(
 # though the clock may have gone back an hour since (I14).
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
-    "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, resumed, "
+    "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, resumed, awaits_turn, "
+    "superseded, "
     "CAST(EXTRACT(EPOCH FROM CASE WHEN state = 'retry_wait' THEN LEAST(retry_at - clock_timestamp(), retry_at - "
     "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts)) "
     "WHEN state NOT IN ('success', 'failed', 'upstream_failed', 'skipped', 'cancelled') "

@@ -43,11 +43,10 @@ class PlanCache:
             for row in connection.execute(_PLANS, {"ids": missing}):
                 try:
                     found[row.id] = plan_from_json(row.plan)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except ValueError as error:
                     # Whatever another release has stored: it must not stop this one.
-                    why = str(error) if isinstance(error, ValueError) else f"The stored plan lacks a part: {error!r}."
-                    unreadable[row.id] = why
-                    log.warning("plan_unreadable", version_id=row.id, why=why)
+                    unreadable[row.id] = str(error)
+                    log.warning("plan_unreadable", version_id=row.id, why=str(error))
         for id_, plan in found.items():
             self._plans[id_] = plan
             self._plans.move_to_end(id_)

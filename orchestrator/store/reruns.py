@@ -94,7 +94,7 @@ def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
     t = task_runs.c
     found = connection.execute(
         select(t.id, t.name, t.state, t.parent_id, t.map_index, t.map_key, t.attempts)
-        .where(t.tenant_id == tenant_id, t.run_id == run_id, t.reason != "superseded")
+        .where(t.tenant_id == tenant_id, t.run_id == run_id, ~t.superseded)
         .order_by(t.parent_id.nulls_first(), t.map_index, t.position)
     )
     tasks = [

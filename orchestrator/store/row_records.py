@@ -74,6 +74,8 @@ def task_run_record(row: RowMapping, now: float) -> TaskRunRecord:
         deadline_at=_later(now, row["deadline_left"]),
         ready_at=_earlier(now, row["ready_since"]),
         resumed=row["resumed"],
+        awaits_turn=row["awaits_turn"],
+        superseded=row["superseded"],
     )
 
 

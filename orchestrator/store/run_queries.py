@@ -137,7 +137,7 @@ def count_inside(connection: Connection, tenant_id: str, run_id: str) -> dict[st
     """Return, by the id of each container, how many task runs inside of it are in which state."""
     query = (
         select(t.c.parent_id, t.c.state, func.count().label("number"))
-        .where(t.c.tenant_id == tenant_id, t.c.run_id == run_id, t.c.parent_id.is_not(None), t.c.reason != "superseded")
+        .where(t.c.tenant_id == tenant_id, t.c.run_id == run_id, t.c.parent_id.is_not(None), ~t.c.superseded)
         .group_by(t.c.parent_id, t.c.state)
     )
     found: dict[str, dict[str, int]] = {}

@@ -193,6 +193,8 @@ task_runs = Table(
     _id("cached_from", nullable=True),
     Column("cache_detail", JSONB),
     Column("resumed", Boolean, nullable=False, server_default="false"),
+    Column("awaits_turn", Boolean, nullable=False, server_default="false"),
+    Column("superseded", Boolean, nullable=False, server_default="false"),
     _at("deadline_at"),
     _at("ready_at"),
     _at("queued_at"),
@@ -206,7 +208,9 @@ task_runs = Table(
 )
 """``position`` is the task's place in the topological order of its plan, or of its container's body; ``outputs`` is
 what the committed outcome publishes. ``memory`` and ``queue``: what its next attempt asks for instead of what is
-planned. ``resumed``: of a container that waits to run again, whether it goes on with what it has expanded into."""
+planned. ``resumed``: of a container that waits to run again, whether it goes on with what it has expanded into.
+``awaits_turn``: of those that come first in an index, whether that has no place under ``max_parallel`` yet.
+``superseded``: its container was expanded anew without it; it counts no more."""
 
 attempts = Table(
     "attempts",

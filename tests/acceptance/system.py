@@ -186,9 +186,9 @@ class System(Questions):
         """Start the API as the one-host command does."""
         return self._start("api", api_command(self.port), self._control_plane)
 
-    def start_scheduler(self, name: str = "scheduler") -> ChildProcess:
+    def start_scheduler(self, name: str = "scheduler", **settings: str) -> ChildProcess:
         """Start a scheduler; the first one leads."""
-        return self._start(name, SCHEDULER_COMMAND, self._control_plane)
+        return self._start(name, SCHEDULER_COMMAND, {**self._control_plane, **settings})
 
     def start_worker(
         self, name: str, queues: str = "cpu,highmem", slots: int = 2, incarnation: int = 1, **settings: str

@@ -74,13 +74,13 @@ def test_the_ab_example_registers_the_better_model(system: System) -> None:
 def test_a_worker_killed_while_it_trains_costs_one_attempt_and_the_run_succeeds_on_the_other(system: System) -> None:
     pipeline = _example("ml-training-pipeline")
     training = next(task for task in pipeline["tasks"] if task["operator"] == "model_training")
-    training["parameters"]["hyperparameters"] = {"n_estimators": 4000}
+    training["parameters"]["hyperparameters"] = {"n_estimators": 2000}
     training["parameters"].pop("cross_validation", None)
     run_id = system.start_run(pipeline)
     running = system.wait_for_task(run_id, training["name"], "running")
     first = next(child for name, child in system.children.items() if name == f"worker-{_host(running)}-1")
     system.kill(first)
-    run = system.succeed(run_id, seconds=90)
+    run = system.succeed(run_id, seconds=150)
     attempts = system.attempts(run_id, training["name"])
     assert [attempt["state"] for attempt in attempts] == ["lost", "succeeded"]
     assert attempts[0]["worker_id"] != attempts[1]["worker_id"]

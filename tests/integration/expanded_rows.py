@@ -31,20 +31,23 @@ def add_task(
     item: Any = None,
     position: int = 0,
     reason: str = "",
+    superseded: bool = False,
 ) -> str:
     """Insert one task run of an index or a round; its id is kept with those of the run."""
     task_id = run.tasks[name] = str(uuid.uuid4())
     with engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO task_runs (id, tenant_id, run_id, name, position, operator, state, reason, outputs, "
-                "parent_id, map_index, map_key, item) VALUES (:id, :tenant, :run, :name, :position, 'custom_script', "
-                ":state, :reason, CAST(:outputs AS jsonb), :parent, :index, :key, CAST(:item AS jsonb))"
+                "INSERT INTO task_runs (id, tenant_id, run_id, name, position, operator, state, reason, superseded, "
+                "outputs, parent_id, map_index, map_key, item) VALUES (:id, :tenant, :run, :name, :position, "
+                "'custom_script', :state, :reason, :superseded, CAST(:outputs AS jsonb), :parent, :index, "
+                ":key, CAST(:item AS jsonb))"
             ),
             {
                 "id": task_id,
                 "tenant": run.tenant_id,
                 "run": run.id,
+                "superseded": superseded,
                 "name": name,
                 "position": position,
                 "state": state,

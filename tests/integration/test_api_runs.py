@@ -267,8 +267,39 @@ def test_a_run_of_a_plan_that_this_release_can_not_read_is_not_started_again(api
     answer = api.call("POST", f"/api/v1/runs/{run['id']}/rerun", {"from": "all"})
     assert answer.status_code == 409
     assert answer.json is not None
-    assert "can't read its plan" in answer.json["message"]
+    assert "can't be read" in answer.json["message"]
     assert api.count("SELECT count(*) FROM commands") == 0
+
+
+@pytest.mark.parametrize(
+    "plan", ['{"format": 99}', '{"format": 1}', '{"format": 1, "tasks": [{"name": 7}]}', "null", "[3]"]
+)
+def test_a_run_whose_plan_can_not_be_read_is_shown_without_it_and_says_so(api: ApiSite, plan: str) -> None:
+    api.saved()
+    run = api.started()
+    path = f"/api/v1/runs/{run['id']}"
+    api.sql("UPDATE pipeline_versions SET plan = CAST(:plan AS jsonb)", plan=plan)
+    api.sql("UPDATE runs SET message = 'It waits.'")
+    api.services.versions._versions.clear()
+    for shown in (api.call("GET", path), api.call("POST", f"{path}/cancel")):
+        assert shown.status_code in (200, 202), shown.text
+        assert shown.json is not None
+        assert shown.json["message"].startswith("It waits. The plan of version 1 of 'two-scripts' can't be read: ")
+        assert [(task["name"], task["state"]) for task in shown.json["tasks"]] == [
+            ("first", "pending"),
+            ("second", "pending"),
+        ]
+    assert api.call("GET", f"{path}/tasks").status_code == 200
+    assert api.call("GET", f"{path}/tasks/second").status_code == 200
+    assert api.call("GET", "/api/v1/runs").status_code == 200
+    for asked in (f"{path}/explain", f"{path}/tasks/second/explain", f"{path}/tasks/second/outputs"):
+        answer = api.call("GET", asked)
+        assert answer.status_code == 409, answer.text
+        assert answer.json is not None
+        assert "can't be read" in answer.json["message"]
+    again = api.call("POST", "/api/v1/runs", {"pipeline_name": "two-scripts"})
+    assert again.status_code == 409
+    assert api.call("GET", f"{path}/artifacts").status_code == 200
 
 
 def test_one_task_can_be_cancelled(api: ApiSite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.errors import NotFound
-from orchestrator.records import MapPlan, Plan, RepeatPlan
+from orchestrator.records import ChildPlan, MapPlan, Plan, RepeatPlan
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.explain import MOST_TASKS, RunExplained, TaskExplained, explain_run, explain_task
 from tests.integration.expanded_rows import add_task, set_task
@@ -173,7 +174,7 @@ def test_of_a_container_it_names_the_indices_that_failed_and_of_a_repeat_what_fa
     for index, states in enumerate((("success", "failed", "success"), ("failed", "upstream_failed", "skipped"))):
         for position, (name, state) in enumerate(zip(("split", "fit", "mend"), states, strict=True)):
             add_task(engine, run, f"folds[{index}].{name}", "folds", index, state=state, position=position)
-    add_task(engine, run, "folds[2].split", "folds", 2, state="failed", reason="superseded")
+    add_task(engine, run, "folds[2].split", "folds", 2, state="failed", superseded=True)
     add_task(engine, run, "loop[0]", "loop", 0, state="success")
     add_task(engine, run, "loop[1]", "loop", 1, state="failed")
     say(engine, run, "empty", "map", "It goes over nothing.")
@@ -210,3 +211,34 @@ def test_what_is_not_there_is_not_explained(engine: Engine) -> None:
         explained(engine, run, "nobody")
     with engine.connect() as connection, pytest.raises(NotFound):
         explain_run(connection, run.id, run.id, DIAMOND, 10)
+
+
+def test_a_task_that_is_a_run_says_what_that_waits_for_also_before_it_is_made(engine: Engine) -> None:
+    plan = Plan((replace(planned("sub"), child=ChildPlan("inner")), planned("end", "sub")))
+    run, child = seed_run(engine, plan=plan), seed_run(engine)
+    child_id = str(uuid.uuid4())
+    execute(engine, "UPDATE runs SET state = 'running' WHERE id = :id", id=run.id)
+    execute(
+        engine,
+        "UPDATE task_runs SET state = 'running', reason = 'child', child_run_id = :child WHERE id = :id",
+        id=run.tasks["sub"],
+        child=child_id,
+    )
+    assert kinds(engine, run, "sub", plan) == ["child"]
+    with engine.connect() as connection:
+        whole = explain_run(connection, run.tenant_id, run.id, plan, 10)
+    assert [task.name for task in whole.tasks] == ["sub", "end"]
+    execute(
+        engine,
+        "UPDATE task_runs SET child_run_id = :child WHERE id = :id",
+        id=run.tasks["sub"],
+        child=child.id,
+    )
+    told = "reason = 'put_off', message = 'It waits.', parent_run_id = :around"
+    execute(engine, f"UPDATE runs SET {told} WHERE id = :id", id=child.id, around=run.id)
+    [blocker] = explained(engine, run, "sub", plan).blockers
+    assert (blocker.kind, f"run {child.id} of pipeline" in blocker.message) == ("put_off", True)
+    execute(engine, "UPDATE runs SET state = 'running' WHERE id = :id", id=child.id)
+    with engine.connect() as connection:
+        whole = explain_run(connection, run.tenant_id, run.id, plan, 10)
+    assert [task.name for task in whole.tasks] == ["end"]

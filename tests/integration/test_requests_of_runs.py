@@ -285,6 +285,15 @@ def test_other_parameters_make_other_tasks_of_those_that_read_them(engine: Engin
     assert linked(engine, run, parameters={"data": "y.csv"})[1] == ("c",)
 
 
+@pytest.mark.parametrize("operator", ["custom_script", "model_registration", "operator_of_the_site"])
+def test_what_may_read_all_parameters_is_another_task_with_others(engine: Engine, operator: str) -> None:
+    reads_its_own = replace(task("a"), operator="model_training")
+    run = ended(engine, Plan((reads_its_own, replace(task("b"), operator=operator))), lr=1)
+    for name in "ab":
+        set_task(engine, run, name, outputs={})
+    assert linked(engine, run, parameters={"lr": 2})[1:] == (("b",), ("a",))
+
+
 def test_the_latest_version_runs_what_is_new_or_other_in_it_and_refuses_names_it_has_not(engine: Engine) -> None:
     run = ended(engine)
     for name in "abcd":

@@ -106,7 +106,7 @@ def test_what_a_map_has_left_is_a_list_by_index_with_null_where_it_did_not_succe
     add_task(engine, run, "train[0]", "train", 0, outputs={"loss": 1})
     add_task(engine, run, "train[1]", "train", 1, state="failed")
     add_task(engine, run, "train[2]", "train", 2, outputs={"loss": 3})
-    add_task(engine, run, "train[3]", "train", 3, outputs={"loss": 4}, reason="superseded")
+    add_task(engine, run, "train[3]", "train", 3, outputs={"loss": 4}, superseded=True)
     found = sight(engine, run, plan, "best").parameters_of_task()
     assert found == {"all": [{"loss": 1}, None, {"loss": 3}], "one": 1}
     assert sight(engine, run, plan, "best").upstream == {}, "what maps have left is given to who names it"

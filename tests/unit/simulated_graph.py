@@ -42,7 +42,7 @@ class Graph:
         """Return the rows of its indices or rounds that count."""
         found: dict[int, list[TaskRunRecord]] = {}
         for other in self.rows:
-            if other.parent_id == row.id and other.reason != "superseded":
+            if other.parent_id == row.id and not other.superseded:
                 found.setdefault(other.map_index or 0, []).append(other)
         return found
 

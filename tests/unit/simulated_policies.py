@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator import effects as fx
@@ -87,14 +87,25 @@ PIPELINES = {"limited": Plan((task("a", max_queued=20.0), task("b", "a", teardow
 """By name, for runs that are tasks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A dispatch that counts against a rate limit."""
+
+    at: float
+    key: str
+    attempt_id: str
+    clock_ahead: float
+    """Of the database then."""
+
+
 class PolicyWorld(World):
     """A world whose queued runs are read as the scheduler reads them, and whose cache answers."""
 
     def __init__(self, *, breaker: bool = True) -> None:
         self.cached: dict[tuple[str, str], str] = {}
         """What has the same key is the task of the same name; in the scope of a tenant, of all plans."""
-        self.sent: list[tuple[float, str]] = []
-        """Dispatches under a rate limit that the present memory has decided: when, and of which key."""
+        self.sent: list[Sent] = []
+        """Dispatches under a rate limit, of all leaders."""
         self.judged: Kernel | None = None
         self.paused: set[str] = set()
         """Names of pipelines none of whose runs is started."""
@@ -182,7 +193,8 @@ class PolicyWorld(World):
     def _check_places(self, effects: list[fx.Effect]) -> None:
         super()._check_places(effects)
         if self.judged is not self.kernel:
-            self.judged, self.sent = self.kernel, []
+            self.judged = self.kernel
+            self.sent = [sent for sent in self.sent if self._is_known_to_rows(sent)]
         for effect in effects:
             if isinstance(effect, fx.Count) and effect.what == "repaired":
                 raise AssertionError(effect.detail)
@@ -190,10 +202,15 @@ class PolicyWorld(World):
                 row = self.store.task_runs[effect.attempt.task_run_id]
                 rate = self.store.graph(row.run_id).planned(row).rate_limit
                 if rate is not None:
-                    self.sent.append((self.now, rate.key))
-                    within = sum(key == rate.key and at > self.now - rate.per for at, key in self.sent)
+                    self.sent.append(Sent(self.now, rate.key, effect.attempt.id, self.store.clock_ahead))
+                    within = sum(sent.key == rate.key and sent.at > self.now - rate.per for sent in self.sent)
                     if within > rate.units:
                         raise Violation(f"rate: {within} of {rate.units} dispatches of {rate.key} in {rate.per:g} s")
+
+    def _is_known_to_rows(self, sent: Sent) -> bool:
+        """Say whether a new memory has to know of the dispatch: not if a crash of the database has lost its row, nor if
+        the clock of the database has gone ahead since, by which its time may be over."""
+        return sent.attempt_id in self.store.attempts and self.store.clock_ahead <= sent.clock_ahead
 
 
 def _scope_in(planned: PlannedTask, pipeline: str) -> str:

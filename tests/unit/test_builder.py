@@ -15,7 +15,7 @@ from orchestrator.builder import KINDS, PipelineFields, TaskFields
 from orchestrator.compile import Site, compile_pipeline
 from orchestrator.definition_text import read_documents
 from orchestrator.registry import load_operators
-from orchestrator.spec import read_pipeline
+from orchestrator.spec_reading import read_pipeline
 from tests.unit.played_api import Play
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,11 +96,11 @@ def test_plain_calls_write_the_third_partys_operator_as_it_stands_in_its_file() 
 
 def test_the_builder_knows_exactly_the_fields_that_a_definition_may_have() -> None:
     """A field that is added to definitions is to be added to the builder, so that unknown keywords stay errors."""
-    from orchestrator import spec
+    from orchestrator import spec, spec_fields
 
     ours = {"upstream_tasks" if name == "upstream" else name for name in TaskFields.__annotations__}
-    assert ours | {"name", "tasks"} == set(spec.TASK_FIELDS)
-    assert set(PipelineFields.__annotations__) | {"name", "tasks"} == set(spec.PIPELINE_FIELDS)
+    assert ours | {"name", "tasks"} == set(spec_fields.TASK_FIELDS)
+    assert set(PipelineFields.__annotations__) | {"name", "tasks"} == set(spec_fields.PIPELINE_FIELDS)
     assert KINDS == spec.KINDS
 
 

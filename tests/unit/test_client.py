@@ -182,6 +182,12 @@ def test_a_rerun_that_came_second_shows_the_run_that_the_first_one_started(play:
     assert client.rerun("r1")["generation"] == 2
 
 
+def test_a_rerun_that_the_leader_began_before_it_was_answered_is_not_waited_for(play: Play) -> None:
+    done = {"id": 7, "state": "done", "result": "2 tasks run again."}
+    client, _ = play((202, {**run_of("queued", 2), "command_id": 7}), (200, done), (200, run_of("running", 2)))
+    assert client.rerun("r1", seconds=0.01)["state"] == "running"
+
+
 def test_tasks_and_all_of_them_can_not_both_be_run_again(play: Play) -> None:
     _, api = play((500, {}))
     assert CliRunner().invoke(cli.main, ["runs", "rerun", "r1", "train", "--all"]).exit_code == 2

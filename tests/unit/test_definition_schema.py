@@ -10,7 +10,8 @@ from jsonschema import Draft202012Validator
 
 from api.definition_schema import DEFINITION, EXAMPLE, TASK
 from orchestrator.rules import RULES
-from orchestrator.spec import PipelineSpec, TaskSpec, read_pipeline
+from orchestrator.spec import PipelineSpec, TaskSpec
+from orchestrator.spec_reading import read_pipeline
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 0.5, 1.0, 100, 101, 1000, 1024, 1025, -1000, -1001, 10_000, 10_001, 86_400, 86_401,

@@ -102,3 +102,27 @@ def test_timers_are_told() -> None:
 def test_a_service_that_is_left_alone_is_named() -> None:
     ready = replace(TASK, state=TaskState.READY, reason="waiting_for_slot", open_services={"warehouse": NOW})
     assert kinds(ready) == ["waiting_for_slot", "service_open"]
+
+
+def test_a_teardown_is_not_held_up_by_the_cancel_of_its_run_which_is_why_it_runs() -> None:
+    cancelling = replace(RUN, state=RunState.CANCELLING)
+    down = replace(TASK, tears_down=True, upstreams=(Upstream("work", TaskState.CANCELLING, "cancelled"),))
+    assert kinds(down, cancelling) == ["upstream"]
+    assert kinds(replace(down, tears_down=False), cancelling) == ["run_cancelling", "upstream"]
+    assert kinds(down, replace(cancelling, reason="force_cancelled")) == ["run_cancelling", "upstream"]
+
+
+def test_a_task_that_is_a_run_names_it_and_what_that_waits_for() -> None:
+    sub = replace(TASK, state=TaskState.RUNNING, reason="child", child_id="s")
+    waiting = replace(RUN, id="s", pipeline="inner", state=RunState.QUEUED, reason="put_off", is_child=True)
+    [blocker] = blockers_of_task(replace(sub, child=waiting), (), RUN)
+    assert blocker.kind == "put_off"
+    assert blocker.message == "t is run s of pipeline inner, which is queued. To start it has failed each time."
+    assert kinds(replace(sub, child=replace(waiting, state=RunState.RUNNING))) == []
+    [blocker] = blockers_of_task(sub, (), RUN)
+    assert (blocker.kind, blocker.message) == ("child", "Run s, which t is, has not been made yet.")
+
+
+def test_a_task_that_is_a_run_and_is_being_stopped_waits_for_the_end_of_that() -> None:
+    [blocker] = blockers_of_task(replace(TASK, state=TaskState.CANCELLING, child_id="s"), (), RUN)
+    assert (blocker.kind, blocker.needs) == ("cancelling", "its run to be over")

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.effects import Annotate, Count, Reserve, SendGrant
 from orchestrator.events import ClaimReceived, OutcomeReceived, ReconcileDue, RedisAway, RedisBack, Tick, WorkerLeft
 from orchestrator.kernel import Kernel, KernelSettings, Snapshot, decide
+from orchestrator.kernel.due import orphan_ends
 from orchestrator.records import (
     AttemptRecord,
     Capacity,
@@ -463,9 +464,9 @@ def test_a_new_leader_knows_who_keeps_what() -> None:
 
 def test_a_new_leader_waits_for_orphans_no_longer_than_the_old_one_would_have() -> None:
     kernel = rebuilt(orphaned_at=-30.0)
-    assert kernel.orphan_ends() == 80.0, "but a whole lease, for it has heard nobody yet"
+    assert orphan_ends(kernel) == 80.0, "but a whole lease, for it has heard nobody yet"
     kernel = rebuilt(orphaned_at=20.0)
-    assert kernel.orphan_ends() == 120.0
+    assert orphan_ends(kernel) == 120.0
 
 
 def test_every_step_of_it_is_charged_once() -> None:

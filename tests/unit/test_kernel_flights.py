@@ -1,19 +1,31 @@
-"""Equal tasks in flight: pauses, new leaders, tasks that only read or write, long queues, and what fits no worker."""
+"""Equal tasks in flight: pauses, new leaders, tasks that only read or write, long queues, and those that can't run now:
+they fit no worker, or their gate is shut."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from orchestrator.effects import Annotate, Count, LookUp
 from orchestrator.events import CacheAnswered, ClaimReceived, OutcomeReceived, ReconcileDue, Tick
-from orchestrator.records import CachePlan, Capacity, Plan, PlannedTask
-from orchestrator.states import RunState, TaskState
-from tests.unit.kernel_driver import GIB, Driver, task
+from orchestrator.records import (
+    CachePlan,
+    Capacity,
+    ConcurrencyLimit,
+    Outcome,
+    Plan,
+    PlannedTask,
+    RateLimit,
+    RetryPolicy,
+)
+from orchestrator.states import AttemptState, RunState, TaskState
+from tests.unit.kernel_driver import GIB, SUCCESS, Driver, task
 from tests.unit.test_kernel_cache import FAILED, answer, asked, cached, end, flying, site
 from tests.unit.written_driver import Written, mapped
 
+AT_ONCE = RetryPolicy(retries=5, delay=0, factor=1, max_delay=0, jitter=0)
 AT_WORK = (TaskState.QUEUED, TaskState.RUNNING)
 
 
@@ -283,3 +295,136 @@ def test_equal_tasks_that_ask_the_same_and_fit_no_worker_are_not_handed_round() 
         driver.tick(after=1.0)
         driver.beat()
     assert len(driver.all_of(Annotate)) == written
+
+
+# Tasks whose gate is shut
+
+
+def gated(kind: str) -> PlannedTask:
+    """A cached task behind a limit or a service."""
+    limits: dict[str, dict[str, Any]] = {
+        "concurrency": {"concurrency": (ConcurrencyLimit("busy", 1),)},
+        "rate_limit": {"rate_limit": RateLimit("busy", 1, 3600.0)},
+        "service_open": {"connections": ("lake",)},
+    }
+    return replace(plain(), **limits[kind])
+
+
+def claim_z(driver: Driver) -> None:
+    driver.feed(ClaimReceived("w1", driver.attempt("z", "r0").id, 1, "n1"))
+
+
+def end_z(driver: Driver, outcome: Outcome) -> None:
+    attempt = driver.attempt("z", "r0")
+    driver.feed(OutcomeReceived(attempt.worker_id, attempt.id, attempt.token, outcome), Tick())
+
+
+def shut_gate(kind: str) -> Driver:
+    """A site where another task has taken what is behind the gate."""
+    driver = Driver()
+    driver.worker(slots=8, cpu=8000, memory=64 * GIB)
+    planned = replace(gated(kind), name="z", cache=None, retry=AT_ONCE)
+    driver.run(planned, run_id="r0", order=0)
+    if kind != "concurrency":
+        for _ in range(5 if kind == "service_open" else 1):
+            claim_z(driver)
+            outcome = Outcome(AttemptState.FAILED, "unreachable" if kind == "service_open" else "bad")
+            end_z(driver, replace(outcome, retryable=kind == "service_open"))
+            driver.tick(after=0.1)
+    return driver
+
+
+GATES = ["concurrency", "rate_limit", "service_open"]
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("is_told_first", [False, True])
+def test_a_task_before_a_shut_gate_keeps_no_equal_one_waiting_that_has_none(kind: str, is_told_first: bool) -> None:
+    driver = shut_gate(kind)
+    driver.run(gated(kind), run_id="r1", order=1)
+    if is_told_first:
+        answer(driver, "r1")
+        driver.run(plain(), run_id="r2", order=2)
+        answer(driver, "r2")
+    else:
+        driver.run(plain(), run_id="r2", order=2)
+        driver.feed(CacheAnswered("r1.a", "k", None), CacheAnswered("r2.a", "k", None), Tick())
+    driver.tick()
+    assert driver.reason("a", "r1")[0] == kind
+    assert working(driver, "r1", "r2") == ["r2"]
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_equal_tasks_before_the_same_shut_gate_are_not_handed_round(kind: str) -> None:
+    driver = shut_gate(kind)
+    for order, run_id in enumerate(("r1", "r2", "r3"), start=1):
+        driver.run(gated(kind), run_id=run_id, order=order)
+        answer(driver, run_id)
+    told = [driver.reason("a", run_id)[0] for run_id in ("r1", "r2", "r3")]
+    assert told == [kind, "cache_flight", "cache_flight"]
+    for _ in range(3):
+        driver.tick(after=1.0)
+        driver.beat()
+    assert [driver.reason("a", run_id)[0] for run_id in ("r1", "r2", "r3")] == told
+
+
+def test_of_two_before_shut_gates_the_one_whose_gate_opens_first_goes_first() -> None:
+    driver = shut_gate("concurrency")
+    other = replace(plain(), concurrency=(ConcurrencyLimit("other", 1),))
+    driver.run(replace(other, name="y", cache=None), run_id="r9", order=1)
+    driver.run(gated("concurrency"), run_id="r1", order=2)
+    driver.run(other, run_id="r2", order=3)
+    driver.run(gated("concurrency"), run_id="r3", order=4)
+    for run_id in ("r1", "r2", "r3"):
+        answer(driver, run_id)
+    driver.tick()
+    assert [driver.reason("a", run_id)[0] for run_id in ("r1", "r2", "r3")] == [
+        "concurrency",
+        "concurrency",
+        "cache_flight",
+    ]
+    claim_z(driver)
+    end_z(driver, SUCCESS)
+    assert asked(driver) == ["r1.a"], "what it knew of the cache is old"
+    answer(driver, "r1")
+    assert working(driver, "r1", "r2", "r3") == ["r1"]
+    driver.feed(ReconcileDue(), Tick())
+    assert "repaired" not in [count.what for count in driver.all_of(Count)]
+
+
+def test_a_task_whose_gate_has_opened_does_not_wait_for_one_that_has_no_room_yet() -> None:
+    driver = shut_gate("concurrency")
+    driver.run(gated("concurrency"), run_id="r1", order=1)
+    answer(driver, "r1")
+    driver.worker("w2", host="b", queues=("gpu",), gpus=1, slots=1)
+    driver.run(task("x", gpus=1, queue="gpu"), run_id="r8", order=2)
+    driver.run(replace(with_gpu(), queue="gpu"), run_id="r2", order=3)
+    answer(driver, "r2")
+    driver.tick()
+    assert driver.reason("a", "r2")[0].startswith("waiting_for_")
+    claim_z(driver)
+    end_z(driver, SUCCESS)
+    assert asked(driver) == ["r1.a"]
+    answer(driver, "r1")
+    assert working(driver, "r1", "r2") == ["r1"]
+    assert driver.reason("a", "r2")[0] in ("cache_flight", "waiting_for_slot", "waiting_for_gpu")
+
+
+def test_when_the_one_before_an_open_gate_is_cancelled_another_of_its_kind_goes_first() -> None:
+    """Two kinds stand before shut gates, and the one that stood aside for its kind is gone when its gate opens."""
+    driver = shut_gate("concurrency")
+    other = replace(plain(), concurrency=(ConcurrencyLimit("other", 1),))
+    driver.run(replace(other, name="y", cache=None), run_id="r9", order=1)
+    for order, (run_id, planned) in enumerate(
+        (("r1", gated("concurrency")), ("r2", other), ("r3", gated("concurrency"))), start=2
+    ):
+        driver.run(planned, run_id=run_id, order=order)
+        answer(driver, run_id)
+    driver.command("cancel", run_id="r1")
+    claim_z(driver)
+    end_z(driver, SUCCESS)
+    for _ in range(2):
+        driver.tick(after=1.0)
+        for task_run_id in asked(driver):
+            driver.feed(CacheAnswered(task_run_id, "k", None), Tick())
+    assert working(driver, "r2", "r3") == ["r3"]

@@ -131,3 +131,21 @@ def test_one_that_joins_a_resting_line_with_a_better_rank_goes_first() -> None:
     assert driver.state("a", "r9") is TaskState.QUEUED
     driver.command("cancel", run_id="r9")
     assert driver.state("a", "r3") is TaskState.QUEUED
+
+
+def test_a_line_that_has_rested_twice_is_forgotten_once_when_nobody_stands_in_it() -> None:
+    driver = Driver()
+    driver.worker(cpu=1000, slots=1)
+    driver.run(task("a"), task("b"), keyed("c", "y"))
+    for order in range(2, 5):
+        driver.feed(ReconcileDue(), Tick())
+        driver.run(keyed("a", "y"), run_id=f"r{order}", order=order)
+        driver.feed(ReconcileDue(), Tick())
+    assert max(map(len, driver.kernel.waiting_lines.resting.values())) > 1
+    for order in range(2, 5):
+        driver.command("cancel", run_id=f"r{order}")
+    driver.command("cancel", run_id="r1")
+    driver.tick()
+    assert not driver.kernel.waiting_lines.lines
+    driver.run(keyed("a", "y"), run_id="r9", order=9)
+    assert driver.state("a", "r9") is TaskState.QUEUED

@@ -225,3 +225,50 @@ def test_a_worker_may_give_such_a_reason_of_its_own_and_has_run_all_the_same() -
     driver.finish("load", outcome=skipped)
     driver.ask("mark", task="list", state="success", outputs={"n": 1})
     assert (driver.told("load"), driver.row("load").generation) == ((K, "empty"), 1)
+
+
+# Marks in an index that waits for its turn
+
+
+def three_folds() -> Written:
+    body = (task("fit"), task("score", "fit"))
+    return started(mapped("folds", over={"range": 3}, body=body, max_parallel=1))
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+@pytest.mark.parametrize("marked", ["folds[2].fit", "folds[2].score"])
+def test_a_mark_in_an_index_that_waits_does_not_start_it(marked: str, takes_over: bool) -> None:
+    driver = three_folds()
+    driver.ask("mark", task=marked, state="success", outputs={})
+    if takes_over:
+        driver.take_over()
+    assert driver.queued() == ["folds[0].fit"]
+    other = "folds[2].score" if marked.endswith("fit") else "folds[2].fit"
+    for index in range(2):
+        driver.finish(f"folds[{index}].fit")
+        assert driver.queued() == [f"folds[{index}].score"]
+        driver.finish(f"folds[{index}].score")
+    assert driver.queued() == [other]
+    driver.take_over()
+    driver.finish(other)
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_all_of_an_index_that_waits_may_be_marked_and_the_others_go_on_in_turn() -> None:
+    driver = three_folds()
+    driver.ask("mark", task="folds[1].fit", state="failed")
+    driver.ask("mark", task="folds[1].score", state="success")
+    driver.take_over()
+    assert driver.queued() == ["folds[0].fit"]
+    driver.finish("folds[0].fit", "folds[0].score")
+    assert driver.queued() == ["folds[2].fit"]
+
+
+def test_a_cancel_in_an_index_that_waits_does_not_start_it_under_a_new_leader() -> None:
+    body = (task("fit"), task("score", "fit", rule="all_done"))
+    driver = started(mapped("folds", over={"range": 2}, body=body, max_parallel=1))
+    driver.ask("cancel", task="folds[1].fit")
+    driver.take_over()
+    assert driver.queued() == ["folds[0].fit"]
+    driver.finish("folds[0].fit", "folds[0].score")
+    assert driver.queued() == ["folds[1].score"]

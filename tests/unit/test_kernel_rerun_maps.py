@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.effects import CreateTasks
-from orchestrator.records import Outcome, PlannedTask
+from orchestrator.records import ChildPlan, Outcome, PlannedTask
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import task
 from tests.unit.test_kernel_maps import started
@@ -210,3 +212,46 @@ def test_nor_is_it_that_of_a_task_inside_of_such_an_index() -> None:
     driver.finish("end")
     driver.finish("folds[0].fit[0]", outcome=Outcome(AttemptState.FAILED, "out_of_tune", retryable=False))
     assert driver.store.runs["r1"].reason == "out_of_tune"
+
+
+def in_other_words(driver: Written, name: str) -> None:
+    row = driver.row(name)
+    driver.store.task_runs[row.id] = replace(row, reason="other words for people")
+
+
+def test_what_is_told_to_people_does_not_decide_what_waits_for_its_turn() -> None:
+    driver = started(mapped("train", over={"range": 3}, max_parallel=1))
+    in_other_words(driver, "train[1]")
+    driver.take_over()
+    assert driver.queued() == ["train[0]"]
+    driver.finish("train[0]")
+    assert driver.queued() == ["train[1]"]
+    driver.take_over()
+    assert driver.queued() == ["train[1]"]
+
+
+def test_what_is_told_to_people_does_not_decide_what_counts_no_more() -> None:
+    driver = started(task("list"), mapped("train", "list", over="{{ tasks.list.outputs.files }}"), task("end", "train"))
+    driver.finish("list", outcome=gave(files=["a", "b"]))
+    driver.finish("train[0]")
+    driver.finish("train[1]", outcome=BAD)
+    driver.again(["list"])
+    driver.finish("list", outcome=gave(files=["x"]))
+    in_other_words(driver, "train[1]")
+    driver.take_over()
+    driver.finish("train[0]")
+    assert driver.row("train").message.startswith("1 of 1 indices succeeded")
+
+
+def test_an_index_that_has_begun_in_a_paused_run_has_its_place_under_a_new_leader() -> None:
+    body = (task("call", child=ChildPlan("nothing")), task("then", "call"))
+    over = "{{ tasks.list.outputs.files }}"
+    driver = started(task("list"), mapped("folds", "list", over=over, body=body, max_parallel=1))
+    driver.ask("pause")
+    driver.finish("list", outcome=gave(files=[1, 2]))
+    assert [driver.told(f"folds[{n}].call")[1] for n in range(2)] == ["run_paused", "max_parallel"]
+    driver.take_over()
+    begun = [driver.kernel.tasks[driver.row(f"folds[{n}].call").id].scope.is_started for n in range(2)]
+    assert begun == [True, False]
+    driver.ask("resume")
+    assert [driver.state(f"folds[{n}].call") for n in range(2)] == [TaskState.FAILED, TaskState.FAILED]

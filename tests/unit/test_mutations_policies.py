@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import rule, run_state_machine_as_test
 
 from orchestrator.kernel import Kernel, admission, dispatch, reconcile, submit
 from orchestrator.kernel.changes import Changes
@@ -21,7 +22,23 @@ from orchestrator.limits import Dispatches
 from orchestrator.placement import Wait
 from tests.unit import simulated_world
 from tests.unit.simulated_judge import Violation
+from tests.unit.simulated_policies import PLANS
 from tests.unit.test_simulation_policies import PolicySimulation
+
+RATED = next(plan for plan in PLANS if any(task.rate_limit for task in plan.tasks))
+
+
+class SimulationOfSuccessors(PolicySimulation):
+    """A leader that has used up a rate is followed by another, which otherwise takes a rare chance."""
+
+    @rule(more=st.booleans())
+    def a_leader_that_has_used_up_a_rate_is_followed_by_another(self, more: bool) -> None:
+        self.world.mend()
+        if len(self.world.store.runs) < 8:
+            self.world.submit(RATED, 1)
+        self.world.step([])
+        self.world.change_leader(lose_tail=False, keep_old=more)
+        self.world.everyone_works()
 
 
 def without_slots(patch: pytest.MonkeyPatch) -> None:
@@ -50,6 +67,11 @@ def without_slots_of_those_that_are_being_stopped(patch: pytest.MonkeyPatch) -> 
 
 def without_rates(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatches, "next_at", lambda _self, _rate, now: now)
+
+
+def without_the_dispatches_of_the_leader_before(patch: pytest.MonkeyPatch) -> None:
+    load = Kernel.load
+    patch.setattr(Kernel, "load", lambda self, rows, now: load(self, replace(rows, dispatches=()), now))
 
 
 def without_single_flight(patch: pytest.MonkeyPatch) -> None:
@@ -92,6 +114,7 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     without_limits_of_runs,
     without_slots_of_those_that_are_being_stopped,
     without_rates,
+    without_the_dispatches_of_the_leader_before,
     without_single_flight,
     without_a_second_look_at_held_runs,
     without_a_look_for_runs_that_are_to_be_stopped,
@@ -100,6 +123,10 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     without_waking_lines_that_rest,
 )
 
+RULES_OF_THEIR_OWN: dict[Callable[[pytest.MonkeyPatch], None], type[PolicySimulation]] = {
+    without_the_dispatches_of_the_leader_before: SimulationOfSuccessors
+}
+
 
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
@@ -107,7 +134,7 @@ def test_a_limit_that_is_not_kept_is_noticed(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
-    machine = seed(7)(PolicySimulation)
+    machine = seed(7)(RULES_OF_THEIR_OWN.get(mutate, PolicySimulation))
     with pytest.raises(Violation):
         run_state_machine_as_test(
             machine,

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.compile import Compiled, Site, all_tasks
 from orchestrator.plan_json import plan_from_json, plan_to_json
 from orchestrator.records import Plan
-from orchestrator.spec import PIPELINE_FIELDS, TASK_FIELDS
+from orchestrator.spec_fields import PIPELINE_FIELDS, TASK_FIELDS
 from tests.unit.test_compile import compiled, task
 
 OLD = sorted((Path(__file__).parents[1] / "stored_plans").glob("*.json"))

@@ -80,7 +80,9 @@ class PolicySimulation(Simulation):
             self.world.step([])
         self.world.command("cancel", run_id=run.id, task=name, mode="force")
         self.world.step([])
-        for worker_id, wanted in self.world.desired.items():
+        for worker_id in self.world.desired:
+            # What the leader wants: while Redis is away no worker is told of it.
+            wanted = self.world.kernel.desired(worker_id)
             graces = [grace for attempt, grace in wanted.cancel if self._is_of(attempt, run.id)]
             assert not whole or all(grace == 0.0 for grace in graces), f"{worker_id} leaves {graces}"
 

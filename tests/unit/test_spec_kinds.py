@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.compile import Site, compile_pipeline
 from orchestrator.registry import load_operators
-from orchestrator.spec import MAX_GROUPS, read_pipeline
 from orchestrator.spec_document import to_document
 from orchestrator.spec_policies import memory_factor
+from orchestrator.spec_reading import MAX_GROUPS, read_pipeline
 
 ROOT = Path(__file__).parents[2]
 
