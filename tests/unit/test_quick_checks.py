@@ -62,12 +62,13 @@ def test_what_it_lets_through_keeps_any_schema(schema: dict[str, Any], value: di
 
 
 def test_plain_parameters_of_the_usual_operators_need_no_more() -> None:
-    for name, parameters in {
+    usual: dict[str, dict[str, Any]] = {
         "data_ingestion": {"source_type": "local", "source_path": "a.csv"},
         "data_validation": {"max_error_rate": 0.05},
         "model_training": {"algorithm": "random_forest", "hyperparameters": {"n_estimators": 50}},
         "custom_script": {"script_content": "print(1)"},
-    }.items():
+    }
+    for name, parameters in usual.items():
         fits = quick_check(OPERATORS[name].parameters_schema)
         assert fits is not None
         assert fits(parameters, ())
