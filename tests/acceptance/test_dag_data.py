@@ -141,8 +141,10 @@ def test_what_is_gone_is_made_again_with_what_failed(system: System) -> None:
     assert file_of(system, kept["uri"]).read_text() == "rows"
     assert again(system, run_id, "failed")[1] == {"train": "chosen", "publish": "chosen"}, "it is there again"
     file_of(system, kept["uri"]).unlink()
-    linked, why = again(system, run_id, "failed", parameters={"m": True})
-    assert (linked["state"], why) == ("success", {"load": "gone", "train": "chosen", "publish": "chosen"})
+    linked, why = again(system, run_id, "failed", in_place=False)
+    assert (linked["rerun_of"], why) == (run_id, {"load": "gone", "train": "chosen", "publish": "chosen"})
+    mended, why = again(system, run_id, "failed", parameters={"m": True})
+    assert (mended["state"], why["load"], why["side"]) == ("success", "parameters", "parameters")
 
 
 def file_of(system: System, uri: str) -> Path:
