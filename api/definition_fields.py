@@ -226,8 +226,8 @@ RATE_LIMIT = closed(
     ["key", "units", "per_seconds"],
     {
         "key": text(500, description="A template over params, run and map."),
-        "units": whole(1, 1_000_000, description="So many dispatches."),
-        "per_seconds": {**SECONDS, "description": "In so many seconds."},
+        "units": whole(1, 10_000, description="So many dispatches."),
+        "per_seconds": number(0, 86_400, above=True, description="In so many seconds."),
     },
     description="At most so many dispatches in that time among tasks with the same key.",
 )

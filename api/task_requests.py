@@ -103,15 +103,16 @@ def is_asked_for(state: str, body: Mapping[str, Any]) -> bool:
 
 def _decided(body: Mapping[str, Any], run_id: str, task: str, *, approve: bool) -> dict[str, Any]:
     tenant_id = caller().tenant_id
-    with services().engine.begin() as connection:
+    with services().engine.connect() as connection:
         run = run_queries.get_run(connection, tenant_id, run_id)
         row = run_queries.get_task(connection, tenant_id, run_id, task)
         # Whether it waits at all comes first: what does not has no schema either.
         command_requests.require_wait(row["state"], row["reason"], task, run_id, "approval")
         approval = planned_of(connection, tenant_id, run["version_id"], row).approval
-        # Who rejects need not fill in the form.
-        if approve or body["input"] is not None:
-            require_fit(None if approval is None else approval.input, body["input"] or {}, "/input")
+    # Who rejects need not fill in the form.
+    if approve or body["input"] is not None:
+        require_fit(None if approval is None else approval.input, body["input"] or {}, "/input")
+    with services().engine.begin() as connection:
         command = command_requests.request_approval(
             connection, tenant_id, run_id, task, caller().name, approve=approve, **body
         )

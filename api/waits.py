@@ -100,18 +100,25 @@ class Event(MethodView):
         """Report the event that a task waits for under this token; only the first report of a token counts."""
         if len(token) > MOST_TOKEN:
             raise NoSuchToken("Nothing waits for an event with this token.")
-        tenant_id = caller().tenant_id
-        with services().engine.begin() as connection:
-            first = command_requests.find_report(connection, tenant_id, token, body["payload"])
-            if first is not None:
-                return {"run_id": first["run_id"], "task": first["task"], "command_id": None}
+        tenant_id, payload = caller().tenant_id, body["payload"]
+        with services().engine.connect() as connection:
+            if (first := command_requests.find_report(connection, tenant_id, token, payload)) is not None:
+                return _reported_before(first)
             wait = command_requests.find_wait(connection, token)
             if wait.tenant_id != tenant_id:
                 raise NoSuchToken("Nothing waits for an event with this token.")
             command_requests.require_wait(wait.state, wait.reason, wait.task, wait.run_id, EVENT)
             row = run_queries.get_task(connection, tenant_id, wait.run_id, wait.task)
             event = planned_of(connection, tenant_id, wait.version_id, row).event
-            require_fit(None if event is None else event.payload, body["payload"], "/payload")
-            command = command_requests.report_event(connection, token, body["payload"], caller().name)
+        require_fit(None if event is None else event.payload, payload, "/payload")
+        with services().engine.begin() as connection:
+            # Somebody may have reported it in between.
+            if (first := command_requests.find_report(connection, tenant_id, token, payload)) is not None:
+                return _reported_before(first)
+            command = command_requests.report_event(connection, token, payload, caller().name)
         services().live.wake()
         return {"run_id": command["run_id"], "task": command["task"], "command_id": command["id"]}
+
+
+def _reported_before(first: Mapping[str, Any]) -> dict[str, Any]:
+    return {"run_id": first["run_id"], "task": first["task"], "command_id": None}

@@ -12,6 +12,7 @@ from operators.ingestion.pagination import value_at
 from operators.ingestion.plan import find_connection
 from orchestrator import s3_objects
 from orchestrator.artifacts import is_artifact
+from orchestrator.documents import is_same_json
 from orchestrator.errors import ForbiddenAddress, ForbiddenPath, NotFound, StoreUnavailable, TooLarge, Unreachable
 from orchestrator.inputs import fingerprint, local_file, require_own
 from orchestrator.operator import Connection, Json, NotYet, Operator, OperatorFailure, TaskContext
@@ -218,16 +219,11 @@ def _value(response: Response, http: Mapping[str, Json], interval: float) -> Jso
         value = value_at(response.json(), http["path"])
     except Unreachable as error:
         raise NotYet(interval, str(error)) from error
-    is_met = _is_same(value, http["equals"]) if "equals" in http else value is not None and value is not False
+    is_met = is_same_json(value, http["equals"]) if "equals" in http else value is not None and value is not False
     if not is_met:
         shown = repr(value)[:200]
         raise NotYet(interval, f"{response.url} holds {shown} at {http['path']!r}, which is not what is waited for.")
     return value
-
-
-def _is_same(value: Json, wanted: Json) -> bool:
-    """Compare as JSON does: true is not 1."""
-    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
 
 
 def _is_http(url: Json) -> bool:

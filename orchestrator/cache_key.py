@@ -33,6 +33,7 @@ def components_of(
     run_parameters: Mapping[str, Any],
     upstream: Mapping[str, Any],
     contents: Mapping[str, str],
+    files: Mapping[str, str] | None = None,
     script: str = "",
 ) -> dict[str, str]:
     """Return the digests of what the key is made of, by name.
@@ -41,6 +42,7 @@ def components_of(
     :param key: what the definition's own key comes to; it then stands for all but the operator.
     :param upstream: outputs of the ancestors, by task.
     :param contents: digest of the content by URI.
+    :param files: digests of the files that the task may read, by the name of their component.
     :param script: digest of the file that the task runs, if it runs one.
     """
     parts: dict[str, Any] = {"operator": task.operator, "operator_version": task.operator_version}
@@ -48,6 +50,7 @@ def components_of(
         parts["key"] = key
     else:
         parts |= {f"parameters.{name}": value for name, value in parameters.items()}
+        parts |= files or {}
         if script:
             parts["script"] = script
         if may_read_all(task):

@@ -5,6 +5,7 @@ Pure: operators are asked for their schemas and for what they need and make, not
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,7 +191,9 @@ def _task_faults(
     """Return what is wrong with each task: by itself, with what it waits for, and with what it names."""
     groups = {task.spec.name: task.container for task in tasks}
     is_complete = reading.is_complete
-    parameters = RunParameters(reading.defaults, lambda: _brought(tasks, operators, verbatim))
+    # Asked for by every expression that reads a parameter which is not declared, and looks at all tasks.
+    brought = functools.cache(lambda: _brought(tasks, operators, verbatim))
+    parameters = RunParameters(reading.defaults, brought)
     names = Names(flow, reading.names, groups, parameters, Shapes(tasks, operators), complete=is_complete)
     found: list[Problem] = []
     for task in tasks:

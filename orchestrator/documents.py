@@ -80,6 +80,24 @@ def unstorable(value: object, pointer: str = "", nesting: int = 0) -> Iterator[P
         yield Problem(pointer, f"{kind_of(value)} is no JSON value.")
 
 
+def is_nested_too_deep(value: object, most: int = MAX_NESTING) -> bool:
+    """Say whether more lists and objects lie inside of each other than may.
+
+    Without recursion, for it is asked of what may be an abyss; of JSON as it was read, in which nothing stands twice.
+    """
+    level = [value] if isinstance(value, (dict, list, tuple)) else []
+    for _ in range(most):
+        if not level:
+            return False
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one)
+            if isinstance(item, (dict, list, tuple))
+        ]
+    return bool(level)
+
+
 def _holds_storable(value: dict[Any, Any] | list[Any], nesting: int) -> bool:
     """Say whether there is nothing to tell of what it holds, without making a pointer for every value.
 
@@ -161,6 +179,15 @@ def kind_of(value: object) -> str:
     if value is None:
         return "null"
     return next((word for kind, word in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+def is_same_json(one: object, other: object) -> bool:
+    """Compare two values as JSON does, at any depth: true is not 1, and 1 is 1.0."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(is_same_json(item, other[name]) for name, item in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(is_same_json, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 def json_bytes(value: object) -> int:

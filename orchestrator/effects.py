@@ -14,6 +14,9 @@ from orchestrator.limits import Rate
 from orchestrator.records import AttemptRecord, ChildPlan, Heartbeat, Outcome, Reservation, TaskRunRecord
 from orchestrator.states import AnyState, Entity
 
+MESSAGE_LIMIT = 8_000
+"""Characters of a message that are kept in a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -242,12 +245,22 @@ class RetireQueue:
     worker_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Values met a fault of ours, which has failed the task (or the run) that they are for; for the log."""
+
+    run_id: str
+    task: str
+    """Empty: the run itself."""
+    trace: str
+
+
 WireEffect = SendHint | SendGrant | SendDenial | SendAnswer | RetireQueue
 
 Question = StartChild | LookUp
 """What the transaction itself brings about and reports back as an event of the same round."""
 
-Effect = RowEffect | WireEffect | Question
+Effect = RowEffect | WireEffect | Question | Fault
 
 
 def is_durable(effects: Iterable[Effect]) -> bool:

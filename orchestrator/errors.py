@@ -73,6 +73,10 @@ class SweepError(OrchestratorError):
         self.too_many = too_many
 
 
+class TooMuchWork(OrchestratorError):
+    """Checking a value by a schema takes more steps than are spent on one."""
+
+
 class NotFound(OrchestratorError):
     """No such object for this tenant (also said of another tenant's objects)."""
 

@@ -262,7 +262,8 @@ def _of_pending(task: TaskFacts) -> list[Blocker]:
                 f"{task.name} waits for its turn: {task.parallel or 'so many'} indices run at once.",
             )
         )
-    elif task.reason and not found:
+    elif task.reason not in ("", "run_paused") and not found:
+        # Of a run that is paused the run itself says so.
         found.append(Blocker(task.reason, task.since, "its turn", "Wait for it.", task.message or f"{task.reason}."))
     return found
 
@@ -298,7 +299,6 @@ _READY: Mapping[str, tuple[str, str]] = {
     "rate_limit": ("its turn under the rate limit", "Wait, or raise the limit."),
     "cache_flight": ("the equal task that runs already to end", "Wait for it, or cancel it."),
     "service_open": ("the service to answer again", "Bring the service back; it is tried again by itself."),
-    "run_paused": ("the run to be resumed", "Resume the run."),
 }
 """By reason of a ready task run: what it needs, and what would bring that about."""
 

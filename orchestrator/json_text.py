@@ -24,6 +24,8 @@ def read_json(text: str) -> tuple[Any, Mapping[str, int]]:
         raise UnreadableText(f"This is no JSON: {error.msg}.", error.lineno) from error
     except RecursionError as error:
         raise UnreadableText("This is nested too deep; flatten it.", 1) from error
+    except ValueError as error:  # a whole number of more than 4,300 digits, which Python does not read
+        raise UnreadableText("This holds a whole number that is too large; write it as a text.", 0) from error
     return value, _Places(text).lines
 
 

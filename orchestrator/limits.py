@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from orchestrator.errors import TemplateError
 from orchestrator.expressions.paths import Lookup
-from orchestrator.expressions.templates import as_text, resolve
+from orchestrator.expressions.templates import resolve_text
 from orchestrator.records import ConcurrencyLimit, RateLimit
 
 Key = tuple[str, str, str]
@@ -21,6 +22,9 @@ Key = tuple[str, str, str]
 RUNS, PIPELINE, ATTEMPTS, DISPATCHES = "runs", "pipeline", "attempts", "dispatches"
 NAMED = 3
 """Holders that a sentence names."""
+LONGEST_KEY = 500
+"""Characters of a key that is worked out: it stands in the rows of attempts and in what those are told that wait."""
+SHOWN = 60
 KEYS_KEPT = 1_000
 """Keys of rate limits that are remembered before the idle ones among them are forgotten."""
 
@@ -51,25 +55,34 @@ class Rate:
 def slots_of(limits: Iterable[ConcurrencyLimit], tenant_id: str, kind: str, lookup: Lookup) -> tuple[Slot, ...]:
     """Work out the keys; a limit whose key is null is left out.
 
-    :raises TemplateError: a path in a key leads nowhere.
+    :raises TemplateError: a path in a key leads nowhere, or the key is too long.
     """
-    found = ((limit, resolve(limit.key, lookup, "/concurrency")) for limit in limits)
+    found = ((limit, _worked_out(limit.key, lookup, "/concurrency")) for limit in limits)
     return tuple(
-        Slot((tenant_id, kind, as_text(value)), limit.limit, limit.on_limit)
-        for limit, value in found
-        if value is not None
+        Slot((tenant_id, kind, value), limit.limit, limit.on_limit) for limit, value in found if value is not None
     )
 
 
 def rate_of(limit: RateLimit | None, tenant_id: str, lookup: Lookup) -> Rate | None:
     """Work out the key of a rate limit; ``None`` when there is none, or its key is null.
 
-    :raises TemplateError: a path in the key leads nowhere.
+    :raises TemplateError: a path in the key leads nowhere, or the key is too long.
     """
-    value = None if limit is None else resolve(limit.key, lookup, "/rate_limit")
+    value = None if limit is None else _worked_out(limit.key, lookup, "/rate_limit")
     if limit is None or value is None:
         return None
-    return Rate((tenant_id, DISPATCHES, as_text(value)), limit.units, limit.per)
+    return Rate((tenant_id, DISPATCHES, value), limit.units, limit.per)
+
+
+def _worked_out(key: str, lookup: Lookup, pointer: str) -> str | None:
+    text = resolve_text(key, lookup, pointer, LONGEST_KEY)
+    if text is not None and len(text) > LONGEST_KEY:
+        raise TemplateError(
+            f"The key at {pointer} has more than {LONGEST_KEY} characters, which begin with {text[:SHOWN]!r}. Name "
+            "what is limited, not what is in it.",
+            pointer,
+        )
+    return text
 
 
 class Holders:
@@ -131,15 +144,19 @@ class Dispatches:
     begins. A new leader learns them from the rows of the attempts.
     """
 
-    __slots__ = ("_logs",)
+    __slots__ = ("_logs", "_most")
 
     def __init__(self) -> None:
         self._logs: dict[Key, _Log] = {}
+        self._most = KEYS_KEPT
+        """Keys with which it is looked next for idle ones: twice as many as were found live, so that it is not looked
+        for each new key."""
 
     def note(self, rate: Rate, now: float) -> Rate:
         """Note a dispatch; returns for how long and how many it counts, for all limits that use its key."""
-        if len(self._logs) >= KEYS_KEPT and rate.key not in self._logs:
+        if len(self._logs) >= self._most and rate.key not in self._logs:
             self._logs = {key: log for key, log in self._logs.items() if not log.is_over(now)}
+            self._most = max(KEYS_KEPT, 2 * len(self._logs))
         log = self._logs.setdefault(rate.key, _Log())
         log.note(rate, now)
         return Rate(rate.key, log.units, log.per)

@@ -19,6 +19,9 @@ NOTHING_ASKED = Asked()
 LONGEST_UNCHARGED_DELAY = 60.0
 """Seconds; what ends uncharged again and again is tried about once a minute."""
 
+LONGEST_RETRY_AFTER = 86_400.0
+"""Seconds that the other side may ask us to wait: a header with a wrong date must not put a task off for a year."""
+
 
 @dataclass(frozen=True, slots=True)
 class NextTry:
@@ -44,9 +47,10 @@ class NextTry:
 def back_off(policy: RetryPolicy, failures: int, attempt_id: str, retry_after: float | None = None) -> float:
     """Return the seconds to wait after the ``failures``-th failure.
 
-    - Grows by ``factor`` and never exceeds ``max_delay``, jitter and ``retry_after`` included.
+    - Grows by ``factor`` and never exceeds ``max_delay``, jitter included.
     - The jitter is a hash of the attempt's id, so a new leader computes the same delay.
-    - What the other side asked for in ``retry_after`` is waited at least, up to the cap.
+    - What the other side asked for in ``retry_after`` is waited at least, up to :data:`LONGEST_RETRY_AFTER`: to ask
+      again before that would be refused again, and cost a try.
     """
     try:
         grown = policy.delay * policy.factor ** max(0, failures - 1)
@@ -56,7 +60,11 @@ def back_off(policy: RetryPolicy, failures: int, attempt_id: str, retry_after: f
     top = min(policy.max_delay, grown * (1.0 + policy.jitter))
     share = int.from_bytes(hashlib.blake2b(attempt_id.encode(), digest_size=4).digest()) / 2**32
     delay = max(0.0, top - grown * policy.jitter * (1.0 - share))
-    return max(delay, min(policy.max_delay, retry_after)) if retry_after is not None else delay
+    return max(delay, _asked_for(retry_after))
+
+
+def _asked_for(retry_after: float | None) -> float:
+    return min(LONGEST_RETRY_AFTER, retry_after or 0.0)
 
 
 def is_infrastructure(outcome: Outcome) -> bool:
@@ -124,7 +132,7 @@ def after_failure(
     if rule is None:
         return then
     if rule.action == "retry":
-        return _on_terms_of(rule, then, outcome, policy, asked)
+        return _on_terms_of(rule, then, outcome, asked)
     if rule.action == "skip":
         sentence = f"A retry rule skips it: it ended as {then.reason}. {outcome.message}".rstrip()
         return replace(then, again=False, delay=0.0, reason="rule", message=sentence, skip=True)
@@ -155,7 +163,7 @@ def _by_budget(
     return NextTry(False, 0.0, failures, losses, reason, outcome.message)
 
 
-def _on_terms_of(rule: RetryRule, then: NextTry, outcome: Outcome, policy: RetryPolicy, asked: Asked) -> NextTry:
+def _on_terms_of(rule: RetryRule, then: NextTry, outcome: Outcome, asked: Asked) -> NextTry:
     """Let the next try, if there is one, be as the rule wants it."""
     memory = next_memory(rule, asked)
     # A task whose request is learned hands it on to the next run, though this run has no try left.
@@ -166,6 +174,5 @@ def _on_terms_of(rule: RetryRule, then: NextTry, outcome: Outcome, policy: Retry
         sentence = f"{outcome.message} {why}".lstrip()
         return replace(then, again=False, delay=0.0, reason="oom", message=sentence, memory=None)
     if rule.delay is not None:
-        asked_for = min(policy.max_delay, outcome.retry_after or 0.0)
-        then = replace(then, delay=max(rule.delay, asked_for))
+        then = replace(then, delay=max(rule.delay, _asked_for(outcome.retry_after)))
     return then

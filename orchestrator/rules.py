@@ -3,7 +3,7 @@ events can't matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -155,13 +155,14 @@ def run_result(
     rules: Sequence[str],
     critical: Sequence[bool],
     watchers: Mapping[int, Sequence[int]] = NOBODY,
+    handled: Collection[int] = (),
 ) -> RunState:
     """Decide how a run ends whose tasks are all terminal; the parameters are those of :func:`failing`.
 
     ``success`` only if every leaf is success or skipped, and no task failed without a downstream that handled it. What
     is not critical decides nothing, so that what has only such tasks below it is a leaf too.
     """
-    has_failed = next(failing(states, downstream, rules, critical, watchers), None) is not None
+    has_failed = next(failing(states, downstream, rules, critical, watchers, handled), None) is not None
     return RunState.FAILED if has_failed else RunState.SUCCESS
 
 
@@ -171,18 +172,22 @@ def failing(
     rules: Sequence[str],
     critical: Sequence[bool],
     watchers: Mapping[int, Sequence[int]] = NOBODY,
+    handled: Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield the positions of the tasks because of which a run fails; all parameters but the last are by position.
+    """Yield the positions of the tasks because of which a run fails; all parameters but the last two are by
+    position.
 
     :param critical: of each task whether it decides; a teardown never does.
     :param watchers: by position the tasks whose ``when`` names its state.
+    :param handled: the positions whose failure was handled by a task inside of a container.
     """
     for position, state in enumerate(states):
         if not critical[position]:
             continue
         is_bad_leaf = state not in _GOOD and not any(critical[child] for child in downstream[position])
+        is_broken = state in _BROKEN and position not in handled
         if is_bad_leaf or (
-            state in _BROKEN and not _is_handled(position, states, downstream, rules, watchers.get(position, ()))
+            is_broken and not _is_handled(position, states, downstream, rules, watchers.get(position, ()))
         ):
             yield position
 

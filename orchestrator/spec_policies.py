@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-from orchestrator.documents import escaped, kind_of
-from orchestrator.errors import Problem
+from orchestrator.counted_schema import schema_errors
+from orchestrator.documents import escaped, json_bytes, kind_of
+from orchestrator.errors import Problem, TooMuchWork
 from orchestrator.field_checks import (
     Check,
     field_problems,
@@ -22,8 +24,10 @@ from orchestrator.field_checks import (
     is_text,
     is_texts,
 )
+from orchestrator.plain_schemas import is_plain_schema
 
-YEAR = 366 * 86400
+DAY = 86400
+YEAR = 366 * DAY
 RETRY_ACTIONS = ("retry", "fail", "skip")
 CACHE_MODES = ("read_write", "read", "write")
 CACHE_SCOPES = ("pipeline", "tenant")
@@ -31,6 +35,7 @@ ON_LIMIT = ("queue", "cancel_new", "cancel_running", "fail")
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 MAX_RULES = 50
 MAX_LIMITS = 20
+MAX_UNITS = 10_000
 MAX_KEY = 500
 FORM_WORDS = frozenset({
     "$schema", "title", "description", "default", "examples", "type", "enum", "const", "properties", "required",
@@ -39,7 +44,16 @@ FORM_WORDS = frozenset({
     "allOf", "anyOf", "oneOf", "not",
 })  # fmt: skip
 """What the schema of an approval's input or an event's payload may use. Those are checked where the requests of all
-are served, so only words whose cost is bounded by the size of schema and value: no patterns, no references."""
+are served, so no patterns and no references; what the rest takes is counted (:mod:`orchestrator.counted_schema`)."""
+MAX_FORM_PARTS = 200
+"""Schemas inside each other that such a schema may have: as many faults may be told of each value."""
+MAX_SCHEMA_PARTS = 2000
+"""Objects, lists, trues and falses that any schema may have: reading each takes up to 0.15 ms."""
+MAX_SCHEMA_BYTES = 64 * 1024
+_MOST_TYPES = 7
+_STEPS = 20_000
+"""Of the check that finds references which lead in a circle."""
+_REMEMBERED = 2000
 
 
 # ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,8 +194,9 @@ _LIMIT: Mapping[str, Check] = {
 }
 _RATE: Mapping[str, Check] = {
     "key": is_filled_text(MAX_KEY),
-    "units": is_number(1, 1_000_000, whole=True),
-    "per_seconds": is_number(0, YEAR, above=True),
+    # What was sent out is kept, and read by each new leader, for as long and as often as it counts.
+    "units": is_number(1, MAX_UNITS, whole=True),
+    "per_seconds": is_number(0, DAY, above=True),
 }
 
 
@@ -211,23 +226,41 @@ def rate_problems(rate: Mapping[str, Any], pointer: str) -> Iterator[Problem]:
 
 def outputs_problems(schema: Mapping[str, Any], pointer: str) -> list[Problem]:
     """Return what is wrong with the schema of a task's outputs, which its own worker checks."""
-    if found := _remote(schema, pointer):
+    if (size := json_bytes(schema)) > MAX_SCHEMA_BYTES:
+        return [Problem(pointer, f"The schema has {size} bytes as JSON; at most {MAX_SCHEMA_BYTES} are allowed.")]
+    if (parts := _parts(schema)) > MAX_SCHEMA_PARTS:
+        return [Problem(pointer, f"The schema has {parts} objects and lists; at most {MAX_SCHEMA_PARTS} are allowed.")]
+    if found := _remote(schema, pointer) + _many_types(schema, pointer):
         return found
-    return [Problem(pointer + inner, message) for inner, message in _schema_faults(_canonical(schema))]
+    if is_plain_schema(schema):
+        return []
+    text = json.dumps(schema, sort_keys=True)
+    faults = _known_faults(text) if len(text) <= _REMEMBERED else _schema_faults(text)
+    return [Problem(pointer + inner, message) for inner, message in faults]
 
 
 def form_problems(schema: Mapping[str, Any], pointer: str) -> list[Problem]:
     """Return what is wrong with the schema of what people or outside systems send us."""
+    parts = list(islice(_subschemas(schema, pointer), MAX_FORM_PARTS + 1))
+    if len(parts) > MAX_FORM_PARTS:
+        message = f"More than {MAX_FORM_PARTS} schemas are inside of it; ask for less at a time."
+        return [Problem(pointer, message)]
     found = [
         Problem(
             f"{here}/{escaped(word)}",
             f"{word!r} is not for what is sent to us; a schema may use {', '.join(sorted(FORM_WORDS))}.",
         )
-        for here, inner in _subschemas(schema, pointer)
+        for here, inner in parts
         for word in inner
         if word not in FORM_WORDS
     ]
     return found or outputs_problems(schema, pointer)
+
+
+def _parts(schema: Any) -> int:
+    """Return how many values a schema has that may be schemas or hold some."""
+    inner = schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else None
+    return int(isinstance(schema, bool)) if inner is None else 1 + sum(map(_parts, inner))
 
 
 def _remote(schema: Any, pointer: str) -> list[Problem]:
@@ -240,9 +273,18 @@ def _remote(schema: Any, pointer: str) -> list[Problem]:
                 found.append(Problem(f"{here}/{word}", message))
         if isinstance(inner.get("$id"), str):
             found.append(Problem(f"{here}/$id", "A schema has no '$id' here; leave it out."))
-        if isinstance(inner.get("$schema"), str) and inner["$schema"].rstrip("#") != DRAFT:
+        if isinstance(inner.get("$schema"), str) and (inner["$schema"].rstrip("#") != DRAFT or here != pointer):
             found.append(Problem(f"{here}/$schema", f"Schemas are read as {DRAFT}; leave '$schema' out."))
     return found
+
+
+def _many_types(schema: Any, pointer: str) -> list[Problem]:
+    """Return the lists of types that are too long for one: the library compares each entry with each."""
+    return [
+        Problem(f"{here}/type", f"This has {len(types)} types; there are only {_MOST_TYPES}.")
+        for here, inner in _objects(schema, pointer)
+        if isinstance(types := inner.get("type"), list) and len(types) > _MOST_TYPES
+    ]
 
 
 def _objects(value: Any, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -271,27 +313,28 @@ def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, Mapping[str, A
         yield from _subschemas(item, f"{pointer}/{name}")
 
 
-def _canonical(schema: Any) -> str:
-    return json.dumps(schema, sort_keys=True)
-
-
-@functools.lru_cache(maxsize=1024)
-def _schema_faults(canonical: str) -> tuple[tuple[str, str], ...]:
-    """Return ``(pointer, sentence)`` of what makes it no schema; the text is the key of the memory."""
-    schema = json.loads(canonical)
+def _schema_faults(text: str) -> tuple[tuple[str, str], ...]:
+    """Return ``(pointer, sentence)`` of what makes it no schema."""
+    schema = json.loads(text)
     try:
         Draft202012Validator.check_schema(schema)
-        # A reference to itself would be followed without end.
-        Draft202012Validator(schema).is_valid({})
+        # References in a circle would be followed without end, and those that fork at each step for hours.
+        schema_errors(schema, {}, _STEPS)
     except SchemaError as error:
         place = "".join(f"/{escaped(part)}" for part in error.absolute_path)
         message = error.message if len(error.message) <= 300 else f"{error.message[:300]} …"
         return ((place, f"This is no JSON schema: {message.rstrip('.')}."),)
     except RecursionError:
         return (("", "The schema refers to itself without end."),)
+    except TooMuchWork:
+        return (("", f"Its references fork so often that not even {{}} is checked by it in {_STEPS} steps."),)
     except Exception as error:  # noqa: BLE001 - a reference to nothing, a pattern that is none: the library's own errors
         return (("", f"This is no usable JSON schema: {str(error).rstrip('.')[:300]}."),)
     return ()
+
+
+_known_faults = functools.lru_cache(maxsize=1024)(_schema_faults)
+"""Of short schemas, which many definitions have in common; long ones would fill the memory."""
 
 
 Inside = Callable[[Any, str], Iterable[Problem]]

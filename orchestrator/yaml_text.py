@@ -36,6 +36,9 @@ MOST_NODES = 1_000_000
 MAX_DEPTH = 64
 
 
+_MOST_DIGITS = 1000
+
+
 class _Loader(_Parser):  # type: ignore[misc]
     """Leaves open what a plain scalar means: the library would try the patterns of YAML 1.1 on each of them."""
 
@@ -152,11 +155,14 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 def plain_value(text: str, line: int = 1) -> Any:
     """Return what a plain scalar means in YAML 1.2.
 
-    :raises UnreadableText: it is an infinity or no number, which JSON can't say.
+    :raises UnreadableText: it is too large a number, an infinity or no number, which JSON can't say.
     """
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
+        if len(text) > _MOST_DIGITS:
+            # Reading them takes time by the square of their number, which Python refuses from 4,300 on.
+            raise UnreadableText(f"A number of {len(text)} characters is too large; write it as a text.", line)
         return int(text, 0 if text[:2] in ("0x", "0o") else 10)
     if _FLOAT.fullmatch(text):
         number = float(text)

@@ -130,8 +130,15 @@ class Questions:
     def _look(self, connection: Connection, kernel: Kernel) -> list[CacheAnswered]:
         questions = []
         for id_ in list(self._looks)[:MOST_AT_ONCE]:
-            asked = self._looks.pop(id_)
-            run = kernel.runs.get(asked.run_id)
-            if run is not None:
+            run = kernel.runs.get(self._looks[id_].run_id)
+            if run is None:
+                del self._looks[id_]
+            else:
                 questions.append(Question(id_, run.tenant_id, run.pipeline_id, run.shape.plan))
-        return look_up(connection, self._plans, questions, self._roots) if questions else []
+        answers = look_up(connection, self._plans, questions, self._roots) if questions else []
+        for answer in answers:
+            del self._looks[answer.task_run_id]
+        if len(answers) < len(questions):
+            # It took long to look at files: the others wait for the next round, and workers are heard before it.
+            self._looked = MOST_LOOKS
+        return answers

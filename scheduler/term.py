@@ -161,7 +161,7 @@ class Term:
             self._troubles.ask_less(found.entries)
             self._recover(found, may_mend=False)
         except Exception:
-            log.exception("round_failed", reports=len(found.entries))
+            log.exception("round_failed", reports=len(found.entries), **self._leader.at_work)
             self._drop_memory()
             self._note_taken()
             if not self._troubles.may_go_on(found.entries):
@@ -252,6 +252,8 @@ class Term:
 
     def _finish(self, kernel: Kernel, found: Gathered, done: Committed) -> None:
         """Tell the workers what is committed, then acknowledge the reports that led to it."""
+        for fault in done.faults:
+            log.error("internal_error", run_id=fault.run_id, task=fault.task, exception=fault.trace)
         self._own_events += done.follow_up
         if done.more_at_once or done.run_queued or (done.run_ended and self._more_queued):
             self._poll_due = 0.0

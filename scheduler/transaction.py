@@ -10,7 +10,7 @@ from typing import Any, get_args
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.compile import Site
-from orchestrator.effects import Annotate, Count, Effect, RowEffect, SendGrant, Transition, is_durable
+from orchestrator.effects import Annotate, Count, Effect, Fault, RowEffect, SendGrant, Transition, is_durable
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
 from orchestrator.kernel import Kernel, decide, would_publish
 from orchestrator.paths import DataRoots
@@ -106,6 +106,11 @@ class Committed:
         )
 
     @property
+    def faults(self) -> list[Fault]:
+        """What has failed by a fault of ours, for the log."""
+        return [effect for effect in self.effects if isinstance(effect, Fault)]
+
+    @property
     def run_queued(self) -> bool:
         """Whether a run that was over waits for its place again."""
         return any(
@@ -139,6 +144,7 @@ class Leader:
         self.taking: tuple[int, ...] = ()
         """The commands in the present transaction, or in the one that failed."""
         self._starting: tuple[str, ...] = ()
+        self._kernel: Kernel | None = None
         self._ahead = 0
 
     @property
@@ -146,9 +152,16 @@ class Leader:
         """The runs that were to be started, or to be made, in the present transaction, or in the one that failed."""
         return (*self._starting, *self._questions.making)
 
+    @property
+    def at_work(self) -> dict[str, str]:
+        """The ids of what the rules were looking at when the present transaction failed in them."""
+        node = None if self._kernel is None else self._kernel.at_work
+        return {} if node is None else {"run_id": node.run.id, "task": node.name}
+
     def begin(self) -> None:
         """Begin a step: nothing has been taken yet."""
         self.taking, self._starting, self._questions.making = (), (), ()
+        self._kernel = None
 
     def take_in(self, kernel: Kernel, round_: Round) -> Committed:
         """Decide and commit one round. When it raises, the kernel's memory is worthless: rebuild it.
@@ -159,6 +172,7 @@ class Leader:
         """
         done = Committed()
         self.begin()
+        self._kernel = kernel
         self._questions.begin(kernel, round_.room)
         if not (round_.events or round_.counts or round_.poll or self._questions.are_open):
             # Most rounds are only the passing of time; without effects they need no transaction.
@@ -278,7 +292,7 @@ class Leader:
             effects += decide(kernel, round_.tick, round_.now)
             done.effects += effects
         # Workers are heard in between; what could not be answered is asked again at once.
-        done.more_at_once |= self._questions.are_children_open
+        done.more_at_once |= self._questions.are_open
         if not is_durable(done.effects):
             connection.execute(_RELAXED)
         wanted = [effect.attempt for effect in done.effects if isinstance(effect, SendGrant)]

@@ -45,6 +45,7 @@ def preload() -> None:
     import their heavy libraries when they run; a site's own files and entry points are imported in the task's process
     only, since they may start threads, which nobody must fork from.
     """
+    from orchestrator import counted_schema as _checks  # noqa: F401 - outputs are checked with it
     from orchestrator.operator_checks import parameter_faults
     from orchestrator.registry import built_in_operators
     from workers import context as _  # noqa: F401 - for its own imports: artifacts, outbound, paths
@@ -186,6 +187,7 @@ def _check_parameters(operator: type[Operator], parameters: Mapping[str, Any], t
 
     :raises OperatorFailure: ``bad_parameters``.
     """
+    from orchestrator import counted_schema as _checks  # noqa: F401 - outputs are checked with it
     from orchestrator.operator_checks import parameter_faults
 
     if faults := parameter_faults(operator, parameters, "", filled=True):

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.artifacts.recorded import ARTIFACT, MISSING
-from orchestrator.documents import escaped
+from orchestrator.documents import MAX_NESTING, escaped, is_nested_too_deep
+from orchestrator.errors import TooMuchWork
 from orchestrator.operator import OperatorFailure
 from workers.verdict import MAX_OUTPUT_BYTES, MAX_RECORDS_BYTES
+
+_MOST_STEPS = 5_000_000
+"""Of checking the outputs by a schema, some ten seconds: references that fork again and again would take days."""
 
 
 def check_keeps(schema: Mapping[str, Any], outputs: Mapping[str, Any], what: str) -> None:
@@ -17,12 +21,13 @@ def check_keeps(schema: Mapping[str, Any], outputs: Mapping[str, Any], what: str
 
     :raises OperatorFailure: ``bad_outputs``, naming the pointer.
     """
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
+    from orchestrator.counted_schema import schema_errors
 
     try:
-        validator = Draft202012Validator(dict(schema), registry=Registry())
-        error = next(iter(validator.iter_errors(outputs)), None)
+        error = next(iter(schema_errors(schema, outputs, _MOST_STEPS)), None)
+    except TooMuchWork as fault:
+        message = f"The {what} can't be checked by the schema within {_MOST_STEPS:,} steps; leave less, or a file."
+        raise OperatorFailure("bad_outputs", message) from fault
     except Exception as fault:  # a pattern that is none, a reference to elsewhere: the schema's, whatever it is
         raise OperatorFailure("bad_outputs", f"The schema of the {what} can't be applied: {fault}.") from fault
     if error is not None:
@@ -69,4 +74,18 @@ def _as_json(value: Any, what: str, limit: int, advice: str) -> Any:
         raise OperatorFailure(
             "outputs_too_large", f"The {what} have {len(text):,} bytes as JSON; at most {limit:,} are kept. {advice}"
         )
-    return json.loads(text)
+    try:
+        read = json.loads(text)
+    except RecursionError as error:
+        raise _too_deep(what) from error
+    if is_nested_too_deep(read):
+        raise _too_deep(what)
+    return read
+
+
+def _too_deep(what: str) -> OperatorFailure:
+    return OperatorFailure(
+        "bad_outputs",
+        f"The {what} are nested more than {MAX_NESTING} deep; flatten them, or keep them as a file and put its uri "
+        "into the outputs.",
+    )

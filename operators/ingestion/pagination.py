@@ -13,6 +13,7 @@ from orchestrator.outbound import Response
 from orchestrator.reach import is_below
 
 _LINK = re.compile(r'<([^>]*)>\s*((?:;\s*[\w*-]+\s*=\s*(?:"[^"]*"|[^",;]*)\s*)*)')
+_LONGEST_PLACE = 20
 _NEXT = re.compile(r'rel\s*=\s*(?:"[^"]*\bnext\b[^"]*"|next\b)', re.IGNORECASE)
 
 
@@ -72,7 +73,7 @@ def value_at(body: Any, path: str) -> Any:
     for name in path.split("."):
         if isinstance(body, dict):
             body = body.get(name)
-        elif isinstance(body, list) and name.isdigit() and int(name) < len(body):
+        elif isinstance(body, list) and name.isdecimal() and len(name) < _LONGEST_PLACE and int(name) < len(body):
             body = body[int(name)]
         else:
             return None

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from operators.tables.formats import describe_columns, format_of_path
 from orchestrator.artifacts import Artifact
+from orchestrator.documents import MAX_NESTING, is_nested_too_deep
 from orchestrator.inputs import require_own
 from orchestrator.operator import Json, OperatorFailure, TaskContext
 
@@ -25,7 +26,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=@+:-]{0,199}")
 def read_outputs(path: Path) -> dict[str, Json]:
     """Return the JSON object in the output file; no file or an empty one is an empty object.
 
-    :raises OperatorFailure: ``outputs_too_large``; ``bad_outputs``: no JSON object, or with NaN in it.
+    :raises OperatorFailure: ``outputs_too_large``; ``bad_outputs``: no JSON object, with NaN in it, or nested too deep.
     """
     content = _read_regular(path)
     if not content.strip():
@@ -42,6 +43,12 @@ def read_outputs(path: Path) -> dict[str, Json]:
         raise OperatorFailure("bad_outputs", f"The script's output file is no JSON: {error}.") from error
     if not isinstance(outputs, dict):
         raise OperatorFailure("bad_outputs", "The script's output file must hold a JSON object.")
+    if is_nested_too_deep(outputs):
+        raise OperatorFailure(
+            "bad_outputs",
+            f"The script's outputs are nested more than {MAX_NESTING} deep; flatten them, or write them as a file into "
+            "ORCHESTRATOR_OUTPUT_DIR.",
+        )
     return outputs
 
 

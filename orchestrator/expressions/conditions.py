@@ -6,12 +6,12 @@ import ast
 import math
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
 from orchestrator.documents import did_you_mean
 from orchestrator.errors import ExpressionError
 from orchestrator.expressions.evaluation import FUNCTIONS, MAX_BITS, OPERATORS, SIZES, WORDS, Expression, static_path
 from orchestrator.expressions.paths import Path
+from orchestrator.expressions.remembered import Remembered
 
 MAX_LENGTH = 500
 MAX_NODES = 200
@@ -38,7 +38,7 @@ _REFUSED = {
 _OPERATORS = (ast.unaryop, ast.operator, ast.cmpop)
 
 
-@lru_cache(maxsize=20_000)
+@Remembered
 def compile_expression(text: str) -> Expression:
     """Read an expression.
 
@@ -64,7 +64,7 @@ def compile_expression(text: str) -> Expression:
     return Expression(text, frozenset(path for path in read if len(path) > 1 or path[0] not in WORDS), tree)
 
 
-@lru_cache(maxsize=20_000)
+@Remembered
 def states_named(text: str) -> frozenset[str]:
     """Return the tasks whose state an expression asks for: such a condition handles what became of them.
 

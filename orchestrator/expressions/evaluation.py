@@ -2,7 +2,7 @@
 
 What simpleeval offers beyond that is left out here, node by node: attributes of objects, methods, keywords, formatted
 texts, slices, comprehensions. So the only objects an expression ever meets are JSON values (CVE-2026-32640 was about
-others), and every step takes time in proportion to the values it reads.
+others), and every step is charged for what it reads of the values, before it is done (:class:`Effort`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from simpleeval import InvalidExpression, SimpleEval
 
 from orchestrator.errors import ExpressionError
+from orchestrator.expressions.effort import STEP, Effort
 from orchestrator.expressions.paths import Missing, Path, value_at
 from orchestrator.expressions.templates import as_text
 
@@ -30,6 +31,8 @@ WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None}
 """JSON's own, beside Python's True, False and None."""
 
 _NO_PATH: Path = ()
+_NUMBERS = frozenset((int, float))
+_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,17 @@ class Expression:
     """The paths it reads; where it goes on with a computed index, the part before."""
     tree: ast.expr
 
-    def evaluate(self, values: Mapping[str, Any]) -> Any:
+    def evaluate(self, values: Mapping[str, Any], effort: Effort | None = None) -> Any:
         """Work it out.
 
         A path that leads nowhere is null; null is neither less nor greater than anything, and contains nothing.
 
         :param values: ``{"params": …, "tasks": {name: {"state": …, "outputs": …}}, …}``.
-        :raises ExpressionError: it can't be worked out with these values.
+        :param effort: counts what is read; one of its own where there is none.
+        :raises ExpressionError: it can't be worked out with these values, or reads too much of them.
         """
         try:
-            return _Evaluator(values).eval(self.text, self.tree)
+            return _Evaluator(values, effort or Effort()).eval(self.text, self.tree)
         except ExpressionError as error:
             raise ExpressionError(f"{self._shown} can't be worked out: {error}") from error
         except (InvalidExpression, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
@@ -66,18 +70,28 @@ class _Evaluator(SimpleEval):  # type: ignore[misc]
 
     nodes: dict[type, Callable[[Any], Any]]
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], effort: Effort) -> None:
         super().__init__(operators=OPERATORS, functions=FUNCTIONS, names={})
         self._values = values
+        self._effort = effort
         own: dict[type, Callable[[Any], Any]] = {
             ast.Name: self._read,
             ast.Attribute: self._read,
             ast.Subscript: self._read,
             ast.List: self._listed,
             ast.Tuple: self._listed,
+            ast.Compare: self._compared,
+            ast.Call: self._called,
         }
-        kept = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call)
+        kept = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.IfExp)
         self.nodes = {**{kind: self.nodes[kind] for kind in kept}, **own}
+
+    def _eval(self, node: ast.expr) -> Any:
+        self._effort.charge(STEP)
+        found = super()._eval(node)
+        if isinstance(found, str):
+            self._effort.charge(len(found) >> 6)
+        return found
 
     def _read(self, node: ast.expr) -> Any:
         """Follow a path as far as it is written, then its computed indices."""
@@ -97,6 +111,22 @@ class _Evaluator(SimpleEval):  # type: ignore[misc]
     def _listed(self, node: ast.List | ast.Tuple) -> list[Any]:
         return [self._eval(item) for item in node.elts]
 
+    def _compared(self, node: ast.Compare) -> Any:
+        """As simpleeval does; each comparison is charged before it is made."""
+        right, is_so = self._eval(node.left), True
+        for sign, part in zip(node.ops, node.comparators, strict=True):
+            left, right = right, self._eval(part)
+            self._effort.comparing(sign, left, right)
+            if not (is_so := OPERATORS[type(sign)](left, right)):
+                break
+        return is_so
+
+    def _called(self, node: ast.Call) -> Any:
+        assert isinstance(node.func, ast.Name)
+        given = [self._eval(part) for part in node.args]
+        self._effort.calling(node.func.id, given)
+        return FUNCTIONS[node.func.id](*given)
+
     def _check_disallowed_items(self, item: Any) -> None:
         """Let JSON values through and nothing else.
 
@@ -105,8 +135,7 @@ class _Evaluator(SimpleEval):  # type: ignore[misc]
         """
         if isinstance(item, float) and not math.isfinite(item):
             raise ExpressionError(f"{item} is no JSON number.")
-        if isinstance(item, int) and item.bit_length() > MAX_BITS:
-            raise ExpressionError("A whole number gets too large.")
+        _require_bounded(item)
         if item is not None and not isinstance(item, (bool, int, float, str, list, tuple, Mapping)):
             raise ExpressionError(f"A {type(item).__name__} is no JSON value.")
 
@@ -144,7 +173,14 @@ def _item(found: Any, part: Any) -> Any:
     if found is None or part is None:
         return None
     kind = "an object" if isinstance(found, Mapping) else "a list" if isinstance(found, (list, tuple)) else "this"
-    raise ExpressionError(f"{kind} has no entry {part!r:.60}.")
+    # Only what is short is shown: to write a long list costs more than all else here.
+    shown = repr(part[:60]) if isinstance(part, str) else part if _is_number(part) else _kind(part)
+    raise ExpressionError(f"{kind} has no entry {shown}.")
+
+
+def _require_bounded(number: Any) -> None:
+    if isinstance(number, int) and number.bit_length() > MAX_BITS:
+        raise ExpressionError("A whole number gets too large.")
 
 
 def _is_number(value: Any) -> bool:
@@ -223,7 +259,7 @@ def _extreme(name: str, work: Callable[[Any], Any]) -> Callable[..., Any]:
         values = _sequence(given[0], f"{name} with one value") if len(given) == 1 else given
         if not values:
             raise ExpressionError(f"{name} of nothing.")
-        if not (all(map(_is_number, values)) or all(isinstance(value, str) for value in values)):
+        if not ((kinds := {*map(type, values)}) <= _NUMBERS or kinds == {str}):
             raise ExpressionError(f"{name} takes numbers, or texts, and not both.")
         return work(values)
 
@@ -231,9 +267,14 @@ def _extreme(name: str, work: Callable[[Any], Any]) -> Callable[..., Any]:
 
 
 def _sum(values: Any) -> Any:
-    if not all(map(_is_number, _sequence(values, "sum"))):
+    if not {*map(type, _sequence(values, "sum"))} <= _NUMBERS:
         raise ExpressionError("sum takes a list of numbers.")
-    return sum(values)
+    found: Any = 0
+    for at in range(0, len(values), _AT_ONCE):
+        found = sum(values[at : at + _AT_ONCE], found)
+        # A number of thousands of digits would make each of the steps that follow as slow as it is long.
+        _require_bounded(found)
+    return found
 
 
 def _absolute(value: Any) -> Any:

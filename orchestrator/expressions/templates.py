@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from orchestrator.documents import escaped
 from orchestrator.errors import ExpressionError, Problem, TemplateError
 from orchestrator.expressions.paths import Lookup, Missing, Path, parse_path, path_text
+from orchestrator.expressions.remembered import Remembered
 
 OPEN, CLOSE, LITERAL = "{{", "}}", "\\{{"
 MAX_RESOLVED = 8 * 2**20
-"""Characters of JSON that all templates of one value may put in."""
+"""Characters of JSON that all templates of one value may put in; of each that goes in the text is made first."""
 _SHOWN = 60
 _NONE: frozenset[Path] = frozenset()
 
@@ -25,7 +25,7 @@ Piece = str | Path
 """Of a text: what stands there, or the path of what is to stand there."""
 
 
-@lru_cache(maxsize=20_000)
+@Remembered
 def pieces(text: str) -> tuple[Piece, ...]:
     """Take a text apart.
 
@@ -115,9 +115,25 @@ def resolve(value: Any, lookup: Lookup, pointer: str = "", most: int = MAX_RESOL
 
     :param pointer: where the value stands, for errors.
     :param most: characters of JSON that templates may put in altogether.
-    :raises TemplateError: a path leads nowhere, a template can't be read, or too much would come in.
+    :raises TemplateError: a path leads nowhere, a template can't be read, too much would come in, or it lies too deep.
     """
-    return _Filling(lookup, most).filled(value, pointer)
+    try:
+        return _Filling(lookup, most).filled(value, pointer)
+    except RecursionError as error:
+        raise _too_deep(pointer) from error
+
+
+def resolve_text(text: str, lookup: Lookup, pointer: str, longest: int) -> str | None:
+    """Return a text with its templates replaced; ``None``: it is one template, and what it leads to is null.
+
+    One that is longer than ``longest`` characters is put together only as far as to be seen to be.
+
+    :raises TemplateError: as :func:`resolve` does.
+    """
+    try:
+        return _Filling(lookup, MAX_RESOLVED).start_of(text, pointer, longest + 1)
+    except RecursionError as error:
+        raise _too_deep(pointer) from error
 
 
 def as_text(value: Any) -> str:
@@ -144,13 +160,32 @@ class _Filling:
         return value
 
     def _text(self, text: str, pointer: str) -> Any:
-        try:
-            parts = pieces(text)
-        except ExpressionError as error:
-            raise TemplateError(str(error), pointer) from error
+        parts = self._pieces(text, pointer)
         if len(parts) == 1 and isinstance(parts[0], tuple):
             return self._value(parts[0], pointer)[0]
         return "".join(part if isinstance(part, str) else self._value(part, pointer)[1] for part in parts)
+
+    def start_of(self, text: str, pointer: str, length: int) -> str | None:
+        found: list[str] = []
+        left = length
+        parts = self._pieces(text, pointer)
+        for part in parts:
+            piece = part
+            if not isinstance(piece, str):
+                value, piece = self._value(piece, pointer)
+                if value is None and len(parts) == 1:
+                    return None
+            found.append(piece[:left])
+            left -= len(piece)
+            if left <= 0:
+                break
+        return "".join(found)
+
+    def _pieces(self, text: str, pointer: str) -> tuple[Piece, ...]:
+        try:
+            return pieces(text)
+        except ExpressionError as error:
+            raise TemplateError(str(error), pointer) from error
 
     def _value(self, path: Path, pointer: str) -> tuple[Any, str]:
         if path not in self._known:
@@ -200,6 +235,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _too_deep(pointer: str) -> TemplateError:
+    message = f"What the templates at {pointer or '/'} put in is nested too deep; flatten it, or pass a file's URI."
+    return TemplateError(message, pointer)
 
 
 def _short(text: str) -> str:

@@ -13,16 +13,19 @@ from orchestrator.effects import Annotate
 from orchestrator.errors import TemplateError
 from orchestrator.events import RunSubmitted
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.gates import CONCURRENCY, TEMPLATE, run_slots
+from orchestrator.kernel.gates import CONCURRENCY, run_slots
+from orchestrator.kernel.guarded import INTERNAL_ERROR, Unforeseen
 from orchestrator.kernel.held_runs import HeldRun
 from orchestrator.kernel.index import Kernel
-from orchestrator.kernel.nodes import RunNode
+from orchestrator.kernel.nodes import TEMPLATE, RunNode
 from orchestrator.kernel.stopping import Stop, stop_run
+from orchestrator.kernel.working_out import tell_fault
 from orchestrator.limits import Slot, sentence
 from orchestrator.records import RunRecord
 from orchestrator.states import Entity, RunState, TaskState
 
-SUPERSEDED = "superseded"
+GAVE_WAY = "superseded"
+"""Reason of a run whose place under a key a newer one has taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,8 @@ def look(changes: Changes, event: RunSubmitted) -> Refusal | None:
     kernel, record = changes.kernel, event.run
     try:
         slots = run_slots(record, event.plan)
-    except TemplateError as error:
-        return Refusal(TEMPLATE, f"The key of a concurrency limit can't be worked out. {error}", RunState.FAILED)
+    except (TemplateError, Unforeseen) as error:
+        return _without_a_key(changes, record, error)
     around = _runs_around(kernel, record.parent_task_run_id)
     for slot in slots:
         holders = [run_id for run_id in kernel.passed.runs.of(slot.key) if run_id not in around]
@@ -57,12 +60,20 @@ def look(changes: Changes, event: RunSubmitted) -> Refusal | None:
         if slot.on_limit == "fail":
             return Refusal(CONCURRENCY, message, RunState.FAILED)
         if slot.on_limit == "cancel_running" and not _stop_the_oldest(changes, slot, holders, record):
-            return Refusal(SUPERSEDED, f"Newer runs have its place. {message}", RunState.CANCELLED)
+            return Refusal(GAVE_WAY, f"Newer runs have its place. {message}", RunState.CANCELLED)
         rank = (-record.priority, record.order)
         kernel.held_runs.hold(HeldRun(record.id, slot, rank, record.pipeline_id, frozenset(around)))
         return Refusal(CONCURRENCY, message)
     kernel.held_runs.forget(record.id)
     return None
+
+
+def _without_a_key(changes: Changes, record: RunRecord, error: TemplateError | Unforeseen) -> Refusal:
+    reason = TEMPLATE
+    if isinstance(error, Unforeseen):
+        reason = INTERNAL_ERROR
+        tell_fault(changes, error.trace, record.id)
+    return Refusal(reason, f"The key of a concurrency limit can't be worked out. {error}", RunState.FAILED)
 
 
 def hold_back(changes: Changes, event: RunSubmitted, refusal: Refusal) -> None:
@@ -76,7 +87,7 @@ def end_unstarted(changes: Changes, run: RunNode, refusal: Refusal, actor: str =
     """End a queued run of which nothing has run in this generation."""
     assert refusal.ends is not None
     # Of a task run inside of a container ``superseded`` says that it counts no more.
-    reason = "run_cancelled" if refusal.reason == SUPERSEDED else refusal.reason
+    reason = "run_cancelled" if refusal.reason == GAVE_WAY else refusal.reason
     for node in run.tasks:
         if node.state is TaskState.PENDING:
             changes.task(node, TaskState.CANCELLED, "admission", reason=reason, actor=actor, durable=True)
@@ -104,5 +115,5 @@ def _stop_the_oldest(changes: Changes, slot: Slot, holders: Iterable[str], recor
         return False
     for run in older[:excess]:
         message = f"Run {record.id} takes its place: {slot.named} allows {slot.limit} at once."
-        stop_run(changes, run, Stop(SUPERSEDED, message, cause="admission"))
+        stop_run(changes, run, Stop(GAVE_WAY, message, cause="admission"))
     return True

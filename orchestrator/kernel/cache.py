@@ -9,6 +9,7 @@ from orchestrator.events import CacheAnswered
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.gates import Gate, gate_of
 from orchestrator.kernel.index import Kernel
+from orchestrator.kernel.keeping import TOO_LARGE, too_large
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.placement import Ask
 from orchestrator.states import Entity, TaskState
@@ -42,8 +43,10 @@ def answered(changes: Changes, event: CacheAnswered) -> None:
 
 def _hit(changes: Changes, node: TaskNode, event: CacheAnswered) -> None:
     outputs: dict[str, Any] = dict(event.outputs or {})
-    if node.is_kept:
-        node.outputs = outputs
+    if not node.has_room_for(outputs):
+        changes.task(node, TaskState.FAILED, "cache", reason=TOO_LARGE, message=too_large(node), durable=True)
+        return
+    node.keep(outputs)
     if event.local_to and not node.run.home:
         node.run.home = event.local_to
     changes.task(

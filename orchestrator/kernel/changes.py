@@ -183,7 +183,7 @@ class Changes(Ledgered):
         self.look_anew(nodes, actor, resumed, cause)
         run.generation += 1
         message = message or f"{len(nodes)} of its {len(run.tasks)} tasks are run again"
-        columns = {"generation": run.generation, "started_at": None, "ended_at": None}
+        columns = {"generation": run.generation, "runs_below": 0, "started_at": None, "ended_at": None}
         before, run.state, run.reason = run.state, RunState.QUEUED, cause
         why = (cause, run.reason, f"{message}, as generation {run.generation}.", actor, run.id)
         self.emit(Transition(Entity.RUN, run.id, before, run.state, *why, changes=columns, durable=True))
@@ -224,6 +224,7 @@ class Changes(Ledgered):
         columns["awaits_turn"] = awaits_turn or (cause == "mark" and node.awaits_turn)
         for name, value in columns.items():
             setattr(node, name, value)
+        node.keep(None)
         columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))
         columns["ended_at"] = None if after is TaskState.PENDING else ("in", 0.0)
         node.state, node.reason = after, reason

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def next_due(kernel: Kernel, now: float) -> float | None:
     """Return the seconds until then: 0.0 for at once, ``None`` for nothing."""
-    if kernel.expanding.is_due or (kernel.waiting_lines.stirred and not kernel.redis_away):
+    if kernel.expanding.is_due or kernel.evaluating.is_due or (kernel.waiting_lines.stirred and not kernel.redis_away):
         return 0.0
     due = min(_times(kernel), default=None)
     return None if due is None else max(0.0, due - now)

@@ -1,7 +1,9 @@
-"""How much containers may expand into: in all, and in one round of the leader; what is over that waits for the next.
+"""How much may begin in one round of the leader, and how much containers may expand into in all.
 
-A round is one transaction. Task runs without a bound would keep it open for longer than PostgreSQL lets it be, and
-whoever leads next would begin with the same.
+What is over the bound of a round waits for the next: task runs of containers, and characters of what was worked out for
+them, for messages and for the parameters of sub-runs. A round is one transaction. Without a bound it would be kept open
+for longer than PostgreSQL lets it be, its effects would fill the leader's memory, and whoever leads next would begin
+with the same.
 """
 
 from __future__ import annotations
@@ -17,20 +19,24 @@ if TYPE_CHECKING:
     from orchestrator.kernel.nodes import TaskNode
 
 EXPANSION = "expansion"
-"""Reason of a container whose turn to be expanded comes in the next round."""
+"""Reason of what could begin, and whose turn comes in the next round."""
 MOST_IN_ROUND = MAX_EXPANDED
 MOST_CHARACTERS = 16 * 2**20
-"""Of JSON in the keys and items of all the task runs that a map makes: each has a copy of its own."""
+"""Of JSON in the keys and items of all the task runs that one map makes, for each has a copy of its own; and in all
+that is worked out in one round."""
+WEIGHT_OF_PARAMETERS = 4
+"""How often the characters of a sub-run's parameters count: it is made after the round, a hundred in one transaction,
+and they are kept until then. So no more of the largest are asked for in a round than are made in one."""
 
 
 class Expanding:
-    """The task runs that containers have been expanded into in this round, and the containers that are left over."""
+    """What has begun in this round, in task runs and characters, and the task runs that are left over."""
 
-    __slots__ = ("_at", "_looked_at", "_made", "_waiting")
+    __slots__ = ("_at", "_characters", "_looked_at", "_made", "_waiting")
 
     def __init__(self) -> None:
         self._at = self._looked_at = float("-inf")
-        self._made = 0
+        self._made = self._characters = 0
         self._waiting: dict[str, TaskNode] = {}
 
     @property
@@ -39,19 +45,23 @@ class Expanding:
         return bool(self._waiting)
 
     def wait(self, node: TaskNode) -> None:
-        """Let a container be looked at again in the next round."""
+        """Let a task run be looked at again in the next round."""
         self._waiting[node.id] = node
 
-    def take(self, count: int, now: float) -> bool:
-        """Return whether there is room for so many task runs in this round; none, when others wait for it already.
+    def take(self, count: int, characters: int, now: float) -> bool:
+        """Return whether there is room for so many task runs and so much text in this round; none, when others wait for
+        it already.
 
         All that is decided in a round is decided at the same moment. The first one has room whatever it comes to.
         """
         if now != self._at:
-            self._at, self._made = now, 0
+            self._at, self._made, self._characters = now, 0, 0
         if self._waiting or (self._made and self._made + count > MOST_IN_ROUND):
             return False
+        if self._characters and self._characters + characters > MOST_CHARACTERS:
+            return False
         self._made += count
+        self._characters += characters
         return True
 
     def left_over(self, now: float) -> Sequence[TaskNode]:
@@ -63,19 +73,27 @@ class Expanding:
         return found
 
 
-def has_room(changes: Changes, count: int) -> bool:
-    """Say whether so many task runs may be made in this round."""
-    return changes.kernel.expanding.take(count, changes.now)
+def has_room(changes: Changes, count: int, characters: int = 0) -> bool:
+    """Say whether so many task runs may be made in this round, and so much may be worked out."""
+    return changes.kernel.expanding.take(count, characters, changes.now)
+
+
+def is_put_off(changes: Changes, node: TaskNode) -> bool:
+    """Let a task run wait for the next round where others wait already: then nothing need be worked out for it now."""
+    if changes.kernel.expanding.is_due:
+        put_off(changes, node)
+        return True
+    return False
 
 
 def put_off(changes: Changes, node: TaskNode) -> None:
-    """Let a container that is to be expanded wait for the next round."""
+    """Let a task run that is to begin wait for the next round."""
     changes.kernel.expanding.wait(node)
-    changes.explain(node, EXPANSION, "Others are expanded first; its turn comes next.")
+    changes.explain(node, EXPANSION, "Others come first; its turn is the next.")
 
 
 def go_on(changes: Changes) -> None:
-    """Look again at the containers that had no room in the round before."""
+    """Look again at what had no room in the round before."""
     kernel = changes.kernel
     left = kernel.expanding.left_over(changes.now)
     kernel.unsettled.extend(node for node in reversed(left) if kernel.tasks.get(node.id) is node)
@@ -111,6 +129,10 @@ class Room:
         assert node.body is not None
         self._size = len(node.body.plan.tasks)
         self._left = MOST_CHARACTERS
+
+    @property
+    def taken(self) -> int:
+        return MOST_CHARACTERS - self._left
 
     def take(self, key: str, item: Any) -> bool:
         """Return whether the rows of this index still fit."""

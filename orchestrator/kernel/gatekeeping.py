@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.gates import CONCURRENCY, RATE_LIMIT, SERVICE_OPEN, TEMPLATE, Gate
-from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.gates import CONCURRENCY, RATE_LIMIT, SERVICE_OPEN, Gate
+from orchestrator.kernel.guarded import INTERNAL_ERROR
+from orchestrator.kernel.nodes import TEMPLATE, TaskNode
 from orchestrator.kernel.stopping import Stop, stop_task
 from orchestrator.kernel.timers import GATE
+from orchestrator.kernel.working_out import tell_fault
 from orchestrator.limits import Slot, sentence
 from orchestrator.placement import Wait
 from orchestrator.states import TaskState
@@ -33,7 +35,10 @@ def is_ended_by_its_gate(changes: Changes, node: TaskNode, gate: Gate) -> bool:
     """
     if gate.broken:
         message = f"A key of its limits can't be worked out. {gate.broken}"
-        return changes.task(node, TaskState.FAILED, "admission", reason=TEMPLATE, message=message, durable=True)
+        reason = INTERNAL_ERROR if gate.trace else TEMPLATE
+        if gate.trace:
+            tell_fault(changes, gate.trace, node.run.id, node.name)
+        return changes.task(node, TaskState.FAILED, "admission", reason=reason, message=message, durable=True)
     for slot, message in _full(changes, gate):
         if slot.on_limit in ("cancel_new", "fail"):
             after = TaskState.CANCELLED if slot.on_limit == "cancel_new" else TaskState.FAILED

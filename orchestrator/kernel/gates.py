@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from orchestrator.breaker import Circuit
 from orchestrator.errors import TemplateError
 from orchestrator.expressions.paths import lookup_in
+from orchestrator.kernel.guarded import Unforeseen, guarded
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.values import values_in
 from orchestrator.limits import ATTEMPTS, PIPELINE, RUNS, Dispatches, Holders, Rate, Slot, rate_of, slots_of
 from orchestrator.records import AttemptRecord, Plan, RunRecord
 
-CONCURRENCY, RATE_LIMIT, SERVICE_OPEN, TEMPLATE = "concurrency", "rate_limit", "service_open", "template"
+CONCURRENCY, RATE_LIMIT, SERVICE_OPEN = "concurrency", "rate_limit", "service_open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Gate:
     services: tuple[str, ...] = ()
     broken: str = ""
     """Why a key can't be worked out: the task can't run at all."""
+    trace: str = ""
+    """Where that happened, if it is a fault of ours."""
 
     @property
     def only_waits(self) -> bool:
@@ -57,7 +60,7 @@ class Passed:
         """Let a run have its slots; one of which a key can't be worked out was never started by us."""
         try:
             self.runs.take(run.id, run_slots(run, run.shape.plan))
-        except TemplateError:
+        except (TemplateError, Unforeseen):
             return
 
     def take_attempt(self, node: TaskNode, attempt: AttemptRecord) -> None:
@@ -89,21 +92,24 @@ def _worked_out(node: TaskNode) -> Gate:
         return Gate(services=services)
     tenant_id, lookup = node.run.tenant_id, lookup_in(values_in(node.scope))
     try:
-        slots = slots_of(planned.concurrency, tenant_id, ATTEMPTS, lookup)
-        return Gate(slots, rate_of(planned.rate_limit, tenant_id, lookup), services)
+        slots = guarded(lambda: slots_of(planned.concurrency, tenant_id, ATTEMPTS, lookup))
+        return Gate(slots, guarded(lambda: rate_of(planned.rate_limit, tenant_id, lookup)), services)
     except TemplateError as error:
         return Gate(broken=str(error))
+    except Unforeseen as error:
+        return Gate(broken=str(error), trace=error.trace)
 
 
 def run_slots(run: RunRecord | RunNode, plan: Plan) -> tuple[Slot, ...]:
     """Work out which slots a run takes while it is not over: of its plan's keys, and of its pipeline.
 
     :raises TemplateError: a path in a key leads nowhere.
+    :raises Unforeseen: the values met a fault of ours.
     """
     if not plan.concurrency and plan.max_active_runs is None:
         return ()
     lookup = lookup_in({"params": run.parameters, "run": {"id": run.id, "pipeline": run.pipeline}})
-    slots = slots_of(plan.concurrency, run.tenant_id, RUNS, lookup)
+    slots = guarded(lambda: slots_of(plan.concurrency, run.tenant_id, RUNS, lookup))
     if plan.max_active_runs is None:
         return slots
     return (*slots, Slot((run.tenant_id, PIPELINE, run.pipeline or run.pipeline_id), plan.max_active_runs))

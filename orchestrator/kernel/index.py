@@ -10,6 +10,7 @@ from dataclasses import replace
 from orchestrator.events import EndedRun
 from orchestrator.kernel.desired import desired_of
 from orchestrator.kernel.due import next_due
+from orchestrator.kernel.evaluating import Evaluating
 from orchestrator.kernel.expanding import Expanding
 from orchestrator.kernel.flights import Flights
 from orchestrator.kernel.gates import Passed, gate_of
@@ -99,6 +100,8 @@ class Kernel:
         """Workers that have preempted something, and how many more of their heartbeats may be older than that."""
 
     def _begin_to_settle(self) -> None:
+        self.at_work: TaskNode | None = None
+        """The task that is being looked at: should an exception leave ``decide``, the log names it."""
         self.unsettled: list[TaskNode] = []
         """Tasks one of whose upstreams has ended; looked at before ``decide`` returns."""
         self.ended_scopes: list[Scope] = []
@@ -106,6 +109,7 @@ class Kernel:
         self.advancing: dict[str, TaskNode] = {}
         """Containers in which something has ended; looked at before ``decide`` returns."""
         self.expanding = Expanding()
+        self.evaluating = Evaluating()
         self.returned: list[RunNode] = []
         """Runs that are tasks of others and are over; those tasks end before ``decide`` returns."""
         self.finishing: dict[str, RunNode] = {}
@@ -150,6 +154,8 @@ class Kernel:
         """Index one run and its task runs, with all counters worked out from their states."""
         shape = self._shape_of(plan)
         run = RunNode(record, shape)
+        parent = self.tasks.get(record.parent_task_run_id or "")
+        run.hands_on = parent is not None and parent.is_kept
         populate(run, tasks)
         recount(run)
         for node in run.tasks:

@@ -26,7 +26,8 @@ class Inside:
 
     def clear_counts(self) -> None:
         self.left: list[Any] | None = None
-        """Of a map, what its indices have left so far, put together once for all that read it; ``None``: not yet."""
+        """Of a map, what its indices have left so far; of a repeat, the round that was asked for last and what it has
+        left. Put together once for all that read it; ``None``: not yet."""
         self.open = 0
         """Task runs in here that are not over, at any depth."""
         self.good = self.bad = self.skipped = 0

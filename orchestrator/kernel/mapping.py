@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.errors import SweepError, TemplateError
+from orchestrator.errors import OrchestratorError, SweepError
 from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import as_text, resolve
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import first_broken, place, run_container, start_scopes, supersede, tell_progress
-from orchestrator.kernel.expanding import TOO_LARGE, Room, has_room, put_off, too_many
+from orchestrator.kernel.expanding import TOO_LARGE, Room, has_room, is_put_off, put_off, too_many
 from orchestrator.kernel.inside import Inside
-from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.nodes import TEMPLATE, TaskNode
 from orchestrator.kernel.stopping import Stop, stop_inside
 from orchestrator.kernel.values import values_in
+from orchestrator.kernel.working_out import work_out
 from orchestrator.records import MapPlan
 from orchestrator.rules import map_result
 from orchestrator.states import RunState, TaskState
 from orchestrator.sweep import items
 
-TEMPLATE, UNMAPPABLE, TOO_MANY, SAME_KEY, EMPTY = "template", "map", "too_many_items", "map_key", "empty"
+UNMAPPABLE, TOO_MANY, SAME_KEY, EMPTY = "map", "too_many_items", "map_key", "empty"
+SHOWN = 100
+"""Characters of a key that a sentence shows."""
 INDEX_FAILED, FAIL_FAST, ALL_SKIPPED = "index_failed", "fail_fast", "all_skipped"
 
 
@@ -29,23 +32,18 @@ def expand(changes: Changes, node: TaskNode) -> None:
     map_ = node.planned.map
     assert map_ is not None
     assert node.body is not None
-    try:
-        found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over"), map_.max_size)
-        if why := too_many(node, len(found)):
-            raise SweepError(why, too_many=True)
-        keys = _keys(node, map_, found)
-    except TemplateError as error:
-        _refuse(changes, node, TEMPLATE, str(error))
+    if is_put_off(changes, node):
         return
-    except SweepError as error:
-        _refuse(changes, node, TOO_MANY if error.too_many else UNMAPPABLE, str(error))
+    worked_out = work_out(changes, node, lambda: _items_with_keys(node, map_), _reason_of)
+    if worked_out is None:
         return
+    found, keys, characters = worked_out
     if (twice := _first_twice(keys)) is not None:
-        _refuse(changes, node, SAME_KEY, f"Two items of the map have the key {twice!r}; keys have to differ.")
+        _refuse(changes, node, SAME_KEY, f"Two items of the map have the key {_short(twice)}; keys have to differ.")
     elif not found:
         _supersede_all(changes, node)
         changes.task(node, TaskState.SKIPPED, "upstream", reason=EMPTY, message="There is nothing to go over.")
-    elif not has_room(changes, len(found) * len(node.body.plan.tasks)):
+    elif not has_room(changes, len(found) * len(node.body.plan.tasks), characters):
         put_off(changes, node)
     else:
         run_container(changes, node, f"0 of {len(found)} done")
@@ -54,12 +52,30 @@ def expand(changes: Changes, node: TaskNode) -> None:
         start_scopes(changes, node)
 
 
-def _keys(node: TaskNode, map_: MapPlan, found: list[Any]) -> list[str]:
+def _items_with_keys(node: TaskNode, map_: MapPlan) -> tuple[list[Any], list[str], int]:
+    """Return what the map goes over, the key of each item, and how many characters they come to in the task runs.
+
+    :raises TemplateError, SweepError: it can't be worked out, or is too much.
+    """
+    found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over"), map_.max_size)
+    if why := too_many(node, len(found)):
+        raise SweepError(why, too_many=True)
+    room = Room(node)
+    return found, _keys(node, map_, found, room), room.taken
+
+
+def _reason_of(error: OrchestratorError) -> str:
+    if isinstance(error, SweepError):
+        return TOO_MANY if error.too_many else UNMAPPABLE
+    return TEMPLATE
+
+
+def _keys(node: TaskNode, map_: MapPlan, found: list[Any], room: Room) -> list[str]:
     """Return the key of each item.
 
     :raises SweepError: keys and items are too large for as many rows.
     """
-    values, room = values_in(node.scope), Room(node)
+    values = values_in(node.scope)
     keys: list[str] = []
     for index, item in enumerate(found):
         key = str(index)
@@ -77,6 +93,10 @@ def _first_twice(keys: list[str]) -> str | None:
         return None
     seen = set[str]()
     return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def _short(key: str) -> str:
+    return repr(key if len(key) <= SHOWN else f"{key[:SHOWN]}…")
 
 
 def _refuse(changes: Changes, node: TaskNode, reason: str, message: str) -> None:
@@ -107,7 +127,7 @@ def advance_map(changes: Changes, node: TaskNode) -> None:
             _end(changes, node, inside, result)
             if map_.fail_fast:
                 message = f"{node.name} is decided, and fails fast."
-                stop_inside(changes, node, Stop(FAIL_FAST, message, cause="indices"))
+                stop_inside(changes, node, Stop(FAIL_FAST, message, cause=FAIL_FAST))
     if node.run.state is not RunState.CANCELLING or node.is_teardown:
         start_scopes(changes, node)
 

@@ -87,16 +87,15 @@ def _mark(changes: Changes, run: RunNode, node: TaskNode, state: TaskState, comm
     anew, resumed = _looked_at_anew(node)
     was_pending = node.state is TaskState.PENDING
     changes.renew(node, state, "mark", actor=command.actor, reason=MARKED, message=message, row={"outputs": outputs})
-    node.outputs = outputs if node.is_kept else None
+    node.keep(outputs)
     if is_over:
         told = f"Task {node.name} was marked as {state}"
         changes.reopen(run, anew, command.actor, cause="mark", resumed=resumed, message=told)
         return f"{told}; run {run.id} is queued as its generation {run.generation}, to be decided anew."
     changes.look_anew(anew, command.actor, resumed)
     recount(run)
-    if was_pending:
-        # Of a container that waited to go on nothing is to run any more.
-        stop_inside(changes, node, Stop(MARKED, message, "mark", command.actor), spare=False)
+    # Of a container nothing is to run any more, whether it waited to go on or was decided before all of it had ended.
+    stop_inside(changes, node, Stop(MARKED, message, "mark", command.actor), spare=not was_pending)
     _go_on(changes, run, node, anew)
     return f"Task {node.name} of run {run.id} is {state}."
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.kernel.inside import Inside
-from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.keeping import MOST_KEPT, kept_of, size_of
+from orchestrator.kernel.shape import Path, Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
 from orchestrator.rules import RULES
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 SETTLED = frozenset({*RULES, "condition", "condition_error", "setup_not_run"})
 """Reasons of task runs that were settled by their upstreams without having run."""
-SETTLED_WITHOUT_ATTEMPT = frozenset({"empty", "map", "template", "too_many_items", "map_key"})
+TEMPLATE = "template"
+"""Reason of what has failed because a template of it can't be resolved."""
+SETTLED_WITHOUT_ATTEMPT = frozenset({"empty", "map", TEMPLATE, "too_many_items", "map_key", "internal_error"})
 """Such reasons where no worker executes the task: it had nothing right to go over, or to hand on. A worker may give a
 reason of the same name for what it has run."""
 RUN_PAUSED = "run_paused"
@@ -40,8 +43,10 @@ class RunNode:
         "deadline_at",
         "depth",
         "generation",
+        "hands_on",
         "home",
         "id",
+        "kept",
         "learned",
         "open",
         "order",
@@ -79,6 +84,10 @@ class RunNode:
         """Bytes that tasks with a learned request ask for, by their planned names."""
         self.taught: dict[str, int] = {}
         """What of it this run itself has taught, as far as this leader has seen."""
+        self.hands_on = False
+        """Whether the rules read what it leaves, as the outputs of the task that it is."""
+        self.kept = 0
+        """Characters of JSON of the outputs that the kernel keeps of its task runs."""
         self.root = Scope(self, shape)
         """Its own tasks; those of its containers stand in scopes of their own."""
         self.tasks: list[TaskNode] = []
@@ -153,8 +162,15 @@ class Scope:
 
     def end(self) -> TaskState:
         """Note how it ended, all of whose tasks are over."""
-        self.result = self.shape.index_result([node.state for node in self.tasks])
+        self.result = self.shape.index_result([node.state for node in self.tasks], self.has_succeeded_at)
         return self.result
+
+    def has_succeeded_at(self, path: Path) -> bool:
+        """Say whether the task at this path inside of its containers has succeeded, in any index, and those too."""
+        node, rest = self.tasks[path[0]], path[1:]
+        if node.state is not TaskState.SUCCESS:
+            return False
+        return not rest or any(scope.has_succeeded_at(rest) for scope in (node.inside.scopes if node.inside else ()))
 
     def outward(self) -> Iterator[Scope]:
         """Yield this scope and those around it, up to the run's own."""
@@ -183,6 +199,7 @@ class TaskNode:
         "generation",
         "id",
         "inside",
+        "kept",
         "local_to",
         "losses",
         "memory",
@@ -226,8 +243,10 @@ class TaskNode:
         self.attempt_id = record.attempt_id
         self.retry_at = record.retry_at
         self.local_to = record.local_to
-        self.outputs = record.outputs
-        """Only where an expression of the rules reads them."""
+        self.outputs: Mapping[str, Any] | None = None
+        """What expressions of the rules read of them, set by :meth:`keep` alone."""
+        self.kept = 0
+        """Characters of JSON that it comes to."""
         self.child_run_id = record.child_run_id
         self.wait_token = record.wait_token
         self.memory, self.queue = record.memory, record.queue
@@ -313,16 +332,47 @@ class TaskNode:
         return self.reason in SETTLED or (not self.planned.has_attempts and self.reason in SETTLED_WITHOUT_ATTEMPT)
 
     @property
+    def has_ended_undecided(self) -> bool:
+        """Whether it is over without having decided anything: it was stopped, its time was up, or its upstreams have
+        settled it. Of such a container nothing inside runs on, whatever a rerun was to begin there."""
+        if self.state is TaskState.SKIPPED:
+            return self.was_settled
+        is_late = self.state is TaskState.FAILED and self.reason == DEADLINE
+        return is_late or self.state in (TaskState.CANCELLED, TaskState.UPSTREAM_FAILED)
+
+    @property
     def is_kept(self) -> bool:
         """Whether the kernel keeps its outputs: an expression reads them, or the task that its run is hands them on."""
-        if self.position in self.scope.shape.kept:
-            return True
-        if self.run.parent_task_run_id is None:
+        return self.position in self.scope.shape.kept or self._is_handed_on
+
+    @property
+    def _is_handed_on(self) -> bool:
+        if not self.run.hands_on:
             return False
         node = self
         while node.scope.owner is not None:
             node = node.scope.owner
         return node.position in node.scope.shape.leaves
+
+    def kept_of(self, outputs: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return what the kernel keeps of these outputs."""
+        if outputs is None or self._is_handed_on:
+            return outputs
+        if self.position not in self.scope.shape.kept:
+            return None
+        kept: Mapping[str, Any] = kept_of(outputs, self.scope.shape.kept[self.position])
+        return kept
+
+    def has_room_for(self, outputs: Mapping[str, Any] | None) -> bool:
+        """Say whether what the kernel keeps of these outputs fits beside what it keeps of its run's other task runs."""
+        return not self.is_kept or self.run.kept - self.kept + size_of(self.kept_of(outputs)) <= MOST_KEPT
+
+    def keep(self, outputs: Mapping[str, Any] | None) -> None:
+        """Keep of its outputs what the rules read of them, in place of what was kept before."""
+        self.outputs = self.kept_of(outputs)
+        size = size_of(self.outputs)
+        self.run.kept += size - self.kept
+        self.kept = size
 
     @property
     def counts_for_its_run(self) -> bool:

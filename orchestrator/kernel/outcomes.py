@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.documents import MAX_NESTING, is_nested_too_deep
 from orchestrator.effects import SaveOutcome, SendAnswer
 from orchestrator.events import OutcomeReceived
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.claims import grant
 from orchestrator.kernel.drain import note_preemption
 from orchestrator.kernel.index import Kernel
+from orchestrator.kernel.keeping import TOO_LARGE, too_large
 from orchestrator.kernel.memory import learn, learn_from_success
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.waits import look_again
@@ -29,6 +32,7 @@ REPORTED = frozenset(
     }
 )
 
+BAD_OUTPUTS = "bad_outputs"
 REGISTRY_CONFLICT = "registry_conflict"
 """A success that is committed as a failure: it would register a version that is another model's already."""
 
@@ -43,7 +47,7 @@ def ingest(changes: Changes, event: OutcomeReceived) -> None:
     - ``unknown``: nobody knows the attempt.
     - No answer while its run is left alone: it is reported again until a scheduler leads that can read the plan.
     """
-    kernel = changes.kernel
+    kernel, event = changes.kernel, _as_it_counts(event)
     if event.attempt_id in kernel.left_alone:
         return
     attempt = kernel.attempts.get(event.attempt_id)
@@ -59,8 +63,47 @@ def ingest(changes: Changes, event: OutcomeReceived) -> None:
             _answer(changes, event, "fenced")
             return
         attempt = granted
-    _commit(changes, attempt, event.outcome)
+    _commit(changes, attempt, _as_it_fits(kernel.tasks[attempt.task_run_id], event.outcome))
     _answer(changes, event, "committed")
+
+
+def _as_it_counts(event: OutcomeReceived) -> OutcomeReceived:
+    """Return the report with a success whose outputs are nested too deep as the failure that it is.
+
+    Our own workers let none through; another's must not leave what whoever reads it later stumbles over. Sent again it
+    is the same failure again.
+    """
+    outcome = event.outcome
+    if not is_nested_too_deep(outcome.outputs):
+        return event
+    if outcome.state is not AttemptState.SUCCEEDED:
+        return replace(event, outcome=replace(outcome, outputs={}))
+    message = f"The outputs are nested more than {MAX_NESTING} deep; flatten them, or keep them as a file."
+    failed = replace(
+        outcome,
+        state=AttemptState.FAILED,
+        reason=BAD_OUTPUTS,
+        message=message,
+        skipped=False,
+        retryable=False,
+        outputs={},
+    )
+    return replace(event, outcome=failed)
+
+
+def _as_it_fits(node: TaskNode, outcome: Outcome) -> Outcome:
+    """Return a success whose outputs the rules would have to keep beside too many others as the failure that it is."""
+    is_counted = outcome.state is AttemptState.SUCCEEDED and not outcome.skipped
+    if not is_counted or node.state is TaskState.CANCELLING or node.has_room_for(outcome.outputs):
+        return outcome
+    return replace(
+        outcome,
+        state=AttemptState.FAILED,
+        reason=TOO_LARGE,
+        message=too_large(node),
+        retryable=False,
+        outputs={},
+    )
 
 
 def would_publish(kernel: Kernel, event: OutcomeReceived) -> bool:
@@ -72,6 +115,8 @@ def would_publish(kernel: Kernel, event: OutcomeReceived) -> bool:
         and event.outcome.state is AttemptState.SUCCEEDED
         and _is_accepted(attempt, event)
         and kernel.tasks[attempt.task_run_id].state is not TaskState.CANCELLING
+        and not is_nested_too_deep(event.outcome.outputs)
+        and _as_it_fits(kernel.tasks[attempt.task_run_id], event.outcome) is event.outcome
     )
 
 
@@ -115,7 +160,7 @@ def _is_same_end(ended: EndedAttempt, outcome: Outcome) -> bool:
     if ended.state is outcome.state:
         return ended.state is not AttemptState.LOST
     # The worker knows only what it reported itself.
-    return ended.reason == REGISTRY_CONFLICT and outcome.state is AttemptState.SUCCEEDED
+    return ended.reason in (REGISTRY_CONFLICT, TOO_LARGE) and outcome.state is AttemptState.SUCCEEDED
 
 
 def _answer(changes: Changes, event: OutcomeReceived, verdict: str) -> None:
@@ -127,7 +172,7 @@ def _answer(changes: Changes, event: OutcomeReceived, verdict: str) -> None:
 def _commit(changes: Changes, attempt: AttemptRecord, outcome: Outcome) -> None:
     """End the attempt and decide what becomes of its task run."""
     kernel = changes.kernel
-    node = kernel.tasks[attempt.task_run_id]
+    node = kernel.at_work = kernel.tasks[attempt.task_run_id]
     is_cancelled = node.state is TaskState.CANCELLING
     ended = changes.attempt(
         attempt,
@@ -162,8 +207,8 @@ def _succeed(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     after = TaskState.SKIPPED if outcome.skipped else TaskState.SUCCESS
     if outcome.local_to and not node.run.home:
         node.run.home = outcome.local_to
-    if after is TaskState.SUCCESS and node.is_kept:
-        node.outputs = outcome.outputs
+    if after is TaskState.SUCCESS:
+        node.keep(outcome.outputs)
     changes.task(
         node,
         after,

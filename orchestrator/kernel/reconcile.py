@@ -5,9 +5,12 @@ from __future__ import annotations
 from orchestrator.kernel.adoption import give_up
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import ask_again, found_ended, let_go
-from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.evaluating import CONDITIONS
+from orchestrator.kernel.expanding import EXPANSION
+from orchestrator.kernel.nodes import RUN_PAUSED, RunNode, TaskNode
 from orchestrator.kernel.scopes import recount
 from orchestrator.kernel.services import close_stale
+from orchestrator.kernel.settle import verdict_of
 from orchestrator.kernel.stopping import (
     OPEN_WITHOUT_ATTEMPT,
     Stop,
@@ -17,6 +20,7 @@ from orchestrator.kernel.stopping import (
     stop_task,
 )
 from orchestrator.kernel.unclaimed import plan_anew
+from orchestrator.rules import Verdict
 from orchestrator.states import TASK_TERMINAL, WORKER_ENDED, AttemptState, RunState, TaskState
 
 WITH_ATTEMPT = frozenset(TaskState) - TASK_TERMINAL - OPEN_WITHOUT_ATTEMPT
@@ -45,9 +49,8 @@ def reconcile(changes: Changes) -> None:
 
 def _reconcile_run(changes: Changes, run: RunNode) -> None:
     _reconcile_counts(changes, run)
+    _look_at_pending(changes, run)
     for node in list(run.tasks):
-        if node.state is TaskState.PENDING:
-            changes.kernel.unsettled.append(node)
         if _escaped_its_cancel(node):
             _repaired(changes, f"task {node.name} of run {run.id} escaped its cancel")
             stop_task(changes, node, Stop("run_cancelled"))
@@ -58,6 +61,20 @@ def _reconcile_run(changes: Changes, run: RunNode) -> None:
         _reconcile_owner(changes, node)
     if run.open == 0:
         changes.kernel.finishing[run.id] = run
+
+
+def _look_at_pending(changes: Changes, run: RunNode) -> None:
+    """Look once more at what waits for its upstreams; what their states let move by now, nobody had told."""
+    for node in run.tasks:
+        if node.state is TaskState.PENDING:
+            changes.kernel.unsettled.append(node)
+            if node.scope.is_started and not _is_put_off(node) and (said := verdict_of(node)) is not Verdict.WAIT:
+                _repaired(changes, f"task {node.name} of run {run.id} stood still, though its rule says {said}")
+
+
+def _is_put_off(node: TaskNode) -> bool:
+    """Say whether it waits though its rule lets it start: until others have begun, or for the end of a pause."""
+    return node.reason in (EXPANSION, CONDITIONS) or (node.reason == RUN_PAUSED and node.run.state is RunState.PAUSED)
 
 
 def _reconcile_counts(changes: Changes, run: RunNode) -> None:
@@ -113,7 +130,6 @@ def _reconcile_child(changes: Changes, node: TaskNode) -> None:
     kernel = changes.kernel
     child = kernel.runs.get(node.child_run_id)
     if node.child_run_id in kernel.unmade_children:
-        kernel.unmade_children.discard(node.child_run_id)
         ask_again(changes, node)
     elif (ended := kernel.ended_children.pop(node.child_run_id, None)) is not None:
         found_ended(changes, node, ended)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from orchestrator.effects import Annotate
-from orchestrator.errors import ExpressionError
-from orchestrator.expressions import compile_expression
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import REPEATING, first_broken, place, run_container, start_scopes, supersede
+from orchestrator.kernel.evaluating import may_begin
 from orchestrator.kernel.expanding import has_room, put_off, too_many
 from orchestrator.kernel.nodes import Scope, TaskNode
 from orchestrator.kernel.values import values_after
+from orchestrator.kernel.working_out import work_out
 from orchestrator.states import Entity, TaskState
 
 DELAY, ROUND_FAILED, ROUND_SKIPPED, MAX_ROUNDS = "repeat_delay", "round_failed", "round_skipped", "max_rounds"
@@ -45,10 +45,13 @@ def advance_repeat(changes: Changes, node: TaskNode) -> None:
     if last.result is not TaskState.SUCCESS:
         _break_off(changes, node, last)
         return
-    try:
-        is_met = bool(compile_expression(repeat.until).evaluate(values_after(last)))
-    except ExpressionError as error:
-        changes.task(node, TaskState.FAILED, "rounds", reason=CONDITION_ERROR, message=str(error), durable=True)
+    if not may_begin(changes, node):
+        return
+    evaluating = changes.kernel.evaluating
+    is_met = work_out(
+        changes, node, lambda: evaluating.is_met(repeat.until, values_after(last)), CONDITION_ERROR, cause="rounds"
+    )
+    if is_met is None:
         return
     count = len(inside.scopes)
     if is_met:

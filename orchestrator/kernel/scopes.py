@@ -54,8 +54,7 @@ def fill(scope: Scope, rows: Sequence[TaskRunRecord]) -> None:
     """Make the scope's nodes from their rows, by position."""
     for position, row in enumerate(rows):
         node = TaskNode(row, scope, position)
-        if not node.is_kept:
-            node.outputs = None
+        node.keep(row.outputs)
         scope.tasks.append(node)
     scope.run.tasks.extend(scope.tasks)
 
@@ -93,8 +92,7 @@ def _count_scope(scope: Scope) -> None:
     scope.open = sum(node.state not in TASK_TERMINAL for node in scope.tasks)
     if scope.owner is None or scope.owner.inside is None:
         return
-    is_waiting = any(node.awaits_turn for node in scope.tasks)
-    scope.is_started = scope.owner.state is not TaskState.PENDING and not is_waiting
+    scope.is_started = _has_started(scope, scope.owner)
     scope.result = None
     if scope.is_superseded():
         return
@@ -105,6 +103,14 @@ def _count_scope(scope: Scope) -> None:
         scope.owner.inside.count(scope.end())
     elif scope.is_started:
         scope.owner.inside.live += 1
+
+
+def _has_started(scope: Scope, owner: TaskNode) -> bool:
+    """Say whether the rules are looked at in an index or a round of this container: in what has ended without deciding
+    anything nothing begins any more, and only what was at work there is still being stopped."""
+    if owner.has_ended_undecided:
+        return any(node.state not in TASK_TERMINAL and node.state is not TaskState.PENDING for node in scope.tasks)
+    return owner.state is not TaskState.PENDING and not any(node.awaits_turn for node in scope.tasks)
 
 
 def scopes_of(run: RunNode) -> Iterator[Scope]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.children import give_back
+from orchestrator.kernel.children import ask_again, give_back
 from orchestrator.kernel.containers import count_ended
+from orchestrator.kernel.evaluating import take_turn
 from orchestrator.kernel.mapping import advance_map
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.repeating import advance_repeat
@@ -20,22 +21,36 @@ def settle(changes: Changes) -> None:
     kernel = changes.kernel
     while True:
         while kernel.unsettled:
-            node = kernel.unsettled.pop()
-            if node.state is TaskState.PENDING and node.scope.is_started and node.run.state is not RunState.QUEUED:
-                apply_rule(changes, node)
+            look_at(changes, kernel.unsettled.pop())
         if kernel.ended_scopes:
             scopes, kernel.ended_scopes = kernel.ended_scopes, []
             count_ended(changes, scopes)
         elif kernel.advancing:
-            containers, kernel.advancing = kernel.advancing, {}
-            for container in containers.values():
-                advance(changes, container)
+            _advance_all(changes)
         elif kernel.returned:
             give_back(changes, kernel.returned.pop())
         elif kernel.finishing:
             finish(changes, kernel.finishing.popitem()[1])
-        else:
+        elif not take_turn(changes):
+            kernel.at_work = None
             return
+
+
+def look_at(changes: Changes, node: TaskNode) -> None:
+    """Look at a task run that may begin, or that is to ask again for the run that it is."""
+    changes.kernel.at_work = node
+    if node.state is TaskState.PENDING and node.scope.is_started and node.run.state is not RunState.QUEUED:
+        apply_rule(changes, node)
+    elif node.child_run_id in changes.kernel.unmade_children:
+        ask_again(changes, node)
+
+
+def _advance_all(changes: Changes) -> None:
+    kernel = changes.kernel
+    containers, kernel.advancing = kernel.advancing, {}
+    for container in containers.values():
+        kernel.at_work = container
+        advance(changes, container)
 
 
 def advance(changes: Changes, node: TaskNode) -> None:
@@ -51,12 +66,17 @@ def advance(changes: Changes, node: TaskNode) -> None:
         advance_repeat(changes, node)
 
 
+def verdict_of(node: TaskNode) -> Verdict:
+    """Return what the rule of a pending task makes of its upstreams as they stand."""
+    cancelling = not node.is_teardown and node.is_being_cancelled
+    said = verdict(node.rule, *node.counts(), node.upstream_count, cancelling=cancelling)
+    return Verdict.WAIT if cancelling and said is Verdict.RUN else said
+
+
 def apply_rule(changes: Changes, node: TaskNode) -> None:
     """Start a pending task, or settle it without running, if its rule says so."""
-    rule, is_teardown = node.rule, node.is_teardown
-    cancelling = not is_teardown and node.is_being_cancelled
-    said = verdict(rule, *node.counts(), node.upstream_count, cancelling=cancelling)
-    if said is Verdict.WAIT or (cancelling and said is Verdict.RUN):
+    rule, said = node.rule, verdict_of(node)
+    if said is Verdict.WAIT:
         return
     if said is Verdict.RUN:
         start(changes, node)
@@ -84,7 +104,7 @@ def finish(changes: Changes, run: RunNode) -> None:
         return
     if run.state is RunState.PAUSED:
         changes.run(run, RunState.RUNNING, "tasks_ended")
-    result = run.shape.result([node.state for node in run.root.tasks])
+    result = run.shape.result([node.state for node in run.root.tasks], run.root.has_succeeded_at)
     reason, message = ("", "") if result is RunState.SUCCESS else _failure(run)
     changes.run(run, result, "tasks_ended", reason=reason, message=message)
 
@@ -92,7 +112,7 @@ def finish(changes: Changes, run: RunNode) -> None:
 def _failure(run: RunNode) -> tuple[str, str]:
     """Return the reason of the earliest task that made the run fail, and a sentence about it: for people, metrics."""
     own = run.root.tasks
-    to_blame = {own[at].id for at in run.shape.failing([node.state for node in own])}
+    to_blame = {own[at].id for at in run.shape.failing([node.state for node in own], run.root.has_succeeded_at)}
     found = sorted(
         (
             node

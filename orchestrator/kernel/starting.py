@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from orchestrator.errors import ExpressionError
-from orchestrator.expressions import compile_expression
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import start_child
 from orchestrator.kernel.containers import resume
+from orchestrator.kernel.evaluating import may_begin
 from orchestrator.kernel.mapping import expand
 from orchestrator.kernel.nodes import RUN_PAUSED, TaskNode
 from orchestrator.kernel.repeating import start_repeat
 from orchestrator.kernel.values import values_in
 from orchestrator.kernel.waits import wait_for_approval, wait_for_event
+from orchestrator.kernel.working_out import work_out
 from orchestrator.states import RunState, TaskState
 
 CONDITION, CONDITION_ERROR, NO_SETUP = "condition", "condition_error", "setup_not_run"
@@ -59,14 +59,16 @@ def _has_something_to_tear_down(changes: Changes, node: TaskNode) -> bool:
 
 
 def _condition_is_met(changes: Changes, node: TaskNode) -> bool:
-    """Test the task's ``when``; where it is not met, or can't be worked out, that settles the task."""
+    """Test the task's ``when``; where it is not met, or can't be worked out, that settles the task. It waits where the
+    conditions of others have taken all of the round."""
     when = node.planned.when
     if not when:
         return True
-    try:
-        is_met = bool(compile_expression(when).evaluate(values_in(node.scope)))
-    except ExpressionError as error:
-        changes.task(node, TaskState.FAILED, "upstream", reason=CONDITION_ERROR, message=str(error), durable=True)
+    if not may_begin(changes, node):
+        return False
+    evaluating = changes.kernel.evaluating
+    is_met = work_out(changes, node, lambda: evaluating.is_met(when, values_in(node.scope)), CONDITION_ERROR)
+    if is_met is None:
         return False
     if not is_met:
         message = f"Its condition is not met: {when}"

@@ -9,15 +9,15 @@ from orchestrator.effects import Annotate
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import begin
 from orchestrator.kernel.inside import Inside
-from orchestrator.kernel.nodes import DEADLINE, FORCED, WAITS_FOR_ITS_HOST, RunNode, Scope, TaskNode
+from orchestrator.kernel.nodes import FORCED, WAITS_FOR_ITS_HOST, RunNode, Scope, TaskNode
 from orchestrator.kernel.pausing import go_on_inside
 from orchestrator.kernel.unclaimed import expire
 from orchestrator.records import AttemptRecord
 from orchestrator.states import TASK_TERMINAL, AttemptState, Entity, RunState, TaskState
 
 OPEN_WITHOUT_ATTEMPT = frozenset({TaskState.PENDING, TaskState.READY, TaskState.RETRY_WAIT, TaskState.WAITING})
-ENDED_UNDECIDED = frozenset({TaskState.CANCELLED, TaskState.UPSTREAM_FAILED})
-"""States in which a container leaves nothing inside to run on."""
+AROUND = "container_ended"
+"""Cause of what is stopped because of the container around it, which has ended without deciding anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +153,10 @@ def _stop_scope(changes: Changes, scope: Scope, stop: Stop, *, spare: bool) -> N
 
 def stop_left_inside(changes: Changes, node: TaskNode) -> bool:
     """Stop what is open inside of a container that has ended without deciding anything; says whether there was any."""
-    is_stopped = node.state in ENDED_UNDECIDED or (node.state is TaskState.FAILED and node.reason == DEADLINE)
-    if not is_stopped or node.inside is None or not _goes_on(node.inside):
+    if not node.has_ended_undecided or node.inside is None or not _goes_on(node.inside):
         return False
     message = f"{node.name} around it is {node.state}."
-    stop_inside(changes, node, Stop(node.reason or "cancelled", message, cause="indices"), spare=False)
+    stop_inside(changes, node, Stop(node.reason or "cancelled", message, cause=AROUND), spare=False)
     _count_what_still_ends(changes, node.inside)
     return True
 

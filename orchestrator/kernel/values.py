@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.kernel.inside import Inside
 from orchestrator.kernel.nodes import Scope, TaskNode
 from orchestrator.states import TaskState
 
@@ -86,12 +87,21 @@ def outputs_of(node: TaskNode) -> Any:
         return node.outputs if node.state is TaskState.SUCCESS else None
     inside = node.inside
     if node.planned.repeat is not None:
-        return _left_by(inside.scopes[-1]) if inside is not None and inside.scopes else None
+        return _left_by_round(inside, inside.scopes[-1]) if inside is not None and inside.scopes else None
     if inside is None:
         return []
     if inside.left is None:
         inside.left = [_left_by(scope) for scope in inside.scopes]
     return inside.left
+
+
+def _left_by_round(inside: Inside, scope: Scope) -> Any:
+    """Return what a round has left, put together once: all tasks of the next one may ask for it."""
+    if scope.result is not TaskState.SUCCESS:
+        return None
+    if inside.left is None or inside.left[0] is not scope:
+        inside.left = [scope, _left_by(scope)]
+    return inside.left[1]
 
 
 def _left_by(scope: Scope) -> Any:
@@ -106,4 +116,5 @@ def _round(scope: Scope) -> Mapping[str, Any]:
     owner = scope.owner
     if owner is None or owner.inside is None or not scope.index:
         return {"index": scope.index, "previous": None}
-    return {"index": scope.index, "previous": {"outputs": _left_by(owner.inside.scopes[scope.index - 1])}}
+    before = owner.inside.scopes[scope.index - 1]
+    return {"index": scope.index, "previous": {"outputs": _left_by_round(owner.inside, before)}}

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.errors import TemplateError
+from orchestrator.effects import MESSAGE_LIMIT
 from orchestrator.events import Command
 from orchestrator.expressions import lookup_in
-from orchestrator.expressions.templates import as_text, resolve
+from orchestrator.expressions.templates import resolve_text
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.choosing import tasks_named
-from orchestrator.kernel.nodes import TaskNode
+from orchestrator.kernel.expanding import has_room, is_put_off, put_off
+from orchestrator.kernel.nodes import TEMPLATE, TaskNode
 from orchestrator.kernel.values import values_in
-from orchestrator.records import Outcome
+from orchestrator.kernel.working_out import work_out
+from orchestrator.records import ApprovalPlan, Outcome
 from orchestrator.states import TASK_TERMINAL, TaskState
 
-APPROVAL, EVENT, NOT_YET, TEMPLATE = "approval", "event", "not_yet", "template"
+APPROVAL, EVENT, NOT_YET = "approval", "event", "not_yet"
 REJECTED, APPROVAL_TIMEOUT, EVENT_TIMEOUT = "rejected", "approval_timeout", "event_timeout"
+CUT = f" … [cut: the message has more than {MESSAGE_LIMIT} characters, and the rest of it is not shown]"
 SHORTEST, USUAL = 1.0, 60.0
 """Seconds after which it is looked again for what is not there yet: at least, and where nothing is said."""
 
@@ -26,10 +29,13 @@ def wait_for_approval(changes: Changes, node: TaskNode) -> None:
     """Wait until a person approves or rejects."""
     approval = node.planned.approval
     assert approval is not None
-    try:
-        message = as_text(resolve(approval.message, lookup_in(values_in(node.scope)), "/approval/message"))
-    except TemplateError as error:
-        changes.task(node, TaskState.FAILED, "upstream", reason=TEMPLATE, message=str(error), durable=True)
+    if is_put_off(changes, node):
+        return
+    message = work_out(changes, node, lambda: _asked(node, approval), TEMPLATE)
+    if message is None:
+        return
+    if not has_room(changes, 0, len(message)):
+        put_off(changes, node)
         return
     changes.task(
         node,
@@ -40,6 +46,19 @@ def wait_for_approval(changes: Changes, node: TaskNode) -> None:
         durable=True,
         retry_in=approval.timeout,
     )
+
+
+def _asked(node: TaskNode, approval: ApprovalPlan) -> str:
+    """Return what a person is to decide. What is too long for a row is cut, and says so: nobody is to approve what they
+    can't see without knowing that there is more.
+
+    :raises TemplateError: it can't be worked out.
+    """
+    lookup = lookup_in(values_in(node.scope))
+    message = resolve_text(approval.message, lookup, "/approval/message", MESSAGE_LIMIT)
+    if message is None:
+        return "null"
+    return message if len(message) <= MESSAGE_LIMIT else f"{message[: MESSAGE_LIMIT - len(CUT)]}{CUT}"
 
 
 def wait_for_event(changes: Changes, node: TaskNode) -> None:
@@ -170,8 +189,7 @@ def _succeed(
     reason: str = "",
     message: str = "",
 ) -> None:
-    if node.is_kept:
-        node.outputs = outputs
+    node.keep(outputs)
     changes.task(
         node,
         TaskState.SUCCESS,

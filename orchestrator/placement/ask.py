@@ -42,11 +42,6 @@ class Wait:
         return self.reason in CAPACITY_REASONS
 
     @property
-    def for_nobody(self) -> bool:
-        """Whether no worker there is could take the task, even if nothing else ran."""
-        return self.reason in NOBODYS_REASONS
-
-    @property
     def for_its_kind(self) -> bool:
         """Whether it says nothing of tasks that ask for something else or stand before another gate, and is no matter
         of waiting for one's turn: no worker could take the task, or its gate is shut."""

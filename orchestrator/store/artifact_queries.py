@@ -38,13 +38,8 @@ _NAMED_BY = text(
 )
 
 
-def artifact_fate(connection: Connection, tenant_id: str, uri: str) -> str | None:
-    """Return a sentence about an artifact that was removed: its producer, and the rule; ``None``: it was not."""
-    return artifact_fates(connection, [(tenant_id, uri)]).get((tenant_id, uri))
-
-
 def artifact_fates(connection: Connection, named: Iterable[Named]) -> dict[Named, str]:
-    """Return such a sentence for each of these that was removed."""
+    """Return a sentence about each of these artifacts that was removed: its producer, and the rule."""
     wanted = sorted(set(named))
     if not wanted:
         return {}

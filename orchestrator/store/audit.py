@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.effects import CreateAttempt, Transition
+from orchestrator.effects import MESSAGE_LIMIT, CreateAttempt, Transition
 from orchestrator.records import AttemptRecord, Heartbeat, Reservation, TaskRunRecord
 from orchestrator.states import Entity, WorkerState
 
 AuditRow = dict[str, Any]
-
-MESSAGE_LIMIT = 8_000
-"""Characters of a message kept in a row; the log has the rest."""
 
 HELD_AFTER_ITS_END, HOST = "reservation", "host"
 """What those rows are of that tell no transition: what a lost attempt held is released; a host is resized."""

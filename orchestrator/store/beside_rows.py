@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
-from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.shape import Shape, leaves_of
 from orchestrator.records import Plan, PlannedTask, TaskRunRecord
 
+# Fields that nothing names are left where they are: of all tasks together they may be gigabytes.
 _OUTPUTS = text(
-    "SELECT CAST(id AS text) AS id, outputs FROM task_runs WHERE run_id = ANY(CAST(:ids AS uuid[])) "
-    "AND state = 'success' AND outputs IS NOT NULL AND regexp_replace(name, '\\[[0-9]+\\]', '', 'g') = ANY(:names)"
+    "SELECT CAST(t.id AS text) AS id, CASE WHEN k.fields IS NULL OR jsonb_typeof(t.outputs) <> 'object' THEN t.outputs "
+    "ELSE (SELECT COALESCE(jsonb_object_agg(f.key, f.value), '{}') FROM jsonb_each(t.outputs) AS f "
+    "WHERE jsonb_exists(k.fields, f.key)) END AS outputs FROM task_runs t "
+    "JOIN jsonb_to_recordset(CAST(:kept AS jsonb)) AS k(name text, fields jsonb) "
+    "ON k.name = regexp_replace(t.name, '\\[[0-9]+\\]', '', 'g') "
+    "WHERE t.run_id = ANY(CAST(:ids AS uuid[])) AND t.state = 'success' AND t.outputs IS NOT NULL"
 )
 _LEARNED = text(
     "SELECT CAST(pipeline_id AS text) AS pipeline_id, task, memory FROM learned_memory "
@@ -30,18 +36,19 @@ class KeptOutputs:
     """
 
     def __init__(self, connection: Connection, plans: Mapping[str, Plan], children: Container[str] = ()) -> None:
-        names: dict[tuple[int, bool], frozenset[str]] = {}
-        by_names: dict[frozenset[str], list[str]] = {}
+        asked: dict[tuple[int, bool], str] = {}
+        by_asked: dict[str, list[str]] = {}
         for run_id, plan in plans.items():
             kind = (id(plan), run_id in children)
-            if kind not in names:
-                names[kind] = kept_names(plan, is_child=kind[1])
-            if kept := names[kind]:
-                by_names.setdefault(kept, []).append(run_id)
+            if kind not in asked:
+                fields = kept_fields(plan, is_child=kind[1])
+                asked[kind] = json.dumps([{"name": name, "fields": fields[name]} for name in sorted(fields)])
+            if asked[kind] != "[]":
+                by_asked.setdefault(asked[kind], []).append(run_id)
         self._outputs = {
             row.id: row.outputs
-            for kept, ids in by_names.items()
-            for row in connection.execute(_OUTPUTS, {"ids": ids, "names": sorted(kept)})
+            for kept, ids in by_asked.items()
+            for row in connection.execute(_OUTPUTS, {"ids": ids, "kept": kept})
         }
 
     def added_to(self, record: TaskRunRecord) -> TaskRunRecord:
@@ -49,26 +56,49 @@ class KeptOutputs:
         return record if outputs is None else replace(record, outputs=outputs)
 
 
-def kept_names(plan: Plan, *, is_child: bool = False) -> frozenset[str]:
-    """Return the planned names of the tasks whose outputs the rules read in runs of this plan."""
+def handing_on(
+    runs: Iterable[tuple[str, str | None]], tasks: Iterable[TaskRunRecord], plans: Mapping[str, Plan]
+) -> set[str]:
+    """Return those of the runs whose outputs the rules read, as those of the task that the run is.
+
+    :param runs: pairs of a run's id and of the task run that it is, those around others first.
+    """
+    found, by_id = set[str](), {task.id: task for task in tasks}
+    fields: dict[tuple[int, bool], Mapping[str, object]] = {}
+    for run_id, parent_id in runs:
+        parent = by_id.get(parent_id or "")
+        if parent is None:
+            continue
+        plan, is_child = plans[parent.run_id], parent.run_id in found
+        kind = (id(plan), is_child)
+        if kind not in fields:
+            fields[kind] = kept_fields(plan, is_child=is_child)
+        if planned_name(parent.name) in fields[kind]:
+            found.add(run_id)
+    return found
+
+
+def kept_fields(plan: Plan, *, is_child: bool = False) -> dict[str, list[str] | None]:
+    """Return the planned names of the tasks whose outputs the rules read in runs of this plan, with the fields that
+    they read; ``None``: all of them."""
     if is_child:
-        above = {name for task in plan.tasks for name in task.upstream}
-        return frozenset(_kept(Shape(plan, keep=(task.name for task in plan.tasks if task.name not in above)), ""))
+        return dict(_kept(Shape(plan, keep=dict.fromkeys(plan.tasks[at].name for at in leaves_of(plan))), ""))
     has_expressions = any(
-        task.when or task.map or task.repeat or task.child or task.approval or task.concurrency
+        task.when or task.map or task.repeat or task.child or task.approval or task.concurrency or task.rate_limit
         for _, task in planned_tasks(plan)
     )
-    return frozenset(_kept(Shape(plan), "")) if has_expressions else frozenset()
+    return dict(_kept(Shape(plan), "")) if has_expressions else {}
 
 
-def _kept(shape: Shape, inside: str) -> Iterator[str]:
+def _kept(shape: Shape, inside: str) -> Iterator[tuple[str, list[str] | None]]:
     for position, task in enumerate(shape.plan.tasks):
         name = f"{inside}.{task.name}" if inside else task.name
         body = shape.bodies[position]
         if body is not None:
             yield from _kept(body, name if task.is_group else inside)
         elif position in shape.kept:
-            yield name
+            kept = shape.kept[position]
+            yield name, None if kept is None else sorted(part for part in kept if isinstance(part, str))
 
 
 def learned_of(connection: Connection, plans: Iterable[tuple[str, Plan]]) -> Mapping[str, Mapping[str, int]]:

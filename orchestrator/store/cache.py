@@ -6,7 +6,7 @@ the task run; the writer makes an entry of it when the task run has succeeded (`
 
 from __future__ import annotations
 
-import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator.artifacts.port import is_artifact
+from orchestrator.cache_files import SeenFiles, component_of
 from orchestrator.cache_key import components_of, contents_in, difference, key_of
 from orchestrator.documents import all_texts
 from orchestrator.errors import ForbiddenPath, OrchestratorError, TemplateError, TooLarge
@@ -29,7 +30,9 @@ from orchestrator.store.text_safety import storable_json
 
 MOST_AT_ONCE = 500
 """Questions answered in one transaction: each is one resolution of parameters."""
-_LARGEST_SCRIPT = 10 * 2**20
+MOST_SECONDS = 0.5
+"""In which files are looked at for one answer; what is left then is asked again. Nobody is heard meanwhile."""
+NESTED_TOO_DEEP = "What it hangs on is nested too deep to be compared; flatten it, or give the cache a key."
 _NAMED = 3
 _COMPARED = 20
 """Entries of a task that a miss is compared with, the newest: the nearest of them is told."""
@@ -41,15 +44,20 @@ SELECT v.n, e.task_run_id::text, e.run_id::text, e.outputs, e.local_to,
        e.expires_at <= clock_timestamp() AS is_old,
        e.local_to IS NULL OR EXISTS (SELECT 1 FROM workers w WHERE w.host_id = e.local_to
            AND w.state IN ('online', 'suspect', 'draining')) AS is_there,
-       e.environment <> '' AND COALESCE(cardinality(l.environments), 0) > 0
-           AND e.environment <> ALL(l.environments) AS is_from_elsewhere
+       e.is_from_elsewhere
 FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text, queue text)
-JOIN cache_entries e ON e.tenant_id = v.tenant_id AND e.scope = v.scope AND e.key = v.key
 LEFT JOIN (SELECT queue, array_agg(DISTINCT environment) AS environments FROM workers, unnest(queues) AS queue
-    WHERE state IN ('online', 'suspect', 'draining') AND environment <> '' GROUP BY queue) l ON l.queue = v.queue
+    WHERE state IN ('online', 'suspect', 'draining') AND environment <> '' GROUP BY queue) l ON l.queue = v.queue,
+LATERAL (SELECT c.*, c.environment <> '' AND COALESCE(cardinality(l.environments), 0) > 0
+        AND c.environment <> ALL(l.environments) AS is_from_elsewhere FROM cache_entries c
+    WHERE c.tenant_id = v.tenant_id AND c.scope = v.scope AND c.key = v.key
+    ORDER BY is_from_elsewhere, c.created_at DESC LIMIT %s) e
+ORDER BY v.n, e.is_from_elsewhere, e.created_at DESC
 """
-"""The environment is no part of the key, for which worker a task will go to is known later only. Outputs that no worker
-there is would make alike are not taken."""
+"""For which worker a task will go to is known later only, all environments are looked at, those of its queue first.
+Outputs that no worker there would make alike are not taken."""
+_ENVIRONMENTS = 3
+"""Entries of one key that are looked at."""
 _LATELY = """
 SELECT v.n, e.run_id::text, e.components FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text,
     task text), LATERAL (SELECT run_id, components, created_at FROM cache_entries c WHERE c.tenant_id = v.tenant_id
@@ -109,38 +117,48 @@ class _Sought:
 def look_up(
     connection: Connection, plans: PlanCache, questions: Sequence[Question], roots: DataRoots | None = None
 ) -> list[CacheAnswered]:
-    """Answer the questions, in their order, and keep what was looked for.
+    """Answer the questions, in their order, and keep what was looked for. When looking at files takes long, only the
+    first of them are answered, at least one.
 
-    :param roots: where scripts are found that tasks name by path; none: such tasks need a ``key`` of their own.
+    :param roots: where the scripts and files are found that tasks name; none: such tasks need a ``key`` of their own.
     """
     asked = [Asked(question.task_run_id, question.plan) for question in questions]
     sights = look_around(connection, plans, asked, keys=True)
     contents = _contents(connection, questions, sights)
     answers: dict[str, CacheAnswered] = {}
     sought: list[_Sought] = []
+    files, until = SeenFiles(roots), time.monotonic() + MOST_SECONDS
     for question in questions:
+        if (answers or sought) and time.monotonic() > until:
+            break
         sight = sights.get(question.task_run_id)
         try:
             if isinstance(sight, Sight) and sight.place.planned.cache is not None:
-                sought.append(_sought(question, sight.place.planned.cache, sight, contents, roots))
+                sought.append(_sought(question, sight.place.planned.cache, sight, contents, files))
                 continue
             message = str(sight or "Its row is gone.")
         except (TemplateError, TooLarge, ForbiddenPath, OSError) as error:
             message = str(error)
+        except RecursionError:
+            message = NESTED_TOO_DEEP
         answers[question.task_run_id] = CacheAnswered(
             question.task_run_id, "", message=f"Not cached, for no key can be worked out: {message}"
         )
     answers |= _answered(connection, sought)
     _keep(connection, sought, answers)
-    return [answers[question.task_run_id] for question in questions]
+    return [answers[question.task_run_id] for question in questions if question.task_run_id in answers]
 
 
 def _sought(
-    question: Question, cache: CachePlan, sight: Sight, contents: Mapping[tuple[str, str], str], roots: DataRoots | None
+    question: Question, cache: CachePlan, sight: Sight, contents: Mapping[tuple[str, str], str], files: SeenFiles
 ) -> _Sought:
     task = sight.place.planned
     parameters = sight.parameters_of_task()
     own = {uri: digest for (tenant_id, uri), digest in contents.items() if tenant_id == question.tenant_id}
+    told = {**own, **dict(contents_in([*sight.upstream.values(), parameters]))}
+    seen: Mapping[str, str] = {}
+    if not cache.key:
+        seen = files.digests(task, parameters, [sight.parameters, *sight.upstream.values()], told)
     components = components_of(
         task,
         cache,
@@ -148,28 +166,11 @@ def _sought(
         key=sight.resolved(list(cache.key), "/cache/key"),
         run_parameters=sight.parameters,
         upstream=sight.upstream,
-        contents={**own, **dict(contents_in([*sight.upstream.values(), parameters]))},
-        script="" if cache.key else _script(parameters, roots),
+        contents=told,
+        files={component_of(text): digest for text, digest in seen.items()},
+        script="" if cache.key else files.script(parameters),
     )
     return _Sought(question, cache, planned_name(sight.place.own.name), task.queue, components)
-
-
-def _script(parameters: Mapping[str, Any], roots: DataRoots | None) -> str:
-    """Return the digest of the file that a script task runs.
-
-    :raises ForbiddenPath: there is no such script here.
-    """
-    path = parameters.get("script_path")
-    if not isinstance(path, str):
-        return ""
-    if roots is None:
-        raise ForbiddenPath("the scheduler has no scripts root to look the script up in; give the cache a key.")
-    file = roots.script(path)
-    with file.open("rb") as content:
-        read = content.read(_LARGEST_SCRIPT + 1)
-    if len(read) > _LARGEST_SCRIPT:
-        raise ForbiddenPath(f"the script {path!r} is too large to be compared; give the cache a key.")
-    return hashlib.sha256(read).hexdigest()
 
 
 def _contents(
@@ -188,7 +189,8 @@ def _contents(
     return {(row[0], row[1]): row[2] for row in connection.exec_driver_sql(_CONTENTS, (document,))}
 
 
-def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, CacheAnswered]:
+def _find(connection: Connection, sought: Sequence[_Sought]) -> dict[int, list[Any]]:
+    """Return the entries of each, by its place, those that are most likely to be of use first."""
     wanted = [
         {
             "n": n,
@@ -202,11 +204,18 @@ def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, Ca
     ]
     if not wanted:
         return {}
-    document = storable_json(wanted)
-    found = {row.n: row for row in connection.exec_driver_sql(_FOUND, (document,))}
+    found: dict[int, list[Any]] = {}
+    for row in connection.exec_driver_sql(_FOUND, (storable_json(wanted), _ENVIRONMENTS)):
+        found.setdefault(row.n, []).append(row)
+    return found
+
+
+def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, CacheAnswered]:
+    found = _find(connection, sought)
     uris = {
         (sought[n].question.tenant_id, uri)
-        for n, row in found.items()
+        for n, there in found.items()
+        for row in there
         for uri in all_texts(row.outputs)
         if is_artifact(uri)
     }
@@ -214,8 +223,9 @@ def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, Ca
     answers, missed = dict[str, CacheAnswered](), list[_Sought]()
     for n, one in enumerate(sought):
         id_ = one.question.task_run_id
-        row = found.get(n)
-        why_not = _unusable(one, row, fates) if row is not None else ""
+        there = [(row, _unusable(one, row, fates)) for row in found.get(n, ())]
+        nothing: tuple[Any, str] = (None, "")
+        row, why_not = next((usable for usable in there if not usable[1]), there[0] if there else nothing)
         if row is not None and not why_not and one.cache.mode != "write":
             message = f"Its outputs are those of an equal task of run {row.run_id}."
             answers[id_] = CacheAnswered(id_, one.key, row.task_run_id, message, row.outputs, row.local_to)

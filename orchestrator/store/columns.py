@@ -35,6 +35,7 @@ COLUMNS: Mapping[Entity, Mapping[str, str]] = {
         **_TEXTS,
         "priority": "int",
         "generation": "int",
+        "runs_below": "int",
         "paused_with_parent": "bool",
         "deadline_at": "time",
         "started_at": "time",

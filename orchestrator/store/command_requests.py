@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, text
 
-from orchestrator.documents import json_bytes
+from orchestrator.documents import is_same_json, json_bytes
 from orchestrator.errors import Conflict, InvalidDefinition, NotFound, Problem
 from orchestrator.states import MARKS, RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 from orchestrator.store.command_queries import shown_columns, with_state
@@ -199,7 +199,7 @@ def find_report(connection: Connection, tenant_id: str, token: str, payload: Any
     )
     found = [with_state(dict(row)) for row in connection.execute(query.order_by(commands.c.id)).mappings()]
     first = next((row for row in found if row["state"] != "refused"), None)
-    if first is not None and first.pop("reported") != payload:
+    if first is not None and not is_same_json(first.pop("reported"), payload):
         raise Conflict(
             f"The event that task {first['task']!r} of run {first['run_id']} waits for was reported before with "
             "another payload, and only the first report of a token counts."

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.shape import Path, Shape
 from orchestrator.records import Plan
 from orchestrator.states import TaskState
 from orchestrator.store.tables import task_runs as t
@@ -53,7 +53,9 @@ class _Search:
         at = {row.position: row for row in rows}
         if len(at) != len(shape.plan.tasks):
             return
-        for position in shape.failing([TaskState(at[n].state) for n in range(len(at))]):
+        for position in shape.failing(
+            [TaskState(at[n].state) for n in range(len(at))], lambda path: self._has_succeeded_at(at, path)
+        ):
             row, body = at[position], shape.bodies[position]
             if len(self.found) >= self._most:
                 self.more += 1
@@ -63,6 +65,15 @@ class _Search:
                 self._look_inside(row.id, body, is_repeat=shape.plan.tasks[position].repeat is not None)
             if len(self.found) + self.more == before:
                 self.found.append(row)
+
+    def _has_succeeded_at(self, at: Mapping[int, Any], path: Path) -> bool:
+        """Say whether the task at this path inside of these has succeeded, in any index, and the containers around."""
+        outer = at[path[0]]
+        ids = [outer.id] if outer.state == TaskState.SUCCESS else []
+        for position in path[1:]:
+            inside = t.c.parent_id.in_(ids) & ~t.c.superseded & (t.c.position == position)
+            ids = list(self._connection.scalars(select(t.c.id).where(inside, t.c.state == TaskState.SUCCESS.value)))
+        return bool(ids)
 
     def _look_inside(self, container: str, body: Shape, *, is_repeat: bool) -> None:
         """Look at the indices of a container in which something failed; of a repeat at its last round."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.artifacts.recorded import MISSING
 from orchestrator.effects import (
+    MESSAGE_LIMIT,
     Annotate,
     CloseCommand,
     Count,
@@ -39,7 +40,7 @@ from orchestrator.states import (
     WorkerState,
 )
 from orchestrator.store import audit
-from orchestrator.store.audit import MESSAGE_LIMIT, AuditRow
+from orchestrator.store.audit import AuditRow
 from orchestrator.store.leavings import artifact_row
 
 NOW = ("in", 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from orchestrator.errors import TooLarge
-from orchestrator.kernel.shape import Shape
+from orchestrator.kernel.shape import Path, Shape, leaves_of
 from orchestrator.records import Plan, PlannedTask
 from orchestrator.states import TASK_TERMINAL, TaskState
 from orchestrator.store.plans import PlanCache
@@ -74,14 +74,21 @@ class _Inside:
     shapes: dict[int, Shape] = field(default_factory=dict)
     """Of bodies, by identity: thousands of indices share one."""
 
-    def has_succeeded(self, body: Plan, states: Sequence[TaskState]) -> bool:
-        """Say whether a round of this body has, whose tasks ended so."""
+    def has_succeeded(self, body: Plan, rows: Sequence[Any]) -> bool:
+        """Say whether a round of this body has, whose task runs are these."""
+        states = [TaskState(row.state) for row in rows]
         if not all(state in TASK_TERMINAL for state in states):
             return False
         shape = self.shapes.get(id(body))
         if shape is None:
             shape = self.shapes[id(body)] = Shape(body)
-        return shape.index_result(states) is TaskState.SUCCESS
+        return shape.index_result(states, lambda path: self._has_succeeded_at(rows, path)) is TaskState.SUCCESS
+
+    def _has_succeeded_at(self, rows: Sequence[Any], path: Path) -> bool:
+        row, rest = rows[path[0]], path[1:]
+        if row.state != TaskState.SUCCESS:
+            return False
+        return not rest or any(self._has_succeeded_at(own, rest) for own in self.children.get(row.id, {}).values())
 
 
 class InsideOutputs:
@@ -228,7 +235,7 @@ def _left_at(planned: PlannedTask, rows: Sequence[Any], inside: _Inside) -> Any:
     assert planned.body is not None
     if not planned.is_group:
         return _left_by_row(planned.body.tasks[0], rows[0], inside)
-    if not inside.has_succeeded(planned.body, [TaskState(row.state) for row in rows]):
+    if not inside.has_succeeded(planned.body, rows):
         return None
     return {task.name: _left_by_row(task, row, inside) for task, row in zip(planned.body.tasks, rows, strict=True)}
 
@@ -243,8 +250,5 @@ def _left_by_row(task: PlannedTask, row: Any, inside: _Inside) -> Any:
 
 
 def _leaves(plan: Plan | None) -> frozenset[str]:
-    """Return the names of the tasks that nothing is downstream of."""
-    if plan is None:
-        return frozenset()
-    inner = {name for task in plan.tasks for name in task.upstream}
-    return frozenset(task.name for task in plan.tasks if task.name not in inner and not task.teardown)
+    """Return the names of the tasks whose outputs a run of this plan leaves."""
+    return frozenset() if plan is None else frozenset(plan.tasks[at].name for at in leaves_of(plan))

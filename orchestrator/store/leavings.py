@@ -46,18 +46,28 @@ ON CONFLICT (tenant_id, uri) DO UPDATE SET digest = excluded.digest, size = excl
 _CACHED = """
 INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
                                 environment, expires_at)
-SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key) k.tenant_id, k.cache_detail->>'scope',
-       k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components', k.outputs, k.local_to,
-       COALESCE((SELECT w.environment FROM attempts a JOIN workers w ON w.id = a.worker_id WHERE a.task_run_id = k.id
-                 ORDER BY a.number DESC LIMIT 1), ''),
+SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment) k.tenant_id,
+       k.cache_detail->>'scope', k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components',
+       k.outputs, k.local_to, l.environment,
        clock_timestamp() + (k.cache_detail->>'ttl')::float8 * interval '1 second'
-FROM task_runs k
+FROM task_runs k, LATERAL (SELECT COALESCE((SELECT w.environment FROM attempts a JOIN workers w ON w.id = a.worker_id
+    WHERE a.task_run_id = k.id ORDER BY a.number DESC LIMIT 1), '') AS environment) l
 WHERE k.id = ANY(%s::uuid[]) AND k.state = 'success' AND k.cache_key <> '' AND k.cache_detail->>'key' = k.cache_key
   AND (k.cache_detail->>'writes')::boolean
-ORDER BY k.tenant_id, k.cache_detail->>'scope', k.cache_key, k.id
-ON CONFLICT (tenant_id, scope, key) DO UPDATE SET task_run_id = excluded.task_run_id, run_id = excluded.run_id,
-    task = excluded.task, components = excluded.components, outputs = excluded.outputs, local_to = excluded.local_to,
-    environment = excluded.environment, created_at = clock_timestamp(), expires_at = excluded.expires_at
+ORDER BY k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment, k.id
+ON CONFLICT (tenant_id, scope, key, environment) DO UPDATE SET task_run_id = excluded.task_run_id,
+    run_id = excluded.run_id, task = excluded.task, components = excluded.components, outputs = excluded.outputs,
+    local_to = excluded.local_to, created_at = clock_timestamp(), expires_at = excluded.expires_at
+"""
+# An environment that no worker has any more is not waited for: its entry, and the artifacts that it keeps, go with the
+# first that takes its place.
+_REPLACED = """
+DELETE FROM cache_entries e USING task_runs k, cache_entries n
+WHERE k.id = ANY(%s::uuid[])
+  AND (n.tenant_id, n.scope, n.key) = (k.tenant_id, k.cache_detail->>'scope', k.cache_key) AND n.task_run_id = k.id
+  AND (e.tenant_id, e.scope, e.key) = (n.tenant_id, n.scope, n.key) AND e.environment <> n.environment
+  AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.environment = e.environment
+      AND w.state IN ('online', 'suspect', 'draining'))
 """
 
 _LEARNED = """
@@ -111,6 +121,7 @@ def write_cached(connection: Connection, task_run_ids: Collection[str]) -> None:
     """Let these task runs answer for equal ones, as far as they succeeded and their definition says so."""
     if task_run_ids:
         connection.exec_driver_sql(_CACHED, (sorted(task_run_ids),))
+        connection.exec_driver_sql(_REPLACED, (sorted(task_run_ids),))
 
 
 def write_learned(connection: Connection, learned: Iterable[LearnMemory]) -> None:

@@ -38,24 +38,24 @@ _INSIDE = text(
     "SELECT CAST(id AS text) AS id, CAST(parent_id AS text) AS parent_id FROM inside"
 )
 _TAKE_OVER = text(
-    "UPDATE task_runs AS t SET state = o.state, reason = 'reused', message = o.message, outputs = o.outputs, "
+    "UPDATE task_runs AS t SET state = o.state, reason = :reused, message = o.message, outputs = o.outputs, "
     "local_to = o.local_to, child_run_id = o.child_run_id, cached_from = COALESCE(o.cached_from, o.id), "
     "started_at = o.started_at, ended_at = o.ended_at FROM task_runs o "
     "WHERE t.run_id = :run AND t.name = o.name AND o.run_id = :origin AND o.parent_id IS NULL AND o.name = ANY(:names)"
-)
+).bindparams(reused=REUSED)
 _COPY = text(
     "INSERT INTO task_runs (id, tenant_id, run_id, name, position, operator, state, reason, message, outputs, "
     "local_to, parent_id, map_index, map_key, item, child_run_id, cached_from, started_at, ended_at) "
-    "SELECT c.id, o.tenant_id, :run, o.name, o.position, o.operator, o.state, 'reused', o.message, o.outputs, "
+    "SELECT c.id, o.tenant_id, :run, o.name, o.position, o.operator, o.state, :reused, o.message, o.outputs, "
     "o.local_to, c.parent_id, o.map_index, o.map_key, o.item, o.child_run_id, COALESCE(o.cached_from, o.id), "
     "o.started_at, o.ended_at FROM jsonb_to_recordset(CAST(:copies AS jsonb)) "
     "AS c(id uuid, parent_id uuid, origin uuid) JOIN task_runs o ON o.id = c.origin"
-)
+).bindparams(reused=REUSED)
 _TELL = text(
     "INSERT INTO events (tenant_id, run_id, task, entity, entity_id, after, reason, message, cause, actor, epoch) "
     "SELECT tenant_id, run_id, name, 'task_run', id, state, reason, '', 'request', :actor, 0 FROM task_runs "
-    "WHERE run_id = :run AND reason = 'reused' ORDER BY parent_id NULLS FIRST, map_index, position"
-)
+    "WHERE run_id = :run AND reason = :reused ORDER BY parent_id NULLS FIRST, map_index, position"
+).bindparams(reused=REUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from orchestrator.limits import DISPATCHES, Rate
 from orchestrator.logs import get_logger
 from orchestrator.records import EndedAttempt, Plan, PlannedTask, TaskRunRecord
 from orchestrator.states import RUN_TERMINAL, TASK_TERMINAL, AttemptState, RunState
-from orchestrator.store.beside_rows import KeptOutputs, learned_of, with_learned
+from orchestrator.store.beside_rows import KeptOutputs, handing_on, learned_of, with_learned
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.row_records import (
     attempt_record,
@@ -163,8 +163,9 @@ def load_snapshot(connection: Connection, plans: PlanCache, now: float) -> Snaps
     attempts = connection.execute(_LIVE_ATTEMPTS).mappings().all()
     plans_of = {row["id"]: found.readable[row["version_id"]] for row in runs}
     learned = learned_of(connection, ((row["pipeline_id"], plans_of[row["id"]]) for row in runs))
-    kept = KeptOutputs(connection, plans_of, {row["id"] for row in runs if row["parent_task_run_id"] is not None})
     task_runs = [task_run_record(row, now) for row in connection.execute(_TASK_RUNS, {"ids": ids}).mappings()]
+    of_tasks = handing_on(((row["id"], row["parent_task_run_id"]) for row in runs), task_runs, plans_of)
+    kept = KeptOutputs(connection, plans_of, of_tasks)
     unmade, ended = _children_of(connection, plans, task_runs, now)
     return Snapshot(
         runs=tuple(run_record(row, now, learned.get(row["pipeline_id"], {})) for row in runs),

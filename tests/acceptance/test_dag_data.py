@@ -270,6 +270,24 @@ def test_a_hit_is_linked_to_its_origin_and_a_miss_names_what_differs(system: Sys
         ), explained  # fmt: skip
 
 
+def test_changed_data_under_the_same_path_are_no_hit_and_what_can_t_be_looked_at_is_not_cached(system: System) -> None:
+    file = system.folder / "data" / "prices.csv"
+    file.write_text("a\n1\n")
+    tasks = cached(read="data:prices.csv")
+    first = roll(system, "fresh", tasks)
+    assert is_hit(roll(system, "fresh", tasks), first)
+    file.write_text("a\n2\n")
+    other = roll(system, "fresh", tasks)
+    assert not is_hit(other, first)
+    message = system.client.explain(other["run_id"], "roll")["cache"]["message"]
+    assert message == f"Not in the cache: files.data:prices.csv differs from run {first['run_id']}."
+    for tasks, hit in ((cached(read="s3://bucket/key"), False), (cached({"key": "v1"}, read="s3://bucket/key"), True)):
+        first, second = (roll(system, "away", tasks) for _ in range(2))
+        assert is_hit(second, first) is hit
+        message = system.client.explain(second["run_id"], "roll")["cache"]["message"]
+        assert ("s3://bucket/key lies where the scheduler does not look" in message) is not hit
+
+
 def until(file: Path) -> str:
     """Return a script that goes on until this file is there."""
     return f"until [ -e '{file}' ]; do sleep 0.05; done; {ROLL}"

@@ -135,6 +135,7 @@ def test_a_model_of_an_ancestor_may_be_handed_on(tmp_path: Path) -> None:
         ("[1, 2]", "must hold a JSON object"),
         ("{", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
+        ('{"deep": ' + "[" * 40 + "]" * 40 + "}", "nested more than 32 deep"),
         ('"' + "x" * 300_000 + '"', "more than 256 KiB"),
         ('{"artifacts": {}}', "'artifacts' is ours"),
         ('{"dataset": {"file": "absent.csv"}}', "names the file 'absent.csv'; the script left no file"),

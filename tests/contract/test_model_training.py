@@ -19,9 +19,20 @@ import pytest
 
 from operators.model_training import ModelTraining
 from operators.training.frameworks._sklearn_file import read_model, write_model
-from operators.training.frameworks._sklearn_parameters import ESTIMATORS, MANAGED, WITHHELD, Estimator
+from operators.training.frameworks._sklearn_parameters import ESTIMATORS, Estimator
 from orchestrator.operator import OperatorFailure, TaskContext
 from orchestrator.testing import check_parameters, make_context, run_operator
+
+MANAGED = frozenset({"random_state", "n_jobs", "verbose", "verbose_interval", "warm_start", "copy_x", "copy_X"})
+"""Set by the operator: from ``seed``, from the cores of the task, or of no use to a user."""
+
+WITHHELD = frozenset(
+    {
+        "monotonic_cst", "interaction_cst", "categorical_features", "means_init", "precisions_init", "weights_init",
+        "metric_params", "probability", "penalty", "scoring", "decision_function_shape", "break_ties", "max_fun",
+    }
+)  # fmt: skip
+"""Not offered: they name columns of the prepared matrix, are deprecated, or change what the model answers."""
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "random_forest": {"n_estimators": 15},

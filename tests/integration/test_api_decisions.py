@@ -133,6 +133,13 @@ def test_an_event_is_reported_by_its_token_once_however_often_it_is_delivered(ap
     assert answer(api, "GET", task, status=200)["wait_token"] is None
 
 
+def test_a_report_that_is_another_as_json_is_refused(api: ApiSite, run: str) -> None:
+    token = wait_for_event(api, run, "any")
+    answer(api, "POST", f"/api/v1/events/{token}", {"payload": [1]})
+    assert answer(api, "POST", f"/api/v1/events/{token}", {"payload": [1.0]})["command_id"] is None
+    answer(api, "POST", f"/api/v1/events/{token}", {"payload": [True]}, status=409)
+
+
 def test_a_report_that_the_leader_has_refused_is_not_taken_for_delivered(api: ApiSite, run: str) -> None:
     token = wait_for_event(api, run, "export")
     answer(api, "POST", f"/api/v1/events/{token}", {"payload": {"rows": 5}})

@@ -15,7 +15,7 @@ from orchestrator.effects import LearnMemory, SaveCircuit, SaveOutcome
 from orchestrator.errors import ArtifactMissing, LostLeadership, StoreUnavailable, TemplateError
 from orchestrator.records import Outcome, Plan
 from orchestrator.states import AttemptState
-from orchestrator.store.artifact_queries import artifact_fate
+from orchestrator.store.artifact_queries import artifact_fates
 from orchestrator.store.grants import GrantedTask, build_specs, reason_of
 from orchestrator.store.writer import write
 from scheduler.artifact_collector import ArtifactCollector
@@ -83,9 +83,8 @@ def test_what_is_past_its_time_is_removed_and_who_misses_it_is_told_why(engine: 
     assert store.exists(young)
     assert [count.detail for count in collector.take_counts()] == [uri]
     with engine.connect() as connection:
-        fate = artifact_fate(connection, run.tenant_id, uri)
-        assert artifact_fate(connection, run.tenant_id, young) is None
-    assert fate is not None
+        [(named, fate)] = artifact_fates(connection, [(run.tenant_id, uri), (run.tenant_id, young)]).items()
+    assert named == (run.tenant_id, uri)
     assert "task 'a' of run" in fate
     assert "ARTIFACT_RETENTION_DAYS=30" in fate
 

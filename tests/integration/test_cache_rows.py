@@ -70,7 +70,13 @@ def asked(engine: Engine, run: SeededRun, plan: Plan, roots: DataRoots | None = 
     return answer
 
 
-def succeed(engine: Engine, run: SeededRun, outputs: dict[str, Any], state: TaskState = TaskState.SUCCESS) -> None:
+def succeed(
+    engine: Engine,
+    run: SeededRun,
+    outputs: dict[str, Any],
+    state: TaskState = TaskState.SUCCESS,
+    worker: str = "w",
+) -> None:
     """End the attempt of the task as the leader would."""
     attempt = dispatched(run, "train")
     with engine.begin() as connection:
@@ -78,11 +84,11 @@ def succeed(engine: Engine, run: SeededRun, outputs: dict[str, Any], state: Task
             text(
                 "INSERT INTO attempts (id, tenant_id, run_id, task_run_id, number, state, token, queue, host_id, "
                 "worker_id, cpu, memory, gpus) VALUES (:id, :tenant, :run, :task, 1, 'running', :token, 'cpu', 'h', "
-                "'w', 1, 1, 0)"
+                ":worker, 1, 1, 0)"
             ),
             {
                 "id": attempt.id, "tenant": run.tenant_id, "run": run.id, "task": run.tasks["train"],
-                "token": attempt.token,
+                "token": attempt.token, "worker": worker,
             },
         )  # fmt: skip
         connection.execute(text("UPDATE task_runs SET state = 'running' WHERE id = :id"), {"id": run.tasks["train"]})
@@ -216,6 +222,46 @@ def test_a_changed_script_is_another_task(engine: Engine, tmp_path: Path) -> Non
     assert asked(engine, begun(engine, plan), plan, roots).key != before.key
 
 
+@pytest.mark.parametrize("operator", ["model_training", "custom_script"])
+def test_changed_data_under_the_same_path_are_another_input_and_a_miss_names_them(
+    engine: Engine, tmp_path: Path, operator: str
+) -> None:
+    (tmp_path / "sales.csv").write_text("1")
+    roots = DataRoots({"data": tmp_path})
+    plan = cached(operator=operator, cache=CachePlan(scope="tenant"), training_data_path="sales.csv")
+    first = begun(engine, plan)
+    asked(engine, first, plan, roots)
+    succeed(engine, first, {"model": 1})
+    assert asked(engine, begun(engine, plan), plan, roots).outputs == {"model": 1}
+    (tmp_path / "sales.csv").write_text("2")
+    missed = asked(engine, begun(engine, plan), plan, roots)
+    assert (missed.origin, missed.message) == (None, f"Not in the cache: files.sales.csv differs from run {first.id}.")
+
+
+def test_an_input_that_can_t_be_looked_at_is_not_cached_without_a_key(engine: Engine, tmp_path: Path) -> None:
+    roots = DataRoots({"data": tmp_path})
+    for path in ("https://host/sales.csv", "s3://bucket/sales.csv", "on-another-host.csv"):
+        plan = cached(training_data_path=path)
+        answer = asked(engine, begun(engine, plan), plan, roots)
+        assert (answer.key, path in answer.message, "give the cache a key" in answer.message) == ("", True, True)
+        keyed = cached(training_data_path=path, cache=CachePlan(key=("v1",)))
+        assert asked(engine, begun(engine, keyed), keyed, roots).key
+
+
+def test_looking_at_files_for_long_leaves_questions_for_the_next_round(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.cache.MOST_SECONDS", -1.0)
+    plan = cached()
+    questions = []
+    for run in (begun(engine, plan), begun(engine, plan)):
+        [(pipeline,)] = rows(engine, "SELECT pipeline_id FROM runs WHERE id = :id", id=run.id)
+        questions.append(Question(run.tasks["train"], run.tenant_id, pipeline, plan))
+    with engine.begin() as connection:
+        answers = look_up(connection, PlanCache(), questions)
+    assert [answer.task_run_id for answer in answers] == [questions[0].task_run_id]
+
+
 def set_environments(engine: Engine, **workers: str) -> None:
     """Let these workers, of queue ``cpu``, be the only ones there."""
     with engine.begin() as connection:
@@ -234,6 +280,18 @@ def set_environments(engine: Engine, **workers: str) -> None:
                 ),
                 {"id": id_, "environment": environment},
             )
+
+
+def test_what_is_nested_too_deep_is_not_cached(engine: Engine) -> None:
+    plan = cached(operator="custom_script")
+    abyss: Any = 1
+    for _ in range(600):
+        abyss = [abyss]
+    run = begun(engine, plan)
+    set_task(engine, run, "load", outputs={"dataset": {"uri": "artifact://x"}, "abyss": abyss})
+    answer = asked(engine, run, plan)
+    assert (answer.key, answer.origin) == ("", None)
+    assert answer.message.startswith("Not cached, for no key can be worked out: What it hangs on is nested too deep")
 
 
 def test_outputs_of_another_environment_are_not_taken(engine: Engine) -> None:
@@ -259,3 +317,33 @@ def test_outputs_of_a_worker_that_did_not_say_its_environment_are_taken_anywhere
     succeed(engine, first, {"model": 1})
     set_environments(engine, w2="two")
     assert asked(engine, second, plan).origin == first.tasks["train"]
+
+
+def test_queues_with_two_environments_do_not_replace_each_other_s_outputs(engine: Engine) -> None:
+    plan = cached()
+    one, two = {"w": "one"}, {"w2": "two"}
+    for there in (one, two):
+        # The other's queue is not asked, and its worker is there when the outputs are written.
+        set_environments(engine, **there)
+        run = begun(engine, plan)
+        assert asked(engine, run, plan).origin is None
+        set_environments(engine, **one, **two)
+        [worker] = there
+        succeed(engine, run, {"made_by": worker}, worker=worker)
+    assert sorted(rows(engine, "SELECT environment FROM cache_entries")) == [("one",), ("two",)]
+    for there in (one, two, one):
+        set_environments(engine, **there)
+        [worker] = there
+        assert asked(engine, begun(engine, plan), plan).outputs == {"made_by": worker}
+
+
+def test_what_an_environment_has_left_goes_once_nobody_has_it_and_another_has_left_the_same(engine: Engine) -> None:
+    plan = cached()
+    set_environments(engine, w="one")
+    first, second = begun(engine, plan), begun(engine, plan)
+    asked(engine, first, plan)
+    succeed(engine, first, {})
+    set_environments(engine, w2="two")
+    asked(engine, second, plan)
+    succeed(engine, second, {}, worker="w2")
+    assert rows(engine, "SELECT environment FROM cache_entries") == [("two",)]

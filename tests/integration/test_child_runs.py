@@ -17,6 +17,7 @@ from orchestrator.records import ChildPlan, Plan, RunInput
 from orchestrator.store.children import Asked, start_children
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.plans import PlanCache
+from orchestrator.store.run_requests import count_unfinished
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
 from tests.integration.test_writer import rows
 
@@ -103,6 +104,33 @@ def test_what_is_not_there_or_too_deep_is_refused_with_a_sentence(
     assert isinstance(found, ChildRefused)
     assert why in found.message
     assert rows(engine, "SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_only_so_many_are_made_below_one_run_at_whatever_depth(engine: Engine, parent: SeededRun) -> None:
+    def make(run_id: str, count: int) -> list[RunSubmitted | ChildRefused | None]:
+        effects = [
+            StartChild(run_id, parent.tasks["a"], parent.tenant_id, str(uuid.uuid4()), ChildPlan("other"), {}, 1, 5)
+            for _ in range(count)
+        ]
+        asked = [Asked(effect, {"data": "x.csv"}) for effect in effects]
+        with engine.begin() as connection:
+            return list(start_children(connection, PlanCache(), asked, Site(), 100.0, most_below=3).values())
+
+    [first] = make(parent.id, 1)
+    assert isinstance(first, RunSubmitted)
+    # Below the child they count for the run around it, and stay counted for the next leader.
+    second, third, fourth = make(first.run.id, 3)
+    assert isinstance(second, RunSubmitted)
+    assert isinstance(third, RunSubmitted)
+    assert isinstance(fourth, ChildRefused)
+    assert f"3 runs have been made below run {parent.id}" in fourth.message
+    [fifth] = make(third.run.id, 1)
+    assert isinstance(fifth, ChildRefused)
+    assert rows(engine, "SELECT runs_below FROM runs ORDER BY seq") == [(3,), (0,), (0,), (0,)]
+    with engine.begin() as connection:
+        assert count_unfinished(connection, parent.tenant_id, 100) == 4, "each counts for MAX_QUEUED_RUNS"
+    [elsewhere] = make(seed_run(engine).id, 1)
+    assert isinstance(elsewhere, RunSubmitted)
 
 
 def test_a_child_of_a_paused_pipeline_waits_in_the_queue(engine: Engine, parent: SeededRun) -> None:

@@ -260,6 +260,24 @@ def test_an_index_that_another_displaces_still_counts_for_the_next_leader_and_in
     assert dag.states(run) == {"t": "success", "t[0]": "success", "t[1]": "success", "next": "success"}
 
 
+def test_a_cached_map_downstream_of_one_index_works_only_where_its_item_has_changed(dag: DagSite) -> None:
+    over = {"over": "{{ tasks.first.outputs }}"}
+    dag.lead()
+    with dag.worker(Played(**{f"first[{n}]": left(n=n) for n in range(3)})) as worker:
+        run = dag.run(
+            script("first", map={"over": {"range": 3}}),
+            script("second", "first", map=over, cache=True, arguments={"it": "{{ map.item }}"}),
+        )
+        dag.ended(run)
+        before = len(worker.granted)
+        worker.behave = Played(**{"first[1]": left(n="another")})
+        dag.rerun(run, "first[1]")
+        until(lambda: dag.rows("SELECT 1 FROM runs WHERE generation = 2"))
+        dag.ended(run)
+        assert [spec.task for spec in worker.granted[before:]] == ["first[1]", "second[1]"]
+    assert [dag.task(run, f"second[{n}]").reason for n in range(3)] == ["cache_hit", "", "cache_hit"]
+
+
 def test_a_pipeline_has_at_most_so_many_active_runs(dag: DagSite) -> None:
     dag.save("alone", script("t"), max_active_runs=1)
     dag.lead()

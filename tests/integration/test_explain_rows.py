@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,27 +11,13 @@ from sqlalchemy import Engine, text
 
 from orchestrator.errors import NotFound
 from orchestrator.records import ChildPlan, MapPlan, Plan, RepeatPlan
-from orchestrator.store.engine import create_store_engine
 from orchestrator.store.explain import MOST_TASKS, RunExplained, TaskExplained, explain_run, explain_task
 from tests.integration.expanded_rows import add_task, set_task
+from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
 from tests.integration.seeded_runs import DIAMOND, SeededRun, planned, seed_run
 from tests.integration.test_writer import granted_attempt
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url)
-    with made.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO leases (role, holder, epoch, expires_at) "
-                "VALUES ('scheduler', 'x', 7, now() + interval '1 h')"
-            )
-        )
-    yield made
-    made.dispose()
 
 
 def execute(engine: Engine, statement: str, **values: Any) -> None:
@@ -155,6 +140,23 @@ def test_a_run_that_has_failed_names_the_tasks_to_blame_and_not_what_could_not_r
     assert found.message == "Task c has failed (oom). Its tasks: 2 failed, 3 success, 1 upstream_failed."
     blamed = explained(engine, run, "c", plan)
     assert (blamed.reason, blamed.message, blamed.blockers) == ("oom", "It asked for too much.", [])
+
+
+@pytest.mark.parametrize(("handler", "blamed"), [("success", ["b"]), ("skipped", ["a", "b"])])
+def test_a_failure_that_a_task_inside_of_a_map_has_handled_is_not_to_blame(
+    engine: Engine, handler: str, blamed: list[str]
+) -> None:
+    body = (planned("other"), replace(planned("asks"), when="tasks.a.state == 'failed'"))
+    rest = replace(planned("m", "a"), trigger_rule="all_done", map=MapPlan([1]), body=Plan(body), is_group=True)
+    plan = Plan((planned("a"), planned("b"), rest))
+    run = seed_run(engine, plan=plan)
+    set_task(engine, run, "a", "failed")
+    set_task(engine, run, "b", "failed")
+    set_task(engine, run, "m")
+    add_task(engine, run, "m[0].other", "m", 0, position=0)
+    add_task(engine, run, "m[0].asks", "m", 0, state=handler, position=1)
+    found = ended(engine, run, "failed", plan)
+    assert sorted(task.name for task in found.tasks) == blamed
 
 
 def test_of_a_container_it_names_the_indices_that_failed_and_of_a_repeat_what_failed_in_its_last_round(

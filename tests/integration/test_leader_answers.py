@@ -147,6 +147,21 @@ def test_what_the_cache_is_asked_beyond_one_round_is_answered_in_the_next(
     assert states(engine, second)["b"] == ("success", "cache_hit")
 
 
+def test_looking_at_files_for_long_puts_the_others_off_and_forgets_none(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.cache.MOST_SECONDS", -1.0)
+    plan = Plan((cached("a"), cached("b"), cached("c")))
+    site = Site(engine)
+    run = seed_run(engine, plan=plan)
+    done = site.take_in(poll=True)
+    for left in (2, 1, 0):
+        assert [reason for _, reason in states(engine, run).values()].count("cache_lookup") == left
+        assert done.more_at_once is (left > 0), "the leader goes on at once, after it has heard the workers"
+        done = site.take_in()
+    assert sorted(site.work()) == ["a", "b", "c"]
+
+
 def test_an_expansion_survives_a_new_leader_and_its_outputs_are_read_from_the_rows(engine: Engine) -> None:
     body = replace(planned("train"), parameters={"lr": "{{ map.item }}"})
     plan = Plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,30 +13,19 @@ from sqlalchemy import Engine, text
 from orchestrator.events import Event, ReconcileDue
 from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.records import ChildPlan, ConcurrencyLimit, MapPlan, Plan, PlannedTask, RepeatPlan
-from orchestrator.store.engine import SCHEDULER_LIMITS, create_store_engine
 from orchestrator.store.loader import load_snapshot
 from scheduler import questions
 from scheduler.drift import find_drift
 from scheduler.transaction import Committed, Leader, Round
 from scheduler.troubles import PUT_OFF_SECONDS, TRIES, Troubles
+from tests.integration.led import EPOCH, limited_engine
 from tests.integration.seeded_runs import ONCE, SeededRun, planned, seed_run
 from tests.integration.test_leader_answers import named
 from tests.integration.test_writer import rows
 
 pytestmark = pytest.mark.timeout(120)
 
-EPOCH = 7
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url, limits=SCHEDULER_LIMITS)
-    with made.begin() as connection:
-        connection.execute(
-            text("INSERT INTO leases (role, holder, epoch, expires_at) VALUES ('scheduler', 'test', 7, now())")
-        )
-    yield made
-    made.dispose()
+engine = limited_engine
 
 
 class Leading:

@@ -15,7 +15,7 @@ from orchestrator.effects import SaveOutcome
 from orchestrator.records import Outcome
 from orchestrator.states import AttemptState
 from orchestrator.store.artifact_presence import NOT_IN_STORE
-from orchestrator.store.artifact_queries import artifact_fate
+from orchestrator.store.artifact_queries import artifact_fates
 from orchestrator.store.artifact_retention import removed_lately
 from orchestrator.store.writer import write
 from tests.integration.api_site import ApiSite
@@ -184,5 +184,5 @@ def test_what_a_task_has_missed_is_noted_with_its_outcome(api: ApiSite, run: str
         write(connection, [SaveOutcome(attempt, str(task_run), outcome, publish=False)], 7)
     assert rules(api) == ({"prepare": NOT_IN_STORE} if is_noted else {})
     with api.engine.connect() as connection:
-        fate = artifact_fate(connection, api.tenant_id, uri_of(api, "prepare"))
+        [fate] = artifact_fates(connection, [(api.tenant_id, uri_of(api, "prepare"))]).values() or [None]
     assert ("no rule of ours has removed it" in fate) if is_noted and fate else fate is None

@@ -5,34 +5,22 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event
 
 from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.records import MapPlan, Plan, PlannedTask
-from orchestrator.store.engine import SCHEDULER_LIMITS, create_store_engine
 from orchestrator.store.writer import MOST_ROWS
 from scheduler.transaction import Committed, Leader, Round
+from tests.integration.led import EPOCH, limited_engine
 from tests.integration.seeded_runs import ONCE, planned, seed_run
 from tests.integration.test_writer import rows
 
 pytestmark = pytest.mark.timeout(120)
 
-EPOCH = 7
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    made = create_store_engine(database_url, limits=SCHEDULER_LIMITS)
-    with made.begin() as connection:
-        connection.execute(
-            text("INSERT INTO leases (role, holder, epoch, expires_at) VALUES ('scheduler', 'test', 7, now())")
-        )
-    yield made
-    made.dispose()
+engine = limited_engine
 
 
 def poll(engine: Engine, kernel: Kernel, now: float) -> Committed:

@@ -5,7 +5,7 @@ Once more and naively: the judge of what the rules make of containers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations_with_replacement
 
 from orchestrator.records import MapPlan, Plan, PlannedTask, TaskRunRecord
@@ -63,7 +63,20 @@ class Graph:
             return None
         if all(states[task.name] is TaskState.SKIPPED for task in tasks if not task.teardown):
             return TaskState.SKIPPED
-        return TaskState.SUCCESS if is_success(tasks, states) else TaskState.FAILED
+        return TaskState.SUCCESS if is_success(tasks, states, self.asked_inside(rows)) else TaskState.FAILED
+
+    def asked_inside(self, rows: Sequence[TaskRunRecord]) -> set[str]:
+        """Return for which tasks' states something has asked that succeeded inside of a container of these rows."""
+        found: set[str] = set()
+        for row in rows:
+            task = self.planned(row)
+            if task.body is None or task.teardown or row.state is not TaskState.SUCCESS:
+                continue
+            for own in self.inside(row).values():
+                asked = {self.planned(other).when for other in own if other.state is TaskState.SUCCESS}
+                named = {word.split(".")[1] for when in asked for word in when.split() if word.endswith(".state")}
+                found |= (named | self.asked_inside(own)) - {other.name for other in task.body.tasks}
+        return found
 
     def tears_down(self, row: TaskRunRecord) -> bool:
         """Say whether it is a teardown, or inside of one."""
@@ -99,14 +112,16 @@ def _end_of_map(map_: MapPlan, results: Sequence[TaskState]) -> TaskState:
     return TaskState.SUCCESS if is_met else TaskState.FAILED
 
 
-def is_success(tasks: Sequence[PlannedTask], states: Mapping[str, TaskState]) -> bool:
+def is_success(
+    tasks: Sequence[PlannedTask], states: Mapping[str, TaskState], asked_inside: Collection[str] = ()
+) -> bool:
     """Say whether tasks that have ended so make a success: all leaves well, and each failure handled."""
     deciding = {task.name: task for task in tasks if task.critical and not task.teardown}
     for name, task in deciding.items():
         has_below = any(name in other.upstream for other in deciding.values())
         if states[name] not in GOOD and not has_below:
             return False
-        if states[name] in BROKEN and not _is_handled(task, tasks, states):
+        if states[name] in BROKEN and name not in asked_inside and not _is_handled(task, tasks, states):
             return False
     return True
 

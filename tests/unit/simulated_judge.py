@@ -133,7 +133,8 @@ class Judge:
         around = row
         while around.parent_id is not None:
             around = self.task_runs[around.parent_id]
-            if around.state in (TaskState.CANCELLED, TaskState.PENDING) and not graph.tears_down(row):
+            is_shut = around.state in (TaskState.CANCELLED, TaskState.PENDING) and not graph.tears_down(row)
+            if is_shut or _was_settled(around):
                 raise Violation(f"I3: {row.name} is dispatched inside of {around.name}, which is {around.state}")
 
     def _check_decided(self, before: TaskRunRecord, after: TaskRunRecord) -> None:
@@ -151,8 +152,9 @@ class Judge:
         rows = [self.task_runs[id_] for id_ in self.tasks_of[run.id]]
         if still := [row.name for row in rows if row.state not in TASK_TERMINAL]:
             raise Violation(f"I4: run {run.id} is {run.state} while {still} are open")
-        states = {row.name: row.state for row in rows if row.parent_id is None}
-        said = is_success(self.plans[run.id].tasks, states)
+        own = [row for row in rows if row.parent_id is None]
+        states = {row.name: row.state for row in own}
+        said = is_success(self.plans[run.id].tasks, states, self.graph(run.id).asked_inside(own))
         if run.reason == "run_deadline":
             # Its tasks may all be well that decide; then one that does not was stopped, maybe an index of a map that
             # was decided without it.
@@ -226,7 +228,7 @@ class Judge:
         open_ = [other for other in graph.below(row) if other.state not in TASK_TERMINAL]
         is_late = row.state is TaskState.FAILED and row.reason == "deadline"
         if row.state is not TaskState.CANCELLING:
-            if row.state not in (TaskState.CANCELLED, TaskState.UPSTREAM_FAILED) and not is_late:
+            if row.state is not TaskState.CANCELLED and not _was_settled(row) and not is_late:
                 return
         elif self.runs[row.run_id].reason != "force_cancelled":
             open_ = [other for other in open_ if not graph.tears_down(other)]
@@ -246,7 +248,8 @@ class Judge:
 
     def _is_at_work(self, row: TaskRunRecord, graph: Graph, planned: PlannedTask) -> bool:
         if planned.body is not None:
-            waits = row.state is TaskState.RUNNING and row.reason == "repeat_delay" and row.retry_at is not None
+            delayed = row.reason == "repeat_delay" and row.retry_at is not None
+            waits = row.state is TaskState.RUNNING and (delayed or row.reason == "conditions")
             return waits or any(other.state not in TASK_TERMINAL for other in graph.below(row))
         if planned.child is not None:
             child = self.runs.get(row.child_run_id or "")
@@ -266,6 +269,13 @@ class Judge:
                 raise Violation(f"I4: run {run.id} hangs in {run.state}: {rows}")
         if self.reservations:
             raise Violation(f"I13: reservations leak: {self.reservations}")
+
+
+def _was_settled(row: TaskRunRecord) -> bool:
+    """Say whether a container has ended by its upstreams or its condition, and not by what is inside of it."""
+    by_itself = ("all_skipped", "round_skipped", "marked")
+    is_skipped = row.state is TaskState.SKIPPED and row.reason not in by_itself
+    return is_skipped or row.state is TaskState.UPSTREAM_FAILED
 
 
 def _check_generation(effect: fx.Transition, row: Any, changed: Any) -> None:

@@ -1,7 +1,10 @@
-"""The plans of the simulation: of each kind of task and container one, small enough to be seen to their ends."""
+"""The plans of the simulation: of each kind of task and container one, small enough to be seen to their ends; and plans
+made at random of containers inside of containers."""
 
 from __future__ import annotations
 
+from functools import cache
+from random import Random
 from typing import Any
 
 from orchestrator.records import (
@@ -42,9 +45,11 @@ def mapped(name: str, *upstream: str, over: Any, body: tuple[PlannedTask, ...] =
     return task(name, *upstream, map=MapPlan(over, **own), body=plan, is_group=bool(body), **fields)
 
 
-def repeated(name: str, *upstream: str, until: str, delay: float = 0.0, **fields: Any) -> PlannedTask:
+def repeated(
+    name: str, *upstream: str, until: str, delay: float = 0.0, body: tuple[PlannedTask, ...] = (), **fields: Any
+) -> PlannedTask:
     plan = RepeatPlan(until, 3, delay, "succeed")
-    return task(name, *upstream, repeat=plan, body=Plan((task(name),)), **fields)
+    return task(name, *upstream, repeat=plan, body=Plan(body or (task(name),)), is_group=bool(body), **fields)
 
 
 PIPELINES = {
@@ -147,3 +152,49 @@ RICH = (
 """With them."""
 
 PLANS = SIMPLE + RICH
+
+RULES = ("all_success", "all_success", "all_done", "one_success", "one_failed", "none_failed", "none_skipped")
+MOST_NESTED = 999
+
+
+@cache
+def nested(number: int) -> Plan:
+    """Return the plan of this number, made at random: maps and repeats, most of them around others, that fail fast or
+    not, of any measure of success, in part and one after the other."""
+    chance = Random(number)
+    while True:
+        tasks = _level(chance, 0)
+        if any(made.body is not None for made in tasks):
+            return Plan(tasks)
+
+
+def _level(chance: Random, depth: int) -> tuple[PlannedTask, ...]:
+    """Make the tasks of a graph so deep inside of containers."""
+    made: list[PlannedTask] = []
+    for letter in "abc"[: chance.randint(2, 3) if depth == 0 else chance.randint(1, 2)]:
+        above = [task_.name for task_ in made if chance.random() < 0.6]
+        fields: dict[str, Any] = {"rule": chance.choice(RULES)} if above else {}
+        if above and chance.random() < 0.2:
+            fields["when"] = f"tasks.{above[0]}.state == {chance.choice(('success', 'failed'))!r}"
+        made.append(_made(chance, f"{letter}{depth or ''}", above, depth, fields))
+    return tuple(made)
+
+
+def _made(chance: Random, name: str, above: list[str], depth: int, fields: dict[str, Any]) -> PlannedTask:
+    if depth == 2 or chance.random() < (0.3, 0.5)[depth]:
+        is_teardown = bool(above) and chance.random() < 0.2
+        return task(name, *above, **({"teardown": True, "setups": (above[0],)} if is_teardown else fields))
+    body = _level(chance, depth + 1) if chance.random() < 0.7 else ()
+    if chance.random() < 0.2:
+        return repeated(name, *above, until=f"repeat.index >= {chance.randint(0, 1)}", body=body, **fields)
+    success = chance.choice(("all", "all", "any", "min_count"))
+    own = {"success": success, "least": 2, "fail_fast": chance.random() < 0.6}
+    return mapped(
+        name,
+        *above,
+        over={"range": chance.randint(1, 3 - depth)},
+        body=body,
+        max_parallel=chance.choice((None, 1)),
+        **own,
+        **fields,
+    )

@@ -18,6 +18,7 @@ from orchestrator.records import (
     EndedAttempt,
     Heartbeat,
     HostRecord,
+    Outcome,
     Plan,
     RunRecord,
     TaskRunRecord,
@@ -51,7 +52,9 @@ MOST_TURNS = 2
 """Times that a leader answers what was asked, in one transaction."""
 _ABSENT = object()
 _COLUMN_TO_FIELD = {Entity.ATTEMPT: {"deadline_at": "deadline"}}
-_IGNORED = {"exit_code", "ended_at", "started_at", "ready_at", "queued_at", "cached_from", "cache_detail"}
+_IGNORED = {
+    "exit_code", "ended_at", "started_at", "ready_at", "queued_at", "cached_from", "cache_detail", "runs_below"
+}  # fmt: skip
 _SINCE = ("hinted_at", "granted_at", "orphaned_at")
 _UNTIL = ("deadline", "retry_at", "drain_until", "deadline_at")
 
@@ -236,7 +239,7 @@ class ModelStore(Judge):
             raise Violation(f"I1: the outcome of {effect.attempt_id} is committed twice")
         reports = [e for e in events if isinstance(e, OutcomeReceived) and e.attempt_id == effect.attempt_id]
         token = self.attempts[effect.attempt_id].token
-        if not any(report.token == token and report.outcome == effect.outcome for report in reports):
+        if not any(report.token == token and _is_of(report.outcome, effect.outcome) for report in reports):
             raise Violation(f"I2: an outcome of {effect.attempt_id} was committed under another token")
         if self.generation_of[effect.attempt_id] != self.task_runs[effect.task_run_id].generation:
             raise Violation(f"I2: an outcome of {effect.attempt_id} was committed to another generation")
@@ -326,6 +329,14 @@ class ModelStore(Judge):
 
     def queued_runs(self) -> list[RunRecord]:
         return [run for run in self.runs.values() if run.state is RunState.QUEUED]
+
+
+def _is_of(reported: Outcome, saved: Outcome) -> bool:
+    """Say whether this is what was reported, or that success as the failure that its outputs make of it."""
+    if saved.reason not in ("too_large", "bad_outputs") or reported.state is not AttemptState.SUCCEEDED:
+        return reported == saved
+    refused = replace(reported, state=AttemptState.FAILED, retryable=False, outputs={}, skipped=False)
+    return saved == replace(refused, reason=saved.reason, message=saved.message)
 
 
 def _fields(entity: Entity, columns: Any, now: float) -> dict[str, Any]:

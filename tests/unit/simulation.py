@@ -13,11 +13,12 @@ from orchestrator.events import Event, OutcomeReceived
 from orchestrator.records import AttemptRecord, Outcome, Plan, RunRecord, TaskRunRecord
 from orchestrator.states import RUN_TERMINAL, AttemptState, RunState, TaskState
 from tests.unit.simulated_judge import Violation
-from tests.unit.simulated_plans import PLANS, RICH
+from tests.unit.simulated_plans import MOST_NESTED, PLANS, RICH, nested
 from tests.unit.simulated_site import OUTCOMES, Host, Worker
 from tests.unit.simulated_world import World
 
 PICK = st.integers(0, 11)
+NESTED = st.builds(nested, st.integers(0, MOST_NESTED))
 
 
 class Simulation(RuleBasedStateMachine):
@@ -26,7 +27,11 @@ class Simulation(RuleBasedStateMachine):
 
     checks_epoch = True
 
-    @initialize(plan=st.sampled_from(PLANS), turns=st.integers(0, 2), breaker=st.booleans())
+    @initialize(
+        plan=st.one_of(st.sampled_from(PLANS), st.sampled_from(RICH), NESTED),
+        turns=st.integers(0, 2),
+        breaker=st.booleans(),
+    )
     def begin(self, plan: Plan, turns: int, breaker: bool) -> None:
         self.world = World(breaker=breaker)
         self.world.store.checks_epoch = self.checks_epoch
@@ -332,7 +337,11 @@ class Simulation(RuleBasedStateMachine):
             self.world.command("mark", run_id=run.id, task=name, state=state, outputs=outputs)
             self.world.everyone_works()
 
-    @rule(plan=st.sampled_from(RICH), turns=st.integers(1, 6), outcome=st.sampled_from(OUTCOMES[:2] + OUTCOMES[-2:]))
+    @rule(
+        plan=st.sampled_from(RICH) | NESTED,
+        turns=st.integers(1, 6),
+        outcome=st.sampled_from(OUTCOMES[:2] + OUTCOMES[-2:]),
+    )
     def something_with_containers_gets_on(self, plan: Plan, turns: int, outcome: Outcome) -> None:
         if len(self.world.store.runs) < 8:
             self.world.submit(plan, 0)
@@ -363,6 +372,24 @@ class Simulation(RuleBasedStateMachine):
             name = rows[pick % len(rows)].name
             self.world.command(then, run_id=run.id, task=name, **({"state": "failed"} if then == "mark" else {}))
         for _ in range(after):
+            self.world.everyone_works()
+
+    @rule(pick=PICK, state=st.sampled_from(("skipped", "failed")), before=st.integers(0, 6))
+    def what_is_above_a_container_is_marked_before_that_goes_on(self, pick: int, state: str, before: int) -> None:
+        if before:
+            self.whatever_runs_ends_and_more_follows(outcome=OUTCOMES[0], turns=before)
+        store = self.world.store
+        found: list[tuple[RunRecord, str, str]] = []
+        for run in store.runs.values():
+            if run.state in RUN_TERMINAL and run.generation < 4:
+                above = {task.name: task.upstream for task in store.plans[run.id].tasks if task.body is not None}
+                rows = (store.task_runs[id_] for id_ in store.tasks_of[run.id])
+                inside = (row.name for row in rows if row.parent_id is not None and not row.superseded)
+                found += [(run, name, up) for name in inside for up in above[name.partition("[")[0]]]
+        if found:
+            run, name, up = found[pick % len(found)]
+            self.world.rerun(run, [name])
+            self.world.command("mark", run_id=run.id, task=up, state=state)
             self.world.everyone_works()
 
     @precondition(lambda self: self.world.late_commands)

@@ -93,6 +93,7 @@ def test_defaults_can_be_merged_under_a_tasks_own_fields() -> None:
         ("a: NaN", 1, "NaN is no JSON number"),
         ("a:\n  - -Infinity", 2, "put it in quotes to make it a text"),
         ("a: 1e999", 1, "too large"),
+        ("b: 1\na: " + "9" * 5000, 2, "A number of 5000 characters is too large"),
         ("? [1]\n: 2", 1, "must be a text"),
         ("a: &x [*x]", 1, "grows too large"),
         ("a: [1", 2, "no YAML"),
@@ -149,7 +150,7 @@ def test_a_field_that_json_has_twice_is_refused() -> None:
     assert caught.value.line == 3
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a" 1}', "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a" 1}', "[" * 100_000, f'{{"a": {"9" * 5000}}}'])
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(UnreadableText):
         read_json(text)

@@ -76,6 +76,14 @@ def test_a_mark_is_advised_only_where_it_is_not_refused(state: TaskState) -> Non
     assert ("cancel a" in blocker.would_unblock) is (state in (TaskState.RUNNING, TaskState.QUEUED))
 
 
+@pytest.mark.parametrize("state", [TaskState.PENDING, TaskState.READY])
+def test_a_paused_run_is_told_of_once_with_what_unblocks_it(state: TaskState) -> None:
+    held = replace(TASK, state=state, reason="run_paused", message="Run r is paused; resume it.")
+    [blocker] = blockers_of_task(held, (), replace(RUN, state=RunState.PAUSED))
+    assert (blocker.kind, blocker.would_unblock) == ("run_paused", "Resume the run.")
+    assert kinds(held) == ["decision"], "the run goes on; the word is from before"
+
+
 def test_blockers_come_from_the_outside_to_the_inside() -> None:
     container = replace(TASK, name="c", upstreams=(Upstream("a", TaskState.RUNNING, ""),))
     task = replace(TASK, name="c[1]", reason="max_parallel", parallel=2)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ExpressionError
 from orchestrator.expressions import compile_expression, states_named
+from orchestrator.expressions.effort import MOST_READ, Effort
 from orchestrator.expressions.kinds import Kind, kind_faults
+from orchestrator.expressions.named import plainly_named
 
 VALUES: dict[str, Any] = {
     "params": {"x": 3, "rate": 0.5, "name": "a-b", "list": [1, 2, 3], "table": [{"y": 1}, {"y": None}], "on": True},
@@ -265,3 +267,93 @@ def test_what_is_refused_for_its_kinds_fails_with_values_of_these_kinds(text: st
         return  # what is never reached does not fail
     with pytest.raises(ExpressionError):
         expression.evaluate({"params": {}, **{str(path[0]): value for path in expression.references}})
+
+
+plain_pieces = st.sampled_from(
+    ["tasks.a.outputs", "tasks.a.state", "tasks['b-c'].state", 'tasks["d"].outputs', ".x", "[0]", "['k']", ".state",
+     "tasks", ".a", "tasks . a . outputs", "xtasks.a.outputs", "params.", "params.x", " == ", "'failed'", " in ", "'",
+     '"', "1", " and ", " or ", "not ", "(", ")", "[", "]", ", ", "len(", "#", "outputs.n", "repeat.index", " - ", "é",
+     "ｔasks.a.outputs", " ", "\n"]
+)  # fmt: skip
+
+
+@given(st.lists(plain_pieces, max_size=12).map("".join))
+def test_what_is_seen_from_the_text_alone_is_what_is_read(text: str) -> None:
+    try:
+        paths = compile_expression(text).references
+    except ExpressionError:
+        return
+    plain = plainly_named(text)
+    named = {path[:3] for path in paths if path[0] == "tasks"}
+    assert plain is None or {path[:3] for path in plain} == named
+    if plain is not None:
+        assert not [path for path in paths if path[0] in ("outputs", "repeat")]
+        # It may be seen that less of a path is plain than is, and never more.
+        read = [path for path in paths if path[0] == "tasks"]
+        assert all(any(path[: len(seen)] == seen for seen in plain) for path in read)
+
+
+def test_a_plain_condition_is_seen_through_without_being_read() -> None:
+    text = "tasks.a.state == 'failed' and tasks['b-c'].outputs.rows[params.n] > 3 and tasks.d.outputs"
+    below = [("tasks", "b-c", "outputs", "rows"), ("tasks", "d", "outputs")]
+    assert plainly_named(text) == [("tasks", "a", "state"), *below]
+    assert plainly_named("tasks.d.outputs[0].n -1") == [("tasks", "d", "outputs", 0, "n")]
+    assert plainly_named("outputs.loss < 0.1") is None
+    assert plainly_named("'tasks.a.outputs' == params.x") is None
+
+
+LARGE: dict[str, Any] = {
+    "params": {
+        "ints": [1] * 100_000, "floats": [n * 1.0001 for n in range(30_000)], "rows": [{"n": n} for n in range(20_000)],
+        "digits": [int("9" * 4300)] * 60, "text": "a" * 250_000, "short": "a" * 2499,
+        "tree": [[[1] * 10] * 10] * 100, "one": int("9" * 4300), "index": 3,
+    },
+}  # fmt: skip
+LARGE["other"] = {**LARGE["params"], "rows": [{"n": n} for n in range(20_000)], "text": "a" * 249_999 + "b"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "2 in params.ints",
+        "contains(params.ints, 2)",
+        "str(params.ints)==''",
+        "str(params.floats)==''",
+        "str(params.digits)==''",
+        "params.rows!=other.rows",
+        "params.tree!=params.tree",
+        "[1] in params.rows",
+        "sum(params.ints)<0",
+        "max(params.floats)<0",
+        "str([params,params])==''",
+    ],
+)
+def test_an_expression_that_reads_too_much_is_refused_before_it_does(step: str) -> None:
+    effort = Effort()
+    with pytest.raises(ExpressionError, match=r"can't be worked out: It reads too much\. Ask for less of it"):
+        compile_expression(" or ".join([step] * ((500 + 4) // (len(step) + 4)))).evaluate(LARGE, effort)
+    assert effort.spent > MOST_READ
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sum(params.ints) / len(params.ints) == 1 and 2 in params.ints",
+        "max(params.floats) > min(params.floats)",
+        "'error' in params.text or params.text == other.text",
+        "params.short in params.text",
+        "params.ints[params.index] == 1",
+        "str(params.rows[0]) == ''",
+    ],
+)
+def test_what_people_ask_of_large_values_is_not_too_much(text: str) -> None:
+    effort = Effort()
+    compile_expression(text).evaluate(LARGE, effort)
+    assert effort.spent <= MOST_READ
+
+
+@pytest.mark.parametrize("text", ["sum(params.digits) > 1", "params.ints[params.rows]", "params.one + 1"])
+def test_values_without_measure_end_in_a_short_sentence(text: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        compile_expression(text).evaluate(LARGE)
+    assert len(str(caught.value)) < 200

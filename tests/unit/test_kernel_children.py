@@ -49,6 +49,16 @@ def test_a_run_is_made_for_the_task_and_its_end_ends_it() -> None:
     assert driver.queued() == ["next"]
 
 
+def test_a_run_whose_last_task_tears_down_leaves_what_was_done_before() -> None:
+    inner = (task("up"), task("work", "up"), task("down", "work", teardown=True, setups=("up",)))
+    driver = with_inner(*inner)
+    driver.run(child("sub"), task("next", "sub", when="tasks.sub.outputs.outputs.work.n == 2"))
+    for name in ("up", "work", "down"):
+        driver.finish(name, run_id=inner_of(driver), outcome=gave(n=2))
+    assert driver.row("sub").outputs == {"run_id": inner_of(driver), "state": "success", "outputs": {"work": {"n": 2}}}
+    assert driver.queued() == ["next"]
+
+
 def test_its_parameters_stand_over_those_of_the_run_where_it_inherits_them() -> None:
     for inherit, wanted in ((True, {"a": 1, "b": 2, "c": 3}), (False, {"b": 2, "c": 3})):
         driver = with_inner()

@@ -290,6 +290,24 @@ def test_a_task_may_take_the_place_of_the_one_that_runs() -> None:
     assert driver.state("a", "r2") is TaskState.QUEUED
 
 
+def test_a_task_of_an_older_run_that_comes_late_gives_way_itself() -> None:
+    driver = Written()
+    driver.worker(slots=8, cpu=8000)
+    driver.run(task("first"), limited("a", 1, "cancel_running", "first"), run_id="r1", order=1)
+    driver.run(limited("a", 1, "cancel_running"), run_id="r2", order=2)
+    driver.start_of("a", "r2")
+    driver.finish("first")
+    assert driver.told("a", "r1") == (TaskState.CANCELLED, "displaced")
+    assert driver.told("a", "r2")[0] is TaskState.RUNNING
+
+
+def test_of_two_tasks_of_one_run_the_later_takes_the_place_of_the_earlier() -> None:
+    driver = site()
+    driver.run(limited("a", 1, "cancel_running"), limited("b", 1, "cancel_running"))
+    assert (driver.state("a"), driver.reason("a")[0]) == (TaskState.CANCELLED, "displaced")
+    assert driver.state("b") is TaskState.QUEUED
+
+
 def test_a_task_whose_key_is_not_there_fails_at_once() -> None:
     driver = site()
     driver.run(limited("a", 1, key="{{ params.nobody }}"), task("b", "a", rule="one_failed"))

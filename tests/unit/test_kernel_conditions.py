@@ -161,3 +161,29 @@ def test_a_set_up_that_did_not_run_this_time_is_not_torn_down_again() -> None:
     driver.finish("first", outcome=BAD)
     assert driver.told("up") == (TaskState.UPSTREAM_FAILED, "all_success")
     assert driver.told("down") == (TaskState.SKIPPED, "setup_not_run")
+
+
+@pytest.mark.parametrize(("met", "state"), [("failed", RunState.SUCCESS), ("success", RunState.FAILED)])
+@pytest.mark.parametrize("is_group", [False, True])
+def test_a_failure_is_handled_by_a_task_inside_of_a_map_that_asks_for_its_state(
+    met: str, state: RunState, is_group: bool
+) -> None:
+    asks = task("handler", when=f"tasks.load.state == '{met}' and map.item > 0")
+    body = (asks, task("other")) if is_group else (asks,)
+    driver = started(task("load"), mapped("handler", "load", over=[0, 1], rule="all_done", body=body))
+    driver.finish("load", outcome=BAD)
+    while queued := driver.queued():
+        driver.finish(*queued)
+    assert driver.run_state() is state
+    driver.take_over()
+
+
+def test_a_failure_in_an_index_is_handled_by_a_task_inside_of_a_map_there() -> None:
+    asks = task("asks", when="tasks.load.state == 'failed'")
+    inner = mapped("inner", "load", over=[1], rule="all_done", body=(task("up"), asks))
+    driver = started(mapped("outer", over=[1, 2], body=(task("load"), inner)))
+    driver.finish("outer[0].load", "outer[1].load", outcome=BAD)
+    driver.finish("outer[0].inner[0].up", "outer[0].inner[0].asks", "outer[1].inner[0].asks")
+    driver.take_over()
+    driver.finish("outer[1].inner[0].up", outcome=BAD)
+    assert driver.row("outer").message.startswith("1 of 2 indices succeeded, 1 failed")

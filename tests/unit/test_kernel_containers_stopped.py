@@ -88,7 +88,10 @@ def test_what_older_rows_hold_open_inside_of_a_stopped_map_is_ended_by_reconcile
     effects = decide(driver.kernel, ReconcileDue(), driver.now)
     driver.store.commit(1, effects, [ReconcileDue()], driver.now)
     repaired = [effect.detail for effect in effects if isinstance(effect, Count) and effect.what == "repaired"]
-    assert repaired == ["inside of task train of run r1, which is cancelled, 1 task runs were open"]
+    assert repaired == [
+        "task report of run r1 stood still, though its rule says upstream_failed",
+        "inside of task train of run r1, which is cancelled, 1 task runs were open",
+    ]
     assert driver.told("train[1]") == (C, "cancelled")
     assert driver.run_state() is RunState.FAILED
 
@@ -175,3 +178,67 @@ def test_nothing_is_marked_inside_of_a_map_that_is_being_cancelled() -> None:
     driver.end_of("folds[0].other", "r1", STOPPED)
     assert driver.told("folds")[0] is C
     assert driver.run_state() is RunState.FAILED
+
+
+def skipped_before_it_goes_on() -> Written:
+    """Of a map whose only upstream counts as skipped by now one index was to run again."""
+    driver = started(task("first"), mapped("train", "first", over={"range": 2}))
+    run_through(driver)
+    driver.ask("mark", task="first", state="skipped")
+    driver.feed(driver.submission(), Tick())
+    driver.again(["train[1]"])
+    return driver
+
+
+def test_a_map_that_its_rule_skips_before_it_goes_on_leaves_nothing_inside_to_run() -> None:
+    driver = skipped_before_it_goes_on()
+    assert driver.told("train") == (TaskState.SKIPPED, "all_success")
+    assert driver.told("train[1]") == (C, "all_success")
+    assert driver.run_state() is RunState.SUCCESS
+
+
+def test_what_older_rows_hold_open_inside_of_a_skipped_map_is_ended_and_never_sent_out() -> None:
+    driver = skipped_before_it_goes_on()
+    index = driver.row("train[1]")
+    driver.store.task_runs[index.id] = replace(index, state=P, reason="")
+    driver.store.runs["r1"] = replace(driver.store.runs["r1"], state=RunState.RUNNING)
+    driver.kernel = Kernel(driver.settings, driver.now)
+    driver.kernel.load(driver.store.snapshot(driver.now), driver.now)
+    assert not any(node.scope.is_started for node in driver.kernel.runs["r1"].tasks if node.scope.owner is not None)
+    effects = decide(driver.kernel, ReconcileDue(), driver.now)
+    assert [effect.detail for effect in effects if isinstance(effect, Count)] == [
+        "inside of task train of run r1, which is skipped, 1 task runs were open"
+    ]
+    driver.store.commit(1, effects, [], driver.now)
+    assert driver.told("train[1]") == (C, "all_success")
+    assert driver.run_state() is RunState.SUCCESS
+
+
+@pytest.mark.parametrize("state", ["skipped", "failed"])
+def test_a_mark_of_a_decided_map_stops_what_still_runs_inside(state: str) -> None:
+    driver = started(mapped("train", over={"range": 4}, success="any", max_parallel=2), task("long"))
+    driver.start_of("train[1]", "r1")
+    driver.finish("train[0]")
+    assert driver.told("train")[0] is S
+    driver.ask("mark", task="train", state=state)
+    assert driver.told("train[1]") == (TaskState.CANCELLING, "marked")
+    assert [driver.told(f"train[{at}]") for at in (2, 3)] == [(C, "marked")] * 2
+    driver.take_over()
+    driver.end_of("train[1]", "r1", STOPPED)
+    driver.finish("long")
+    assert driver.run_state() is (RunState.FAILED if state == "failed" else RunState.SUCCESS)
+
+
+def test_a_pending_task_that_nobody_had_told_is_a_repair() -> None:
+    driver = started(task("first"), task("next", "first"), task("other"))
+    driver.finish("first")
+    row = driver.row("next")
+    driver.kernel = Kernel(driver.settings, driver.now)
+    driver.store.task_runs[row.id] = replace(row, state=P, reason="", attempt_id=None)
+    driver.store.attempts.pop(row.attempt_id or "")
+    driver.store.reservations.pop(row.attempt_id or "")
+    driver.kernel.load(driver.store.snapshot(driver.now), driver.now)
+    counts = [effect for effect in decide(driver.kernel, ReconcileDue(), driver.now) if isinstance(effect, Count)]
+    assert [(count.what, count.detail) for count in counts] == [
+        ("repaired", "task next of run r1 stood still, though its rule says run")
+    ]

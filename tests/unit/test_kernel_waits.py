@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.effects import Transition
 from orchestrator.records import ApprovalPlan, EventPlan, Outcome, PlannedTask
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import NO_JITTER, task
@@ -33,6 +34,23 @@ def test_an_approval_waits_without_a_slot_and_lets_go_on_with_what_the_person_ga
     assert driver.row("gate").outputs == {"approved": True, "by": "ann", "at": "2026-01-01", "input": {"ok": True}}
     assert driver.queued() == ["yes"]
     assert driver.ask("approve", task="gate").startswith("Nothing to do: task gate of run r1 is success already")
+
+
+def test_a_message_that_is_too_long_is_cut_and_says_so() -> None:
+    long = {"text": "x" * 60_000, "fits": "y" * 8_000}
+    driver = started(
+        gate(message="{{ params.text }}" * 100), gate("other", message="{{ params.fits }}"), parameters=long
+    )
+    message = driver.row("gate").message
+    assert len(message) == 8_000
+    assert message.startswith("xxxx")
+    assert message.endswith("[cut: the message has more than 8000 characters, and the rest of it is not shown]")
+    assert driver.row("other").message == "y" * 8_000
+    assert max(len(effect.message) for effect in driver.all_of(Transition)) == 8_000, "no more of it was ever kept"
+
+
+def test_a_message_of_one_null_is_shown_as_such() -> None:
+    assert started(gate(message="{{ params.none }}"), parameters={"none": None}).row("gate").message == "null"
 
 
 def test_why_it_was_approved_is_told() -> None:

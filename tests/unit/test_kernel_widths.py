@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.effects import CreateTasks
+from orchestrator.effects import CreateTasks, StartChild
 from orchestrator.events import Tick
 from orchestrator.kernel import expanding
-from orchestrator.records import PlannedTask
+from orchestrator.records import ApprovalPlan, ChildPlan, Plan, PlannedTask
 from orchestrator.states import RunState, TaskState
 from tests.unit.kernel_driver import GIB, task
 from tests.unit.written_driver import Written, mapped, repeated
@@ -87,6 +87,64 @@ def test_what_is_expanded_in_one_round_is_bounded_and_the_rest_follows(monkeypat
         assert made(driver) == expected
     assert [driver.told(name)[0] for name in ("m0", "m1", "m2", "again")] == [R, R, R, R]
     assert driver.kernel.next_due(driver.now) != 0.0
+
+
+def rounds(driver: Written, count: int = 1) -> None:
+    for _ in range(count):
+        driver.now += 0.1
+        driver.feed(Tick())
+
+
+def test_what_is_worked_out_in_one_round_is_bounded_in_characters_and_the_rest_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(expanding, "MOST_CHARACTERS", 1000)
+    text = {"s": "x" * 400}
+    asks = [
+        PlannedTask(f"ask{n}", "approval", approval=ApprovalPlan(message="{{ params.s }}" + str(n))) for n in range(3)
+    ]
+    driver = started(
+        mapped("m0", over=["{{ params.s }}"]), mapped("m1", over=["{{ params.s }}"]), *asks, parameters=text
+    )
+    told = [driver.told(name) for name in ("m0", "m1", "ask0", "ask1", "ask2")]
+    assert told == [(R, "mapped"), (R, "mapped"), (P, "expansion"), (P, "expansion"), (P, "expansion")]
+    driver.take_over()
+    rounds(driver, 3)
+    assert [driver.told(f"ask{n}") for n in range(3)] == [(TaskState.WAITING, "approval")] * 3
+    assert driver.kernel.next_due(driver.now) != 0.0
+
+
+def test_parameters_of_sub_runs_count_for_longer_than_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expanding, "MOST_CHARACTERS", 4000)
+    calls = [
+        PlannedTask(f"c{n}", "pipeline", child=ChildPlan("other", parameters={"z": "{{ params.s }}"})) for n in range(4)
+    ]
+    driver = Written()
+    driver.worker()
+    driver.store.pipelines["other"] = Plan((task("x"),))
+    driver.run(*calls, parameters={"s": "x" * 400})
+    assert len(driver.all_of(StartChild)) == 2
+    assert driver.told("c2") == (P, "expansion")
+    rounds(driver)
+    assert len(driver.all_of(StartChild)) == 4
+    # A leader who finds all of them asked for and not made asks again in parts too.
+    driver = Written()
+    driver.makes_children = False
+    driver.store.pipelines["other"] = Plan((task("x"),))
+    driver.run(*calls, parameters={"s": "x" * 400})
+    rounds(driver)
+    assert len(driver.asked) == 4
+    driver.take_over()
+    assert len(driver.asked) == 2
+    rounds(driver)
+    assert len(driver.asked) == 4
+
+
+def test_parameters_of_a_sub_run_that_are_too_large_fail_the_task_that_it_is() -> None:
+    call = PlannedTask("c", "pipeline", child=ChildPlan("other", parameters={"z": ["{{ params.s }}"] * 2}))
+    driver = started(call, parameters={"s": "x" * 60_000})
+    assert driver.told("c") == (F, "template")
+    assert "more than 65536 characters" in driver.row("c").message
 
 
 def test_nested_maps_are_expanded_round_by_round_and_a_take_over_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

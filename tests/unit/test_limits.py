@@ -33,6 +33,19 @@ def test_a_key_whose_path_leads_nowhere_is_an_error() -> None:
         slots_of((ConcurrencyLimit("{{ params.nobody }}", 1),), "t", "runs", NAMES)
 
 
+def test_a_key_that_is_too_long_is_an_error_that_shows_how_it_begins() -> None:
+    values = lookup_in({"params": {"text": "x" * 60_000, "long": "y" * 500, "list": [1, 2]}})
+    for key in ("{{ params.text }}", "{{ params.text }}" * 30, "a-{{ params.long }}"):
+        with pytest.raises(TemplateError, match="more than 500 characters") as caught:
+            slots_of((ConcurrencyLimit(key, 1),), "t", "runs", values)
+        assert len(str(caught.value)) < 300
+        with pytest.raises(TemplateError, match="at /rate_limit has more than 500"):
+            rate_of(RateLimit(key, 1, 1.0), "t", values)
+    assert rate_of(RateLimit("{{ params.long }}", 1, 1.0), "t", values) == Rate(("t", "dispatches", "y" * 500), 1, 1.0)
+    [slot] = slots_of((ConcurrencyLimit("{{ params.list }}", 1),), "t", "runs", values)
+    assert slot.key[2] == "[1, 2]"
+
+
 def test_a_holder_takes_once_and_gives_everything_back() -> None:
     holders, slots = Holders(), [Slot(KEY, 1), Slot(KEY, 2), Slot(("t", "attempts", "b"), 1)]
     holders.take("x", slots)

@@ -248,6 +248,12 @@ def without_waiting_until_a_map_is_certain(patch: pytest.MonkeyPatch) -> type[Si
     return Simulation
 
 
+def without_an_end_of_what_is_left_inside(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """What a rerun was to begin inside of a container stays open when that one is settled without running."""
+    patch.setattr(settle, "stop_left_inside", lambda _changes, _node: False)
+    return Simulation
+
+
 def without_the_end_of_runs_that_are_tasks(patch: pytest.MonkeyPatch) -> type[Simulation]:
     patch.setattr(settle, "give_back", lambda _changes, _run: None)
     return Simulation
@@ -285,6 +291,7 @@ MUTATIONS = {
     without_drains: "drain: .* is granted to worker",
     without_mercy_for_the_preempted: "I12: .* charged for having been preempted",
     without_waiting_until_a_map_is_certain: "map: ",
+    without_an_end_of_what_is_left_inside: "I4: .* of .* is (skipped|upstream_failed), and .* pending",
     without_the_end_of_runs_that_are_tasks: "I4: task sub of .* is running without an owner",
     without_a_look_at_what_runs_before_it_is_marked: "I3: ",
 }

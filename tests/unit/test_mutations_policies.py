@@ -28,6 +28,10 @@ from tests.unit.test_simulation_policies import PolicySimulation
 RATED = next(plan for plan in PLANS if any(task.rate_limit for task in plan.tasks))
 
 
+CALLING = next(plan for plan in PLANS if sum(task.child is not None or task.map is not None for task in plan.tasks) > 1)
+"""It asks for more runs than are made in one transaction."""
+
+
 class SimulationOfSuccessors(PolicySimulation):
     """A leader that has used up a rate is followed by another, which otherwise takes a rare chance."""
 
@@ -39,6 +43,20 @@ class SimulationOfSuccessors(PolicySimulation):
         self.world.step([])
         self.world.change_leader(lose_tail=False, keep_old=more)
         self.world.everyone_works()
+
+
+class SimulationOfUnmadeRuns(PolicySimulation):
+    """A leader that has asked for runs is followed by another before all of them were made."""
+
+    @rule(turns=st.integers(0, 2))
+    def a_leader_that_has_asked_for_runs_is_followed_by_another(self, turns: int) -> None:
+        self.world.mend()
+        if len(self.world.store.runs) < 8:
+            self.world.submit(CALLING, 1)
+        self.world.step([])
+        self.world.change_leader(lose_tail=False, keep_old=False)
+        for _ in range(turns):
+            self.world.everyone_works()
 
 
 def without_slots(patch: pytest.MonkeyPatch) -> None:
@@ -124,7 +142,8 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
 )
 
 RULES_OF_THEIR_OWN: dict[Callable[[pytest.MonkeyPatch], None], type[PolicySimulation]] = {
-    without_the_dispatches_of_the_leader_before: SimulationOfSuccessors
+    without_the_dispatches_of_the_leader_before: SimulationOfSuccessors,
+    without_asking_again_for_runs_never_made: SimulationOfUnmadeRuns,
 }
 
 

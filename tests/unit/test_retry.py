@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import Outcome, RetryPolicy
-from orchestrator.retry import UNCHARGED, NextTry, after_failure, after_loss, back_off
+from orchestrator.retry import LONGEST_RETRY_AFTER, UNCHARGED, NextTry, after_failure, after_loss, back_off
 from orchestrator.states import AttemptState
 
 PLAIN = RetryPolicy(retries=3, delay=10, factor=2, max_delay=100, jitter=0)
@@ -42,7 +42,7 @@ def test_the_delay_never_leaves_its_bounds_and_is_the_same_each_time(
 ) -> None:
     policy = RetryPolicy(3, 10, 2, 100, jitter)
     delay = back_off(policy, failures, attempt_id, retry_after)
-    assert 0 <= delay <= 100
+    assert 0 <= delay <= max(100, min(LONGEST_RETRY_AFTER, retry_after or 0))
     assert delay == back_off(policy, failures, attempt_id, retry_after)
 
 
@@ -51,10 +51,11 @@ def test_jitter_differs_between_attempts() -> None:
     assert len({back_off(policy, 1, f"attempt-{n}") for n in range(20)}) > 10
 
 
-def test_retry_after_is_waited_at_least_but_never_beyond_the_cap() -> None:
+def test_retry_after_is_waited_at_least_beyond_the_policy_s_cap_too_but_no_longer_than_a_day() -> None:
     assert back_off(PLAIN, 1, "a", retry_after=50) == 50
     assert back_off(PLAIN, 1, "a", retry_after=3) == 10
-    assert back_off(PLAIN, 1, "a", retry_after=3600) == 100
+    assert back_off(PLAIN, 1, "a", retry_after=3600) == 3600
+    assert back_off(PLAIN, 1, "a", retry_after=1e9) == 86_400
 
 
 def test_a_failure_is_tried_again_until_the_retries_are_used_up() -> None:

@@ -122,9 +122,10 @@ def test_the_delay_of_a_rule_takes_the_place_of_the_back_off() -> None:
     assert after(EXCEPTION, RetryRule("retry", delay=500.0)).delay == 500
 
 
-def test_what_the_other_side_asked_for_is_waited_under_a_rule_too_up_to_the_cap() -> None:
+def test_what_the_other_side_asked_for_is_waited_under_a_rule_too_up_to_a_day() -> None:
     assert after(replace(EXCEPTION, retry_after=50.0), RetryRule("retry", delay=1.0)).delay == 50
-    assert after(replace(EXCEPTION, retry_after=5000.0), RetryRule("retry", delay=1.0)).delay == 100
+    assert after(replace(EXCEPTION, retry_after=5000.0), RetryRule("retry", delay=1.0)).delay == 5000
+    assert after(replace(EXCEPTION, retry_after=1e9), RetryRule("retry", delay=1.0)).delay == 86_400
 
 
 @pytest.mark.parametrize(

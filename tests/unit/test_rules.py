@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.kernel.shape import Shape
-from orchestrator.records import Plan
+from orchestrator.kernel.shape import Shape, leaves_of, nowhere
+from orchestrator.records import MapPlan, Plan
 from orchestrator.rules import ROOT_RULES, RULES, Verdict, run_result, verdict
 from orchestrator.states import RunState, TaskState
 from tests.unit.kernel_driver import task
@@ -119,9 +119,17 @@ EDGES = [pairs for n in range(4) for pairs in combinations(((0, 1), (0, 2), (1, 
 
 @pytest.mark.parametrize("edges", EDGES, ids=str)
 def test_the_result_of_every_run_of_three_tasks_is_that_of_the_naive_judge(edges: tuple[tuple[int, int], ...]) -> None:
-    """All states × rules of the last two × which of them is a teardown or not critical × a condition that names a
-    state."""
-    kinds: tuple[dict[str, Any], ...] = ({}, {"teardown": True}, {"critical": False}, {"when": "tasks.t0.state"})
+    """All states × rules of the last two × what the last one is: a teardown, not critical, with a condition that names
+    a state, or a map with such a condition inside, which was met or not."""
+    asking: dict[str, Any] = {"map": MapPlan([1]), "body": Plan((task("t2", when="tasks.t0.state"),))}
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"teardown": True},
+        {"critical": False},
+        {"when": "tasks.t0.state"},
+        asking,
+        {**asking, "teardown": True},
+    )
     rules = ("all_success", "one_failed", "all_failed", "all_done")
     for rule, other, kind in product(rules, rules, kinds):
         tasks = tuple(
@@ -136,5 +144,24 @@ def test_the_result_of_every_run_of_three_tasks_is_that_of_the_naive_judge(edges
         shape = Shape(Plan(tasks))
         for vector in product(TERMINAL, repeat=3):
             states = {f"t{at}": state for at, state in enumerate(vector)}
-            wanted = RunState.SUCCESS if is_success(tasks, states) else RunState.FAILED
-            assert shape.result(vector) is wanted, (edges, rule, other, kind, vector)
+            for is_met in (False, True) if kind is asking else (False,):
+                has_asked = is_met and vector[2] is S
+                wanted = is_success(tasks, states, {"t0"} if has_asked else ())
+                found = shape.result(vector, {(2, 0)}.__contains__ if has_asked else nowhere)
+                assert found is (RunState.SUCCESS if wanted else RunState.FAILED), (edges, rule, other, kind, vector)
+
+
+def test_what_runs_leave_is_of_the_tasks_below_which_only_what_tears_down_stands() -> None:
+    stop = task("stop", "work", teardown=True)
+    plan = Plan((task("start"), task("work", "start"), stop, task("after", "stop", teardown=True), task("side")))
+    assert leaves_of(plan) == (1, 4)
+
+
+def test_a_condition_inside_names_the_nearest_task_and_one_that_tears_down_asks_for_nothing() -> None:
+    asks = task("asks", when="tasks.a.state == 'failed'")
+    down = task("down", when="tasks.a.state == 'failed'", teardown=True)
+    nearer = Plan((task("a"), asks))
+    inner = task("inner", map=MapPlan([1]), body=Plan((down, asks)), is_group=True)
+    groups = (Plan((task("x"), inner)), nearer, Plan((task("x"), down)))
+    tasks = (task(f"g{at}", "a", map=MapPlan([1]), body=body, is_group=True) for at, body in enumerate(groups))
+    assert Shape(Plan((task("a"), *tasks))).inner_watchers == {0: [(1, 1, 1)]}

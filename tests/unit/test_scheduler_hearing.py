@@ -149,6 +149,7 @@ class FakeLeader:
 
     def __init__(self) -> None:
         self.rounds: list[Round] = []
+        self.at_work: dict[str, str] = {}
         self.fails: Callable[[Round], Exception | None] = lambda _round: None
 
     def begin(self) -> None:

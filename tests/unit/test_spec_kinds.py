@@ -32,6 +32,7 @@ def faults(*tasks: Any, **fields: Any) -> dict[str, str]:
 
 RULE = {"match": {"reason": ["oom"], "message": "killed"}, "action": "retry", "delay_seconds": 5,
         "resources": {"memory_gb": "x1.5", "max_memory_gb": 64, "queue": "highmem"}}  # fmt: skip
+FORKING = {**{f"a{at}": {"allOf": [{"$ref": f"#/$defs/a{at + 1}"}] * 2} for at in range(30)}, "a30": {}}
 EVERYTHING = pipeline(
     task("ingest", memory_gb="auto", cache=True, outputs={"type": "object", "required": ["rows"]},
          retry={"on": [RULE, {"match": {"exit_code": 64}, "action": "skip"}], "jitter": 0.5, "infrastructure": 0},
@@ -156,6 +157,14 @@ def test_what_is_left_out_is_the_same_as_its_default() -> None:
         ({"outputs": {"$id": "https://example.com/x"}}, "/outputs/$id", "leave it out"),
         ({"outputs": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "/outputs/$schema", "2020-12"),
         ({"outputs": []}, "/outputs", "must be an object"),
+        ({"outputs": {"items": {"$schema": "https://json-schema.org/draft/2020-12/schema"}}},
+         "/outputs/items/$schema", "leave '$schema' out"),
+        ({"outputs": {"$ref": "#/$defs/a0", "$defs": FORKING}}, "/outputs", "fork so often"),
+        ({"outputs": {"allOf": [True] * 2000}}, "/outputs", "2002 objects and lists; at most 2000"),
+        ({"outputs": {"description": "x" * 70_000}}, "/outputs", "at most 65536"),
+        ({"outputs": {"type": [{"a": at} for at in range(900)]}}, "/outputs/type", "900 types; there are only 7"),
+        ({"event": {"payload": {"items": {"allOf": [{"minimum": 0}] * 200}}}},
+         "/event/payload", "More than 200 schemas"),
         ({"cache": "yes"}, "/cache", "true or an object"),
         ({"cache": {"mode": "rw"}}, "/cache/mode", "read_write"),
         ({"cache": {"key": []}}, "/cache/key", "empty"),
@@ -165,6 +174,8 @@ def test_what_is_left_out_is_the_same_as_its_default() -> None:
         ({"concurrency": [{"key": "x", "limit": 0}]}, "/concurrency/0/limit", "from 1"),
         ({"concurrency": [1]}, "/concurrency/0", "an object with key and limit"),
         ({"rate_limit": {"key": "x", "units": 1}}, "/rate_limit/per_seconds", "missing"),
+        ({"rate_limit": {"key": "x", "units": 10_001, "per_seconds": 1}}, "/rate_limit/units", "from 1 to 10000"),
+        ({"rate_limit": {"key": "x", "units": 1, "per_seconds": 86_401}}, "/rate_limit/per_seconds", "86400"),
         ({"memory_gb": "lots"}, "/memory_gb", '"auto"'),
         ({"memory_gb": 0}, "/memory_gb", "above 0"),
         ({"retry": []}, "/retry", "must be an object"),

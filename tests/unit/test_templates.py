@@ -191,6 +191,16 @@ def test_a_path_reads_as_it_is_written(first: tuple[str], rest: list[str | int])
     assert parse_path(path_text(path)) == path
 
 
+@pytest.mark.parametrize("text", ["{{ params.abyss }}", "of {{ params.abyss }}"])
+def test_a_value_that_is_nested_too_deep_is_told_with_its_place(text: str) -> None:
+    abyss: list[Any] = []
+    for _ in range(100_000):
+        abyss = [abyss]
+    with pytest.raises(TemplateError, match="at /p put in is nested too deep") as caught:
+        resolve({"x": text}, lookup_in({"params": {"abyss": abyss}}), "/p")
+    assert caught.value.pointer == "/p"
+
+
 def test_a_hostile_text_takes_no_time() -> None:
     for text in ("{{" * 100_000, "{{ a" + "[0]" * 50_000, "\\{{" * 100_000, "{{ a }}" * 50_000, "{{ " + "a" * 200_000):
         problems(text)

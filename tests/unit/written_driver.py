@@ -106,7 +106,7 @@ class Written(Driver):
     def _commit(self, decided: Iterator[Effect], event: Event) -> None:
         effects = list(decided)
         self.store.commit(1, effects, [event], self.now)
-        self.store.asked = [effect.child_run_id for effect in self.asked]
+        self.store.asked = [*(effect.child_run_id for effect in self.asked), *self.kernel.unmade_children]
         if isinstance(event, Tick):
             self.store.check_owners()
         assert not [e for e in effects if isinstance(e, Count) and e.what in ("refused_transition", "repaired")]

@@ -12,17 +12,6 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-MANAGED = frozenset({"random_state", "n_jobs", "verbose", "verbose_interval", "warm_start", "copy_x", "copy_X"})
-"""Set by the operator: from ``seed``, from the cores of the task, or of no use to a user."""
-
-WITHHELD = frozenset(
-    {
-        "monotonic_cst", "interaction_cst", "categorical_features", "means_init", "precisions_init", "weights_init",
-        "metric_params", "probability", "penalty", "scoring", "decision_function_shape", "break_ties", "max_fun",
-    }
-)  # fmt: skip
-"""Not offered: they name columns of the prepared matrix, are deprecated, or change what the model answers."""
-
 
 def _integer(least: int, most: int | None = None) -> Schema:
     return {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
