@@ -128,11 +128,10 @@ class Flights:
         if node.state in TASK_TERMINAL or node.state in (TaskState.PENDING, TaskState.READY):
             return None
         key = _key_of(node)
-        self._keys[node.id] = key
         before = self._leaders.get(key)
         if before is not None and before.state is not TaskState.READY:
-            return None  # two of them were under way already
-        self._leaders[key] = node
+            return None  # two of them were under way already, and this one neither leads nor follows
+        self._keys[node.id], self._leaders[key] = key, node
         if before is None:
             return None
         if before.planned.cache is not None and before.planned.cache.mode == "write":

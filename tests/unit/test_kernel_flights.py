@@ -155,6 +155,22 @@ def test_tasks_that_only_write_the_cache_run_side_by_side_for_none_takes_anythin
     assert working(driver, *runs) == list(runs)
 
 
+def test_a_task_that_only_writes_waits_for_none_under_a_new_leader_when_it_is_tried_again() -> None:
+    driver, runs = Written(), ("r1", "r2")
+    driver.worker(slots=8, cpu=8000, memory=64 * GIB)
+    for order, run_id in enumerate(runs):
+        driver.run(replace(cached(mode="write"), retry=AT_ONCE), run_id=run_id, order=order)
+        driver.feed(CacheAnswered(driver.row("a", run_id).id, "k", None), Tick())
+    driver.take_over()
+    driver.finish("a", outcome=Outcome(AttemptState.FAILED, "exception"), run_id="r2")
+    second = driver.row("a", "r2").id
+    driver.tick()
+    driver.feed(CacheAnswered(second, "k", None))
+    assert not driver.kernel.flights.waits(driver.kernel.tasks[second]), "one that waits is taken to stand in no line"
+    driver.tick()
+    assert driver.queued("r2") == ["a"]
+
+
 @pytest.mark.parametrize("mode", ["write", "read_write"])
 def test_a_task_that_only_reads_waits_for_one_that_writes(mode: str) -> None:
     driver = site("r1", planned=cached(mode=mode))
