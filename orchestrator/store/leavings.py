@@ -43,8 +43,10 @@ ON CONFLICT (tenant_id, uri) DO UPDATE SET digest = excluded.digest, size = excl
 """
 
 # What was looked for and not found lies in `cache_detail` (store.cache); only what succeeded is an answer to others.
+# An environment that no worker has any more is not waited for: its entry, and the artifacts that it keeps, go with the
+# first that takes its place.
 _CACHED = """
-INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
+WITH written AS (INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
                                 environment, expires_at)
 SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment) k.tenant_id,
        k.cache_detail->>'scope', k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components',
@@ -58,14 +60,9 @@ ORDER BY k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment, k.id
 ON CONFLICT (tenant_id, scope, key, environment) DO UPDATE SET task_run_id = excluded.task_run_id,
     run_id = excluded.run_id, task = excluded.task, components = excluded.components, outputs = excluded.outputs,
     local_to = excluded.local_to, created_at = clock_timestamp(), expires_at = excluded.expires_at
-"""
-# An environment that no worker has any more is not waited for: its entry, and the artifacts that it keeps, go with the
-# first that takes its place.
-_REPLACED = """
-DELETE FROM cache_entries e USING task_runs k, cache_entries n
-WHERE k.id = ANY(%s::uuid[])
-  AND (n.tenant_id, n.scope, n.key) = (k.tenant_id, k.cache_detail->>'scope', k.cache_key) AND n.task_run_id = k.id
-  AND (e.tenant_id, e.scope, e.key) = (n.tenant_id, n.scope, n.key) AND e.environment <> n.environment
+RETURNING tenant_id, scope, key, environment)
+DELETE FROM cache_entries e USING written n
+WHERE (e.tenant_id, e.scope, e.key) = (n.tenant_id, n.scope, n.key) AND e.environment <> n.environment
   AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.environment = e.environment
       AND w.state IN ('online', 'suspect', 'draining'))
 """
@@ -121,7 +118,6 @@ def write_cached(connection: Connection, task_run_ids: Collection[str]) -> None:
     """Let these task runs answer for equal ones, as far as they succeeded and their definition says so."""
     if task_run_ids:
         connection.exec_driver_sql(_CACHED, (sorted(task_run_ids),))
-        connection.exec_driver_sql(_REPLACED, (sorted(task_run_ids),))
 
 
 def write_learned(connection: Connection, learned: Iterable[LearnMemory]) -> None:

@@ -447,7 +447,7 @@ def test_a_usual_batch_takes_at_most_ten_statements(engine: Engine) -> None:
         SaveWorker(heartbeat(), joined=False),
         Count("denied"),
     )
-    assert len(statements) <= 10
+    assert len(statements) <= 10, "\n".join(s.strip()[:90] for s in statements)
 
 
 def test_a_conflicting_registration_becomes_a_failure_and_an_open_version_the_next(engine: Engine) -> None:
