@@ -46,7 +46,8 @@ ON CONFLICT (tenant_id, uri) DO UPDATE SET digest = excluded.digest, size = excl
 # An environment that no worker has any more is not waited for: its entry, and the artifacts that it keeps, go with the
 # first that takes its place.
 _CACHED = """
-WITH written AS (INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
+WITH written AS (
+INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
                                 environment, expires_at)
 SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment) k.tenant_id,
        k.cache_detail->>'scope', k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components',
