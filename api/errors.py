@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ log = get_logger(__name__)
 RETRY_SECONDS = 2
 _MOST_PROBLEMS = 200
 _DRAINED_BYTES = 64 * 2**20
+_LONG, _SHORT = 30.0, 2.0
+"""Seconds for which a body that nobody wants is read away."""
 
 _AGAIN = (
     "Try again after the seconds in Retry-After. A change may or may not have been made: with the same Idempotency-Key "
@@ -119,9 +122,12 @@ def answer_http_error(error: HTTPException) -> Any:
     if error.code is None or error.code < 400:
         return error.get_response()
     if isinstance(error, RequestEntityTooLarge):
-        _drain()
+        _drain(_LONG)
         limit = services().settings.max_body_bytes
         return error_response(413, f"The body has more than {limit} bytes (MAX_BODY_BYTES); split it or shorten it.")
+    if error.code == 401:
+        # Who may not even ask gets less of a thread's time.
+        _drain(_SHORT)
     found: Mapping[str, Any] = getattr(error, "data", None) or {}
     problems = list(_problems(found.get("messages") or {}))
     message = "The request does not fit its schema." if problems else _sentence(error)
@@ -191,12 +197,24 @@ def _sentence(error: HTTPException) -> str:
     return error.description or HTTP_STATUS_CODES.get(error.code or 500, "Error")
 
 
-def _drain() -> None:
-    """Read away what is still being sent: a client that is cut off while sending never sees the answer."""
-    stream = request.environ.get("wsgi.input")
+def _drain(seconds: float) -> None:
+    """Read away what is still being sent, for so long: a client that is cut off while sending never sees the answer,
+    and the server closes a connection on which more than a little was left unread, which the next request then meets.
+    """
+    stream, link = request.environ.get("wsgi.input"), request.environ.get("gunicorn.socket")
     left = min(_DRAINED_BYTES if request.content_length is None else request.content_length, _DRAINED_BYTES)
-    while stream is not None and left > 0:
-        chunk = stream.read(min(left, 65536))
-        if not chunk:
-            return
-        left -= len(chunk)
+    until = time.monotonic() + seconds
+    patience = link.gettimeout() if link is not None else None
+    try:
+        while stream is not None and left > 0 and (rest := until - time.monotonic()) > 0:
+            if link is not None:
+                link.settimeout(rest)
+            chunk = stream.read(min(left, 65536))
+            if not chunk:
+                return
+            left -= len(chunk)
+    except OSError as error:
+        log.info("body_cut_off", error=str(error))
+    finally:
+        if link is not None:
+            link.settimeout(patience)
