@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
@@ -33,23 +33,6 @@ def topological_order(upstreams: Upstreams) -> tuple[str, ...]:
         order += level
         sorter.done(*level)
     return tuple(order)
-
-
-def ancestors(upstreams: Upstreams, name: str) -> frozenset[str]:
-    """Return everything upstream of the task, near or far."""
-    return frozenset(found for level in ancestors_by_level(upstreams, name) for found in level)
-
-
-def ancestors_by_level(upstreams: Upstreams, name: str) -> Iterator[tuple[str, ...]]:
-    """Yield the direct upstreams, then theirs, and so on; each ancestor once, at its nearest."""
-    seen = {name}
-    level: tuple[str, ...] = (name,)
-    while level:
-        following = dict.fromkeys(up for task in level for up in upstreams[task] if up not in seen)
-        level = tuple(following)
-        seen.update(level)
-        if level:
-            yield level
 
 
 def above(upstreams: Upstreams, order: Sequence[str]) -> dict[str, int]:
