@@ -12,6 +12,7 @@ from api.cursors import CursorSeal
 from api.gate import Gate
 from api.hangs import Hangs
 from api.http_metrics import HttpMetrics
+from api.json_answers import JSONAnswers
 from api.keyring import Keyring
 from api.live import LiveWire
 from api.openapi import config, register
@@ -48,7 +49,7 @@ def create_app(settings: Settings, *, hang_limit: float | None = None) -> Flask:
     configure_logs("DEBUG" if settings.debug else settings.log_level, process="api")
     app = Flask("api", static_folder=None)
     app.config.update(config(), MAX_CONTENT_LENGTH=settings.max_body_bytes, PROVIDE_AUTOMATIC_OPTIONS=False)
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json = JSONAnswers(app)
     app.extensions[EXTENSION] = _services(settings, Hangs(hang_limit))
     # More at once than there are connections to PostgreSQL would wait for one.
     gate, metrics = Gate(settings.database_pool_size), app.extensions[EXTENSION].metrics

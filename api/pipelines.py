@@ -21,6 +21,7 @@ from api.resource import Resource, needs
 from api.services import services
 from orchestrator.compile import Compiled, compile_pipeline
 from orchestrator.errors import InvalidDefinition, Problem
+from orchestrator.lasting import uncollected
 from orchestrator.plan_json import describe, plan_to_json
 from orchestrator.registry import operator_version
 from orchestrator.spec import ON_DRAIN, ON_WORKER_LOSS
@@ -196,6 +197,7 @@ class Pipelines(MethodView):
     @blueprint.note(requestBody=DEFINITION_BODY)
     @blueprint.answers(201, PipelineSchema, headers=ETAG)
     @blueprint.also(200, PipelineSchema, description="The same content was saved under this name before.", headers=ETAG)
+    @uncollected()
     def post(self) -> Response:
         """Create a pipeline.
 
@@ -214,6 +216,7 @@ class Validation(MethodView):
     @needs(Role.VIEWER)
     @blueprint.note(requestBody=DEFINITION_BODY)
     @blueprint.answers(200, ValidationSchema)
+    @uncollected()
     def post(self) -> Response:
         """Check a definition without saving it.
 
@@ -254,6 +257,7 @@ class Pipeline(MethodView):
     @blueprint.refuses(409, 412)
     @blueprint.note(requestBody=DEFINITION_BODY, parameters=[IF_MATCH])
     @blueprint.answers(200, PipelineSchema, headers=ETAG)
+    @uncollected()
     def put(self, pipeline_id: UUID) -> Response:
         """Save a new version of a pipeline.
 

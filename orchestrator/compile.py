@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from orchestrator.compile_site import Site
 from orchestrator.compile_tasks import never_asked, order_problems, task_problems
 from orchestrator.compile_warnings import task_warnings
 from orchestrator.compile_width import width_problems
-from orchestrator.documents import did_you_mean, escaped
+from orchestrator.documents import canonical_json, did_you_mean, escaped
 from orchestrator.documents import parameter_problems as document_problems
 from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.lasting import uncollected
@@ -256,5 +255,4 @@ def _declarations(
 
 def content_hash(definition: Mapping[str, Any]) -> str:
     """Return the fingerprint of a normalised definition; the order of fields does not matter."""
-    canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(canonical_json(definition)).hexdigest()}"

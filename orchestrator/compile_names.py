@@ -95,6 +95,7 @@ class Names:
         self._defaults: dict[Path, tuple[Schema, str | None]] = {}
         self._reached: dict[tuple[int, Path], Schema] = {}
         """What lies behind a schema, by its identity and the rest of a path in which there is no fault."""
+        self._kinds: dict[int, Kind] = {}
         self._by_end = {name.rpartition("-")[2]: name for name in reversed(self._sorted) if "-" in name}
 
     def fault(self, path: Path, view: View) -> str | None:
@@ -122,10 +123,11 @@ class Names:
     def kind(self, path: Path, view: View) -> Kind:
         """Return what is known of the values that a path without faults leads to."""
         schema, _ = self._shape(path, view)
-        found = kinds(schema)
-        words = schema.get("enum")
-        only = isinstance(words, list) and all(isinstance(word, str) for word in words)
-        return Kind(next(iter(found)) if len(found) == 1 else "", tuple(words) if only and words else ())
+        # Most paths lead to few schemas, all of which outlive this.
+        known = self._kinds.get(id(schema))
+        if known is None:
+            known = self._kinds[id(schema)] = _kind(schema)
+        return known
 
     def _shape(self, path: Path, view: View) -> tuple[Schema, str | None]:
         """Return the schema of what lies at the path, and why nothing can lie there."""
@@ -206,6 +208,12 @@ class Names:
             if self._sorted[at : at + 1] and self._sorted[at].startswith(start + sign):
                 return f" A name with {sign!r} is written {path_text(('tasks', self._sorted[at]))}."
         return ""
+
+
+def _kind(schema: Schema) -> Kind:
+    found, words = kinds(schema), schema.get("enum")
+    only = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    return Kind(next(iter(found)) if len(found) == 1 else "", tuple(words) if only and words else ())
 
 
 def _part_fault(path: Path, parts: tuple[str, ...], *, whole: bool = False) -> str | None:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from orchestrator.errors import Problem
 
 MAX_PARAMETERS_BYTES = 64 * 1024
@@ -19,7 +21,7 @@ _MANY = 100
 _NEIGHBOURS = 6
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair."""
-_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
@@ -190,10 +192,21 @@ def is_same_json(one: object, other: object) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
+def canonical_json(value: object) -> bytes:
+    """Return the JSON text of a value in UTF-8, the same for equal values: compact, with the fields in order.
+
+    :raises TypeError: it holds what is no JSON value.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        # Whole numbers of more than 64 bits, and what is deeper than any definition may be.
+        return _CANONICAL(value).encode()
+
+
 def json_bytes(value: object) -> int:
     """Return the size of a value as JSON."""
-    text = _TO_JSON(value)
-    return len(text) if text.isascii() else len(text.encode())
+    return len(canonical_json(value))
 
 
 def all_texts(value: object) -> Iterator[str]:

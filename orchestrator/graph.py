@@ -83,8 +83,10 @@ def nearest_ancestors(
 
     @cache
     def named(bits: int) -> frozenset[str]:
-        written = reversed(f"{bits:b}")
-        return frozenset(name for name, bit in zip(names, written, strict=False) if bit == "1")
+        # Mostly one, or a few beside each other: what lies before the first need not be looked at.
+        first = (bits & -bits).bit_length() - 1 if bits else 0
+        written = reversed(f"{bits >> first:b}")
+        return frozenset(names[at] for at, bit in enumerate(written, first) if bit == "1")
 
     def nearest_of(task: str) -> tuple[int, frozenset[str]]:
         distance, nearest = found.get(task, (0, 0))

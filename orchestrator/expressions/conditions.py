@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from orchestrator.documents import did_you_mean
 from orchestrator.errors import ExpressionError
@@ -18,10 +19,6 @@ MAX_NODES = 200
 MAX_DEPTH = 40
 """Of brackets, operators and paths inside each other."""
 
-_KINDS = (
-    ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.Name, ast.Attribute,
-    ast.Subscript, ast.List, ast.Tuple,
-)  # fmt: skip
 _REFUSED = {
     ast.Lambda: "a function of its own",
     ast.ListComp: "a comprehension",
@@ -36,6 +33,8 @@ _REFUSED = {
     ast.Starred: "a *",
 }
 _OPERATORS = (ast.unaryop, ast.operator, ast.cmpop)
+_LEAVES = frozenset({*OPERATORS, ast.Name, ast.Constant})
+"""What holds no other part."""
 
 
 @Remembered
@@ -49,19 +48,20 @@ def compile_expression(text: str) -> Expression:
     :raises ExpressionError: it can't be read, is too long, or asks for something else.
     """
     tree = _parsed(text)
-    paths: dict[ast.expr, Path] = {}
-    inner: set[ast.expr] = set()
+    paths: list[Path] = []
+    named: set[ast.expr] = set()
+    """Functions, and the steps of paths that were read as a whole: a part comes before what it holds."""
     for node in _walked(tree):
         _require_harmless(node)
         if isinstance(node, ast.Call):
-            inner.add(node.func)
-        elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and (path := static_path(node)):
-            paths[node] = path
-            if not isinstance(node, ast.Name):
-                inner.add(node.value)
-    # Without those that are only steps on the way, functions and JSON's words.
-    read = (path for node, path in paths.items() if node not in inner)
-    return Expression(text, frozenset(path for path in read if len(path) > 1 or path[0] not in WORDS), tree)
+            named.add(node.func)
+        elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
+            if node not in named and (path := static_path(node)):
+                paths.append(path)
+                named.add(node)
+            if node in named and not isinstance(node, ast.Name):
+                named.add(node.value)
+    return Expression(text, frozenset(path for path in paths if len(path) > 1 or path[0] not in WORDS), tree)
 
 
 @Remembered
@@ -128,7 +128,7 @@ def _walked(tree: ast.expr) -> Iterator[ast.AST]:
         if depth > MAX_DEPTH:
             raise ExpressionError(f"The expression is nested more than {MAX_DEPTH} deep; make it flatter.")
         yield node
-        if not isinstance(node, (ast.Name, ast.Constant)):
+        if type(node) not in _LEAVES:
             open_ += [(child, depth + 1) for child in _children(node)]
 
 
@@ -140,23 +140,6 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
             yield from value
         elif isinstance(value, ast.AST) and not isinstance(value, (ast.expr_context, ast.boolop)):
             yield value
-
-
-def _require_harmless(node: ast.AST) -> None:
-    if isinstance(node, _OPERATORS):
-        if type(node) not in OPERATORS:
-            raise ExpressionError("There are no operations on bits and no matrices here.")
-    elif isinstance(node, ast.Call):
-        _require_known_call(node)
-    elif isinstance(node, (ast.Attribute, ast.Subscript)):
-        _require_path(node)
-    elif isinstance(node, ast.Constant):
-        _require_json(node.value)
-    elif isinstance(node, ast.keyword):
-        raise ExpressionError("Functions take no named values here.")
-    elif not isinstance(node, _KINDS):
-        what = _REFUSED.get(type(node), f"a {type(node).__name__}")
-        raise ExpressionError(f"An expression can't hold {what}.")
 
 
 def _require_known_call(node: ast.Call) -> None:
@@ -186,3 +169,30 @@ def _require_json(value: object) -> None:
         raise ExpressionError("A whole number in the expression is too large.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError("A number in the expression is too large.")
+
+
+_CHECKS: Mapping[type, Callable[[Any], None] | None] = {
+    **dict.fromkeys(OPERATORS),
+    **dict.fromkeys((ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Name, ast.List, ast.Tuple)),
+    ast.Call: _require_known_call,
+    ast.Attribute: _require_path,
+    ast.Subscript: _require_path,
+    ast.Constant: lambda node: _require_json(node.value),
+}
+"""Every kind of part there may be, and what is asked of it."""
+
+
+def _require_harmless(node: ast.AST) -> None:
+    kind = type(node)
+    if kind not in _CHECKS:
+        raise ExpressionError(_refusal(node))
+    if (check := _CHECKS[kind]) is not None:
+        check(node)
+
+
+def _refusal(node: ast.AST) -> str:
+    if isinstance(node, _OPERATORS):
+        return "There are no operations on bits and no matrices here."
+    if isinstance(node, ast.keyword):
+        return "Functions take no named values here."
+    return f"An expression can't hold {_REFUSED.get(type(node), f'a {type(node).__name__}')}."
