@@ -128,8 +128,8 @@ _OF_ALL = frozenset({
 def _inside_problems(task: Mapping[str, Any], pointer: str, sound: set[tuple[str, str]]) -> list[Problem]:
     """Return what is wrong inside of fields. Most tasks of a definition say the same there: it is looked at once."""
     found: list[Problem] = []
-    for name, problems in _INSIDE.items():
-        value = task.get(name)
+    for name in _INSIDE.keys() & task.keys():
+        value, problems = task[name], _INSIDE[name]
         if not isinstance(value, list if name == "concurrency" else (dict, Mapping)):
             continue
         # JSON values write themselves: equal texts are equal values.
