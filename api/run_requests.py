@@ -14,7 +14,7 @@ from marshmallow import Schema, fields
 from sqlalchemy import Connection
 
 from api.access import caller
-from api.once import IDEMPOTENCY_KEY, made_once
+from api.once import IDEMPOTENCY_KEY, asked_once, made_once
 from api.request_bodies import CancelRequestSchema, ReasonSchema, RerunRequestSchema
 from api.resource import Resource, needs
 from api.reuse import look_for_reused
@@ -26,6 +26,7 @@ from orchestrator.rerun_plan import RerunPlan
 from orchestrator.store import command_requests, linked_reruns, reruns, run_queries
 from orchestrator.store.api_keys import Role
 from orchestrator.store.linked_reruns import PINNED, LinkedRerun
+from orchestrator.store.pages import Row
 
 blueprint = Resource(
     "run-requests", __name__, url_prefix="/api/v1/runs", description="What is asked of the leader about a run."
@@ -143,15 +144,7 @@ class RunRerun(MethodView):
         look_for_reused(str(run_id), partial(_previewed, str(run_id), body))
         if not _is_in_place(body):
             return _linked(str(run_id), body)
-        with services().engine.begin() as connection:
-            _require_readable(connection, str(run_id))
-            # It takes a place like a new run; counted before it is asked for, for what is asked for counts.
-            services().backlog.let_in(connection, caller().tenant_id)
-            command = reruns.request_rerun(
-                connection, caller().tenant_id, str(run_id), caller().name, chosen=body["chosen"]
-            )
-        services().live.wake()
-        return asked_run(str(run_id), command)
+        return _again(str(run_id), body)
 
 
 @blueprint.route("/<uuid:run_id>/rerun/preview")
@@ -202,6 +195,16 @@ def _wanted(body: Mapping[str, Any]) -> LinkedRerun:
         version=body["version"],
         parameters=body["parameters"],
     )
+
+
+def _again(run_id: str, body: Mapping[str, Any]) -> Response:
+    def ask(connection: Connection) -> Row:
+        _require_readable(connection, run_id)
+        # It takes a place like a new run; counted before it is asked for, for what is asked for counts.
+        services().backlog.let_in(connection, caller().tenant_id)
+        return reruns.request_rerun(connection, caller().tenant_id, run_id, caller().name, chosen=body["chosen"])
+
+    return asked_once(run_id, {**body, "rerun_of": run_id}, ask)
 
 
 def _linked(run_id: str, body: Mapping[str, Any]) -> Response:

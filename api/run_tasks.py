@@ -82,6 +82,13 @@ class TaskListQuery(PageQuery):
         validate=validate.Length(1, 500),
         metadata={"description": "A container, by its name in the run: its indices or rounds, in their order."},
     )
+    superseded = fields.Boolean(
+        load_default=False,
+        metadata={
+            "description": "Whether to list also what a rerun has expanded its container without. Its `reason` is "
+            "`superseded`, whatever its state and outputs, and it counts no more."
+        },
+    )
 
 
 class AttemptListQuery(PageQuery):
@@ -116,6 +123,7 @@ class Tasks(MethodView):
                 operator=query.get("operator"),
                 parent=query.get("parent"),
                 outputs=query["outputs"],
+                superseded=query["superseded"],
             )
             around = look_around(connection, tenant_id, str(run_id), page.items, version)
         return page_json(Page(show_tasks(page.items, around), page.after))

@@ -15,6 +15,13 @@ from api.task_view import TaskLinkSchema, TaskRunSchema, look_around, show_tasks
 from orchestrator.states import RUN_TERMINAL, RunState
 from orchestrator.store import run_queries
 
+MOST_OUTPUTS = 2**20
+"""Bytes of outputs that an answer which shows a run tells: ten thousand tasks may have left 256 KB each."""
+LEFT_OUT = (
+    "The outputs of its tasks have more than 1 MiB together and are left out here: "
+    "GET /api/v1/runs/{run_id}/tasks/NAME/outputs tells those of one task."
+)
+
 
 class RunSummarySchema(Schema):
     id = fields.UUID(required=True)
@@ -58,6 +65,12 @@ class RunSchema(LinkedRunSchema):
             "`…/tasks?parent=` lists it."
         },
     )
+    outputs_left_out = fields.String(
+        metadata={
+            "description": "Only where the `outputs` of its tasks have more than 1 MiB together: then they are null "
+            "here, and this says where to get them."
+        },
+    )
 
 
 class AskedRunSchema(RunSchema):
@@ -68,13 +81,15 @@ def shown_run(run_id: str, status: int, schema: Schema | None = None, *, outputs
     """Return the answer that shows the run, with these further fields. Where its plan can't be read, the message says
     so, and what the plan knows of its tasks is left out.
 
-    :param outputs: whether with those of its tasks, of which each may have 256 KB.
+    :param outputs: whether with those of its tasks, as long as they are no more than :data:`MOST_OUTPUTS` together.
     :raises NotFound: no such run of the caller's tenant.
     """
     tenant_id = caller().tenant_id
     with services().engine.connect() as connection:
         run = run_queries.get_run(connection, tenant_id, run_id)
         version = services().versions.find(connection, tenant_id, run["version_id"])
+        if outputs and run_queries.outputs_exceed(connection, tenant_id, run_id, MOST_OUTPUTS):
+            outputs, more["outputs_left_out"] = False, LEFT_OUT.format(run_id=run_id)
         tasks = run_queries.all_tasks(connection, tenant_id, run_id, outputs=outputs)
         around = look_around(connection, tenant_id, run_id, tasks, version)
         parent = run["parent_task_run_id"]

@@ -72,6 +72,10 @@ class LogSchema(Schema):
             "stands in place of what was lost on its way."
         },
     )
+    final = fields.Boolean(
+        required=True,
+        metadata={"description": "As `complete`, and so long after the end that nothing more of it can arrive."},
+    )
 
 
 NEXT_OFFSET = {"X-Next-Offset": {"description": "Offset of the part that follows.", "schema": {"type": "integer"}}}
@@ -115,7 +119,8 @@ class Logs(MethodView):
             return services().streams.respond(
                 follow(log, services().engine, caller().tenant_id, str(attempt["id"]), offset, settled=settled)
             )
-        return _shown(query["offset"], log.read(query["offset"], query["limit"], settled=settled), attempt)
+        part = log.read(query["offset"], query["limit"], settled=settled)
+        return _shown(query["offset"], part, attempt, settled=settled)
 
 
 def follow(
@@ -153,7 +158,7 @@ def _ended_for(attempt: Mapping[str, Any] | None) -> timedelta:
     return ago
 
 
-def _shown(offset: int, part: LogPart, attempt: Mapping[str, Any] | None) -> Response:
+def _shown(offset: int, part: LogPart, attempt: Mapping[str, Any] | None, *, settled: bool = False) -> Response:
     complete = not part.more and _ended_for(attempt) >= _SETTLING
     found = part.content if complete else _whole_characters(part.content)
     following = part.next_offset - (len(part.content) - len(found))
@@ -167,6 +172,7 @@ def _shown(offset: int, part: LogPart, attempt: Mapping[str, Any] | None) -> Res
                     "next_offset": following,
                     "ended": _ended_for(attempt) >= timedelta(0),
                     "complete": complete,
+                    "final": complete and settled,
                 }
             )
         )

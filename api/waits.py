@@ -112,7 +112,8 @@ class Event(MethodView):
             event = planned_of(connection, tenant_id, wait.version_id, row).event
         require_fit(None if event is None else event.payload, payload, "/payload")
         with services().engine.begin() as connection:
-            # Somebody may have reported it in between.
+            # Somebody may have reported it in between, or be about to.
+            command_requests.hold_token(connection, token)
             if (first := command_requests.find_report(connection, tenant_id, token, payload)) is not None:
                 return _reported_before(first)
             command = command_requests.report_event(connection, token, payload, caller().name)

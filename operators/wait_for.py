@@ -18,10 +18,12 @@ from orchestrator.inputs import fingerprint, local_file, require_own
 from orchestrator.operator import Connection, Json, NotYet, Operator, OperatorFailure, TaskContext
 from orchestrator.outbound import Response
 from orchestrator.reach import is_below
+from orchestrator.retry import LONGEST_RETRY_AFTER
 
 DEFAULT_INTERVAL = 30.0
 _ANSWER_BYTES = 1 << 20
 _LARGEST_TOLD = 16 * 1024
+_DENIED = "the store denies access, which S3 does to what is not there too, unless the credentials may list the bucket."
 _SLOWNESS = 60.0
 """Seconds between two looks, besides the interval, that count as waiting. A clock that jumps is not to end a wait."""
 
@@ -106,16 +108,7 @@ class WaitFor(Operator):
             return [("", "Say what to wait for: file or http.")]
         if len(given) == 2:
             return [("/http", "Give file or http, not both; two things are two tasks.")]
-        found: list[tuple[str, str]] = []
-        http = parameters.get("http")
-        if isinstance(http, Mapping):
-            if "equals" in http and "path" not in http:
-                found.append(("/http/path", "`equals` needs `path`: where to look in the answer."))
-            if "connection" not in parameters and not _is_http(http.get("url")):
-                found.append(("/http/url", "This is no http(s) URL; only with a connection it may be a path."))
-            if "fingerprint" in parameters:
-                found.append(("/fingerprint", "Only a file has one; leave it out."))
-        return found
+        return _file_problems(parameters) if given == ["file"] else _http_problems(parameters)
 
     @classmethod
     def connection_names(cls, parameters: Mapping[str, Json]) -> frozenset[str]:
@@ -140,6 +133,33 @@ class WaitFor(Operator):
             return {"is_there": True, **_look(context, {**parameters, "fingerprint": False}, DEFAULT_INTERVAL)}
         except NotYet as wait:
             return {"is_there": False, "message": wait.message}
+
+
+def _file_problems(parameters: Mapping[str, Json]) -> list[tuple[str, str]]:
+    file = parameters["file"]
+    if not isinstance(file, str):
+        return []
+    if _is_http(file):
+        return [("/file", "This is a URL; wait for it by `http`.")]
+    if s3_objects.is_s3(file) and not s3_objects.names_object(file):
+        return [("/file", "This does not name one object: expected s3://bucket/key.")]
+    return []
+
+
+def _http_problems(parameters: Mapping[str, Json]) -> list[tuple[str, str]]:
+    http = parameters["http"]
+    if not isinstance(http, Mapping):
+        return []
+    found: list[tuple[str, str]] = []
+    if "path" in http and http.get("method") == "HEAD":
+        found.append(("/http/path", "An answer to HEAD has no content to look into; use GET, or leave it out."))
+    if "equals" in http and "path" not in http:
+        found.append(("/http/path", "`equals` needs `path`: where to look in the answer."))
+    if "connection" not in parameters and not _is_http(http.get("url")):
+        found.append(("/http/url", "This is no http(s) URL; only with a connection it may be a path."))
+    if "fingerprint" in parameters:
+        found.append(("/fingerprint", "Only a file has one; leave it out."))
+    return found
 
 
 def _look(context: TaskContext, parameters: Mapping[str, Json], interval: float) -> dict[str, Json]:
@@ -171,6 +191,8 @@ def _size_of(context: TaskContext, uri: str, connection: Connection | None, inte
     except StoreUnavailable as error:
         raise OperatorFailure("store_unavailable", str(error), retryable=True) from error
     except OperatorFailure as error:
+        if error.reason == "unauthorised" and s3_objects.may_be_missing(context, uri, connection):
+            raise NotYet(interval, f"{uri} is not there yet, or may not be read: {_DENIED}") from error
         if error.reason != "not_found":
             raise
     raise NotYet(interval, f"{uri} is not there yet.")
@@ -200,7 +222,7 @@ def _look_http(
         raise OperatorFailure("too_large", f"{error} Ask for the part that tells.") from error
     except Unreachable as error:
         raise NotYet(interval, str(error)) from error
-    interval = max(interval, response.retry_after or 0.0)
+    interval = max(interval, min(LONGEST_RETRY_AFTER, response.retry_after or 0.0))
     wanted = http.get("status", 200)
     if response.status != wanted:
         if response.status in (401, 403):

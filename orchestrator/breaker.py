@@ -29,8 +29,10 @@ class Circuit:
     opened: int = 0
     """Times it was opened with no success since; 0: it is closed."""
     open_until: float = 0.0
-    probe: str = ""
-    """The attempt that finds out whether the service is back."""
+    probes: tuple[str, ...] = ()
+    """The attempts that find out whether the service is back, the latest last."""
+    probed_until: float = 0.0
+    """When another one goes if the latest has told nothing until then."""
     reason: str = ""
     """Of the failure that opened it."""
 
@@ -39,7 +41,7 @@ class Circuit:
         """``closed``, ``open``, or ``half_open`` while one attempt finds out."""
         if not self.opened:
             return "closed"
-        return "half_open" if self.probe else "open"
+        return "half_open" if self.probes else "open"
 
     @property
     def failures(self) -> int:
@@ -48,30 +50,41 @@ class Circuit:
 
     def lets_through(self, now: float) -> bool:
         """Say whether an attempt that uses the service may be sent out."""
-        return not self.opened or (not self.probe and now >= self.open_until)
+        return not self.opened or now >= self.next_at
 
-    def sent(self, attempt_id: str) -> Circuit:
-        """Note that an attempt was sent out: while the circuit is not closed it is the one that finds out."""
-        return replace(self, probe=attempt_id) if self.opened else self
+    @property
+    def next_at(self) -> float:
+        """When the next attempt may be sent out, while it is not closed."""
+        return max(self.open_until, self.probed_until)
+
+    def sent(self, attempt_id: str, now: float) -> Circuit:
+        """Note that an attempt was sent out: while the circuit is not closed it is one that finds out. It may take days
+        to end, so the others do not wait for that alone."""
+        if not self.opened:
+            return self
+        return replace(self, probes=(*self.probes, attempt_id), probed_until=now + LONGEST_HOLD)
 
     def succeeded(self, attempt_id: str) -> Circuit:
-        """Note that an attempt has succeeded. While open, only the one that was let through counts: the others may have
+        """Note that an attempt has succeeded. While open, only those that were let through count: the others may have
         asked the service long ago."""
         if not self.opened:
             return Circuit(self.service)
-        return Circuit(self.service) if attempt_id == self.probe else self
+        return Circuit(self.service) if attempt_id in self.probes else self
 
     def failed(self, attempt_id: str, reason: str, now: float) -> Circuit:
         """Note that an attempt has failed by the service."""
         if self.opened:
-            return _opened(self, reason, now) if attempt_id == self.probe else self
+            return _opened(self, reason, now) if attempt_id in self.probes else self
         failed_at = (*(at for at in self.failed_at if now - at <= WITHIN), now)[-FAILURES:]
         changed = replace(self, failed_at=failed_at, reason=reason)
         return _opened(changed, reason, now) if len(failed_at) >= FAILURES else changed
 
     def told_nothing(self, attempt_id: str) -> Circuit:
         """Note that an attempt has ended in a way that says nothing of the service: another may find out."""
-        return replace(self, probe="") if attempt_id == self.probe else self
+        if attempt_id not in self.probes:
+            return self
+        left = tuple(probe for probe in self.probes if probe != attempt_id)
+        return replace(self, probes=left, probed_until=0.0 if attempt_id == self.probes[-1] else self.probed_until)
 
 
 def _opened(circuit: Circuit, reason: str, now: float) -> Circuit:

@@ -67,11 +67,13 @@ class Client(Transport):
 
     def pause_pipeline(self, pipeline_id: str, *, reason: str = "") -> dict[str, Any]:
         """Let no run of the pipeline start until it is resumed; new ones are accepted and wait."""
-        return self._request("POST", f"/api/v1/pipelines/{_part(pipeline_id)}/pause", body=_said(reason=reason))
+        path = f"/api/v1/pipelines/{_part(pipeline_id)}/pause"
+        return self._request("POST", path, body=_said(reason=reason), repeatable=True)
 
     def resume_pipeline(self, pipeline_id: str, *, reason: str = "") -> dict[str, Any]:
         """Let the runs of the pipeline start again."""
-        return self._request("POST", f"/api/v1/pipelines/{_part(pipeline_id)}/resume", body=_said(reason=reason))
+        path = f"/api/v1/pipelines/{_part(pipeline_id)}/resume"
+        return self._request("POST", path, body=_said(reason=reason), repeatable=True)
 
     # --- runs ---
 
@@ -96,9 +98,13 @@ class Client(Transport):
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._request("POST", "/api/v1/runs", body=body, headers=headers, repeatable=True)
 
-    def get_run(self, run_id: str) -> dict[str, Any]:
-        """Return a run with its task runs."""
-        return self._request("GET", _run(run_id))
+    def get_run(self, run_id: str, *, outputs: bool = True) -> dict[str, Any]:
+        """Return a run with its task runs.
+
+        :param outputs: whether with what these have left. Beyond 1 MiB together it is left out all the same, and
+            ``outputs_left_out`` says so: :meth:`outputs` has those of one task.
+        """
+        return self._request("GET", _run(run_id), query=None if outputs else {"outputs": "false"})
 
     def runs(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """Yield runs, newest first."""
@@ -137,7 +143,7 @@ class Client(Transport):
         seconds: float | None = 30.0,
         pause: float = 0.1,
     ) -> dict[str, Any]:
-        """Start a run again that has ended, and return it once it has its new generation.
+        """Start a run again that has ended, and return it, without outputs, once it has its new generation.
 
         A run keeps what it began with: by another version, or with other parameters, it is run again as a new run,
         which is linked to it and takes over the outputs of what need not run again. Then the new run is returned.
@@ -162,7 +168,7 @@ class Client(Transport):
             # Read before the run: where it was refused because another rerun came first, the run shows that one. Of one
             # that is done the generation says nothing: the scheduler may have been faster than the answer to us.
             command = self._known(before.get("command_id"))
-            run = self.get_run(run_id)
+            run = self.get_run(run_id, outputs=False)
             if command.get("state") == "done" or run["generation"] > before["generation"]:
                 return run
             if command.get("state") == "refused":
@@ -241,19 +247,23 @@ class Client(Transport):
         seconds: float | None = None,
         pause: float = 0.25,
         on_change: Callable[[dict[str, Any]], None] | None = None,
+        outputs: bool = True,
     ) -> dict[str, Any]:
         """Wait until a run has ended and return it.
 
-        :param on_change: called with the run whenever it looks different from before.
+        :param on_change: called with the run, without outputs, whenever it looks different from before.
+        :param outputs: whether the run that is returned has them, as :meth:`get_run` tells them.
         :raises TimeoutError: it did not end in time.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         seen: dict[str, Any] | None = None
         while True:
-            run = self.get_run(run_id)
+            run = self.get_run(run_id, outputs=False)
             if on_change is not None and run != seen:
                 on_change(run)
             seen = run
+            if run["state"] in FINAL_STATES and outputs:
+                run = self.get_run(run_id)  # which by now may have been started again
             if run["state"] in FINAL_STATES:
                 return run
             if deadline is not None and time.monotonic() > deadline:
@@ -326,11 +336,14 @@ class Client(Transport):
         return self._items("/api/v1/waits", filters)
 
     def send_event(self, token: str, payload: Any = None) -> dict[str, Any]:
-        """Report an outside event to the task that waits for it under this token."""
-        return self._request("POST", f"/api/v1/events/{_part(token)}", body=_said(payload=payload))
+        """Report an outside event to the task that waits for it under this token.
+
+        The same again changes nothing: then ``command_id`` is ``None``.
+        """
+        return self._request("POST", f"/api/v1/events/{_part(token)}", body=_said(payload=payload), repeatable=True)
 
     def logs(self, run_id: str, task: str, offset: int = 0, *, attempt: int | None = None) -> dict[str, Any]:
-        """Return log text from a byte offset: ``text``, ``next_offset``, ``ended``, ``complete``.
+        """Return log text from a byte offset: ``text``, ``next_offset``, ``ended``, ``complete``, ``final``.
 
         :param attempt: number of the attempt; the latest when left out.
         """
@@ -341,6 +354,8 @@ class Client(Transport):
         offset = 0
         while (piece := self.logs(run_id, task, offset, attempt=attempt))["text"] or is_on_its_way(piece):
             yield piece["text"]
+            if piece.get("final"):
+                return
             if piece["next_offset"] == offset:
                 time.sleep(pause)
             offset = piece["next_offset"]
@@ -352,6 +367,8 @@ class Client(Transport):
             piece = self.logs(run_id, task, offset, attempt=attempt)
             if piece["text"]:
                 yield piece["text"]
+            if piece.get("final"):
+                return
             if piece["next_offset"] == offset:
                 quiet = quiet + 1 if piece["complete"] else 0
                 time.sleep(pause)

@@ -58,6 +58,8 @@ class Transport:
         query = {name: value for name, value in filters.items() if value is not None}
         while True:
             page = self._request("GET", path, query=query)
+            if not isinstance(page.get("items"), list):
+                raise _foreign(f"{self._url}{path}", 200)
             yield from page["items"]
             if not page.get("next_cursor"):
                 return
@@ -184,12 +186,13 @@ def _json(response: requests.Response) -> dict[str, Any]:
     except requests.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise ApiError(
-            f"{response.url} answered {response.status_code} with something that is not our API's JSON; "
-            "check the address.",
-            status=response.status_code,
-        )
+        raise _foreign(response.url, response.status_code)
     return document
+
+
+def _foreign(address: str, status: int) -> ApiError:
+    message = f"{address} answered {status} with something that is not our API's JSON; check the address."
+    return ApiError(message, status=status)
 
 
 def _error(response: requests.Response) -> ApiError:
@@ -197,9 +200,11 @@ def _error(response: requests.Response) -> ApiError:
         document = _json(response)
     except ApiError as error:
         return error
+    errors = document.get("errors")
     problems = tuple(
         Problem(str(problem.get("pointer", "")), str(problem.get("message", "")))
-        for problem in document.get("errors") or ()
+        for problem in (errors if isinstance(errors, list) else ())
+        if isinstance(problem, dict)
     )
     message = str(document.get("message") or response.reason)
     details = "; ".join(f"{problem.pointer or '/'}: {problem.message}" for problem in problems)

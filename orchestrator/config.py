@@ -175,7 +175,8 @@ class Settings:
         "ARTIFACT_RETENTION_DAYS",
         None,
         "Days after which what tasks left in the artifact store is removed, save for registered models and what the "
-        "cache or a run that is not over still needs. A task may give an artifact a time of its own. Empty: never.",
+        "cache or a run that is not over still needs. Cached results go that nobody has taken for so long. A task may "
+        "give an artifact a time of its own. Empty: never.",
         number,
     )
     data_roots: Mapping[str, Path] = setting(

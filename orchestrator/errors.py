@@ -94,11 +94,13 @@ class StoreUnavailable(OrchestratorError):
 
     :ivar explanation: why, as a sentence for a client: without the driver's words, which may hold names of ours. Empty
         when no more is known than that there was no answer.
+    :ivar speaks_of_server: it would have refused anything: what was asked of it had no part in that.
     """
 
-    def __init__(self, message: str, *, explanation: str = "") -> None:
+    def __init__(self, message: str, *, explanation: str = "", speaks_of_server: bool = False) -> None:
         super().__init__(message)
         self.explanation = explanation
+        self.speaks_of_server = speaks_of_server
 
 
 class LostLeadership(OrchestratorError):

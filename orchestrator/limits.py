@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from orchestrator.errors import TemplateError
 from orchestrator.expressions.paths import Lookup
 from orchestrator.expressions.templates import resolve_text
+from orchestrator.expressions.texts import Texts
 from orchestrator.records import ConcurrencyLimit, RateLimit
 
 Key = tuple[str, str, str]
@@ -52,30 +53,36 @@ class Rate:
     per: float
 
 
-def slots_of(limits: Iterable[ConcurrencyLimit], tenant_id: str, kind: str, lookup: Lookup) -> tuple[Slot, ...]:
+def slots_of(
+    limits: Iterable[ConcurrencyLimit], tenant_id: str, kind: str, lookup: Lookup, texts: Texts | None = None
+) -> tuple[Slot, ...]:
     """Work out the keys; a limit whose key is null is left out.
+
+    :param texts: is charged for what is read.
 
     :raises TemplateError: a path in a key leads nowhere, or the key is too long.
     """
-    found = ((limit, _worked_out(limit.key, lookup, "/concurrency")) for limit in limits)
+    found = ((limit, _worked_out(limit.key, lookup, "/concurrency", texts)) for limit in limits)
     return tuple(
         Slot((tenant_id, kind, value), limit.limit, limit.on_limit) for limit, value in found if value is not None
     )
 
 
-def rate_of(limit: RateLimit | None, tenant_id: str, lookup: Lookup) -> Rate | None:
+def rate_of(limit: RateLimit | None, tenant_id: str, lookup: Lookup, texts: Texts | None = None) -> Rate | None:
     """Work out the key of a rate limit; ``None`` when there is none, or its key is null.
+
+    :param texts: is charged for what is read.
 
     :raises TemplateError: a path in the key leads nowhere, or the key is too long.
     """
-    value = None if limit is None else _worked_out(limit.key, lookup, "/rate_limit")
+    value = None if limit is None else _worked_out(limit.key, lookup, "/rate_limit", texts)
     if limit is None or value is None:
         return None
     return Rate((tenant_id, DISPATCHES, value), limit.units, limit.per)
 
 
-def _worked_out(key: str, lookup: Lookup, pointer: str) -> str | None:
-    text = resolve_text(key, lookup, pointer, LONGEST_KEY)
+def _worked_out(key: str, lookup: Lookup, pointer: str, texts: Texts | None) -> str | None:
+    text = resolve_text(key, lookup, pointer, LONGEST_KEY, texts)
     if text is not None and len(text) > LONGEST_KEY:
         raise TemplateError(
             f"The key at {pointer} has more than {LONGEST_KEY} characters, which begin with {text[:SHOWN]!r}. Name "

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from orchestrator.artifacts.port import task_segment, uri_of
 from orchestrator.artifacts.recorded import record_artifact
 from orchestrator.checkpoints import Checkpoints, look, pack, unpack
-from orchestrator.errors import NotFound
 
 if TYPE_CHECKING:
     from orchestrator.artifacts import ArtifactStore
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 Json = Any
 """A value that survives ``json.dumps``/``loads``; NaN and infinities are not among them."""
 
-_FRESH_SECONDS = 86_400.0
 _CHUNK = 1 << 20
 
 
@@ -277,9 +275,8 @@ class TaskContext:
         try:
             digest = _copy(source, copy)
             key = f"{self.tenant_id}/sha256/{digest}"
-            # What is there is written again when it is old: the rule that removes old objects leaves new ones alone.
-            if (size := self._fresh_size(key)) is None:
-                size = self.artifacts.put_file(key, copy, consume=True).bytes
+            # Written even where it is there: by its date whoever removes old objects sees that it was saved again.
+            size = self.artifacts.put_file(key, copy, consume=True).bytes
         finally:
             copy.unlink(missing_ok=True)
         found: dict[str, Json] = {"uri": uri_of(key), "digest": f"sha256:{digest}", "size": size}
@@ -288,13 +285,6 @@ class TaskContext:
             told["retention_seconds"] = retention_days * 86_400.0
         record_artifact(self.records, **found, **{field: value for field, value in told.items() if value != ""})
         return found
-
-    def _fresh_size(self, key: str) -> int | None:
-        try:
-            stored = self.artifacts.stat(uri_of(key))
-        except NotFound:
-            return None
-        return stored.bytes if time.time() - stored.modified < _FRESH_SECONDS else None
 
     def artifact_key(self, name: str) -> str:
         """Return the key of an output of this attempt: ``<tenant>/<run>/<task>/<attempt>/<name>``."""

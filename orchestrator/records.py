@@ -307,6 +307,11 @@ class RunRecord:
     ``memory_gb: "auto"`` (``train``; ``folds.train`` for one of a group). Its own task runs have theirs already."""
     message: str = ""
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is there as a task of another run. Started again by itself it is not: nobody waits for it then."""
+        return self.parent_task_run_id is not None and self.generation == 1
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRunRecord:
@@ -352,6 +357,8 @@ class TaskRunRecord:
     """Of those that come first in an index: whether that has no place under ``max_parallel`` yet."""
     superseded: bool = False
     """Whether its container was expanded anew without it: it stays as it ended, and counts no more."""
+    begun: bool = False
+    """Whether it has been let begin in its generation: its row says since when it was ready, or running."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.kernel.choosing import Choice, chosen_by, tasks_named, with_all_below
@@ -19,6 +20,7 @@ from orchestrator.states import RunState, TaskState
 
 FAILED = "failed"
 KEPT = frozenset({TaskState.SUCCESS, TaskState.SKIPPED})
+NO_RUN = RunRecord("", "", RunState.FAILED)
 
 Chosen = str | Sequence[str]
 """``failed``, ``all``, or names of task runs: ``train``, ``train[3]``, ``folds[2].train``; with the key of an item in
@@ -36,6 +38,14 @@ class PastTask:
     map_index: int | None = None
     map_key: str = ""
     attempts: int = 0
+    reason: str = ""
+    resumed: bool = False
+    """Of a container: whether it was to go on with what is inside of it, and did not come to that."""
+    item: Any = None
+    """Told, as ``outputs`` are, where what runs again hangs on it (``kernel.following``)."""
+    outputs: Mapping[str, Any] | None = None
+    begun: bool = True
+    """Whether it had begun before it was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +72,26 @@ class RerunPlan:
 
 
 def plan_rerun(
-    plan: Plan, past: Sequence[PastTask], chosen: Chosen, gone: Mapping[str, str] | None = None
+    plan: Plan,
+    past: Sequence[PastTask],
+    chosen: Chosen,
+    gone: Mapping[str, str] | None = None,
+    *,
+    run: RunRecord = NO_RUN,
 ) -> RerunPlan:
     """Work out what a rerun of a run of this plan would do.
 
     :param past: all task runs that count.
     :param gone: by the name of a task run, a sentence about an output of it that is not there any more. One that
         something that runs again may read runs again too.
+    :param run: its id, pipeline and parameters are what maps may name.
     :raises InvalidDefinition: there is no task run of a name that was chosen.
     """
-    run, gone = run_of(plan, past), gone or {}
-    starts = _starts(run, chosen)
+    known, gone = run_of(plan, past, run), gone or {}
+    starts = _starts(known, chosen)
     missing: dict[str, str] = {}
     while True:
-        choice = with_all_below(run, starts)
+        choice = with_all_below(known, starts)
         read = list(_read_by(choice))
         joining = [node for node in read if node.name in gone]
         if not joining:
@@ -93,10 +109,11 @@ def plan_rerun(
             return "downstream"
         return "gone" if node.name in missing else "chosen"
 
-    nodes = {node.id: node for node in run.tasks}
+    nodes = {node.id: node for node in known.tasks}
     ordered = [nodes[row.id] for row in past if row.id in nodes]
     anew = again - choice.resumed
-    kept = [node for node in ordered if node not in again and not any(s.owner in anew for s in node.scope.outward())]
+    gone_on = [node for node in ordered if node not in again and not choice.is_cut(node)]
+    kept = [node for node in gone_on if not any(scope.owner in anew for scope in node.scope.outward())]
     return RerunPlan(
         tuple(dict.fromkeys(node.name for node in starts)),
         tuple(node.name for node in ordered if node in again),
@@ -108,19 +125,24 @@ def plan_rerun(
     )
 
 
-def run_of(plan: Plan, past: Iterable[PastTask]) -> RunNode:
+def run_of(plan: Plan, past: Iterable[PastTask], record: RunRecord = NO_RUN) -> RunNode:
     """Return the run as the leader's rules see it."""
-    run = RunNode(RunRecord("", "", RunState.FAILED), Shape(plan))
+    run = RunNode(record, Shape(plan))
     rows = [
         TaskRunRecord(
             row.id,
             "",
             row.name,
             row.state,
+            row.reason,
             attempts=row.attempts,
             parent_id=row.parent_id,
             map_index=row.map_index,
             map_key=row.map_key,
+            item=row.item,
+            outputs=row.outputs,
+            resumed=row.resumed,
+            begun=row.begun,
         )
         for row in past
     ]

@@ -36,6 +36,15 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def names_object(uri: str) -> bool:
+    """Say whether this names one object, in a bucket whose name every store reads alike."""
+    try:
+        split_s3(uri)
+    except OperatorFailure:
+        return False
+    return True
+
+
 def is_s3(uri: str) -> bool:
     """Say whether this is the URI of an object in S3."""
     return uri[: len(_SCHEME)].lower() == _SCHEME
@@ -92,6 +101,23 @@ def size_of(context: TaskContext, uri: str, connection: Connection | None = None
         return int(obstore.head(store, key)["size"])
     except Exception as error:
         raise _explained(error, uri) from error
+
+
+def may_be_missing(context: TaskContext, uri: str, connection: Connection | None = None) -> bool:
+    """Say whether an object to which the store refuses access may just not be there.
+
+    S3 denies access to what is not there, too, to those who may read the bucket's objects and may not list them. The
+    answer to a HEAD has no content; that to a GET says whether it is the credentials that are wrong.
+    """
+    import obstore
+    from obstore.exceptions import BaseError
+
+    store, key = _opened(context, uri, connection)
+    try:
+        obstore.get(store, key, options={"range": (0, 1)})
+    except (BaseError, OSError) as error:
+        return "<Code>AccessDenied</Code>" in str(error)
+    return False
 
 
 def _opened(context: TaskContext, uri: str, connection: Connection | None) -> tuple[Any, str]:

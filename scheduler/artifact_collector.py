@@ -1,6 +1,7 @@
 """Removes artifacts past their time, on a thread and connection of its own; the row says which rule it was.
 
-The row is marked first, in a transaction at the leader's epoch, so that nobody takes an object for there that goes.
+What is needed is looked up first, in transactions that hold nothing; then entries of the cache go that nobody takes.
+The row is marked before the object goes, in a transaction at the leader's epoch, so that nobody takes it for there.
 Only then the object is deleted, outside of it: a slow store must not hold the lease row. Until that is done a task may
 have made it again, as equal content is, so the row is read and the object looked at right before. Deleting twice does
 no harm.
@@ -11,28 +12,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.effects import Count
 from orchestrator.errors import ForbiddenPath, LostLeadership, NotFound, OrchestratorError
 from orchestrator.logs import get_logger
 from orchestrator.store.artifact_retention import (
+    SPARED,
+    SPARED_FOR_OTHERS,
+    NamedByRuns,
     PastArtifact,
     RemovedArtifact,
+    delete_old_entries,
     find_mark,
     mark_removed,
+    may_be_anothers,
+    named_in_runs,
     past_artifacts,
     removed_lately,
     spare,
     still_needed,
+    unfinished_runs,
 )
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.lease import lock_epoch
 
 log = get_logger(__name__)
 
-BATCH = 50
+BATCH = 100
+RUNS_AT_ONCE = 100
+TASKS_AT_ONCE = 100
+"""Task runs whose outputs are read in one statement, of up to 256 KiB each."""
+ENTRIES_AT_ONCE = 500
 PAUSE = 60.0
 """Seconds between two walks over all that is past its time."""
 
@@ -79,12 +91,16 @@ class ArtifactCollector(threading.Thread):
                 self._undeleted.update(dict.fromkeys(removed_lately(connection)))
             self._has_begun = True
         self._remove(self._undeleted)
+        self._delete_old_entries()
         removed, last = 0, None
+        by_runs: NamedByRuns | None = None
         while not self._ended.is_set():
             with unanswered_is_unavailable(), self._engine.begin() as connection:
                 lock_epoch(connection, self._epoch)
                 found = past_artifacts(connection, self._days, last, BATCH)
-                marked = self._mark(connection, found) if found else []
+            if by_runs is None:
+                by_runs = self._named_by_runs() if found else NamedByRuns()
+            marked = self._mark(found, by_runs)
             self._undeleted.update(dict.fromkeys(marked))
             removed += self._remove(marked)
             if len(found) < BATCH:
@@ -104,12 +120,39 @@ class ArtifactCollector(threading.Thread):
         self._ended.set()
         self.join()
 
-    def _mark(self, connection: Connection, found: list[PastArtifact]) -> list[RemovedArtifact]:
+    def _delete_old_entries(self) -> None:
+        """Delete the entries of the cache that are of no use; what only they needed goes next."""
+        deleted = ENTRIES_AT_ONCE
+        while deleted == ENTRIES_AT_ONCE and not self._ended.is_set():
+            with unanswered_is_unavailable(), self._engine.begin() as connection:
+                lock_epoch(connection, self._epoch)
+                deleted = delete_old_entries(connection, self._days, ENTRIES_AT_ONCE)
+
+    def _named_by_runs(self) -> NamedByRuns:
+        """Return what the runs name that are not over, however much they have left."""
+        with unanswered_is_unavailable(), self._engine.begin() as connection:
+            runs = unfinished_runs(connection)
+        named: set[tuple[str, str]] = set()
+        for start in range(0, len(runs), RUNS_AT_ONCE):
+            after: tuple[str, str] | None = None
+            while not self._ended.is_set():
+                with unanswered_is_unavailable(), self._engine.begin() as connection:
+                    found, after = named_in_runs(connection, runs[start : start + RUNS_AT_ONCE], after, TASKS_AT_ONCE)
+                named |= found
+                if after is None:
+                    break
+        return NamedByRuns(frozenset(runs), frozenset(named))
+
+    def _mark(self, found: list[PastArtifact], by_runs: NamedByRuns) -> list[RemovedArtifact]:
         is_shared = self._artifacts.scope == "shared"
         # Of stores that other hosts can't read each host has its own; what lies elsewhere stays.
         here = [one for one in found if is_shared or self._is_here(one.uri)]
-        needed = still_needed(connection, here)
-        return mark_removed(connection, [one for one in here if (one.tenant_id, one.uri) not in needed])
+        if not here or self._ended.is_set():
+            return []
+        with unanswered_is_unavailable(), self._engine.begin() as connection:
+            lock_epoch(connection, self._epoch)
+            needed = still_needed(connection, here, by_runs)
+            return mark_removed(connection, [one for one in here if (one.tenant_id, one.uri) not in needed])
 
     def _is_here(self, uri: str) -> bool:
         try:
@@ -142,10 +185,16 @@ class ArtifactCollector(threading.Thread):
             modified = self._artifacts.stat(one.uri).modified
         except NotFound:
             return True
+        seconds = SPARED
         if not mark.is_made_again(modified):
-            return True
+            if modified <= mark.marked - SPARED:
+                return True
+            with unanswered_is_unavailable(), self._engine.begin() as connection:
+                if not may_be_anothers(connection, one, modified):
+                    return True
+            seconds = SPARED_FOR_OTHERS
         log.info("artifact_made_again", uri=one.uri)
         with unanswered_is_unavailable(), self._engine.begin() as connection:
             lock_epoch(connection, self._epoch)
-            spare(connection, one)
+            spare(connection, one, seconds)
         return False

@@ -2,13 +2,14 @@
 
 The answers are events of the same round and are committed with it. So much is answered in one round and no more, for a
 transaction must not be long; what is left over is answered in the next, and a leader that is rebuilt from rows asks
-again.
+again. What hangs on files is answered once they were looked at, which is never done in a round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection
 
@@ -16,11 +17,11 @@ from orchestrator.compile import Site
 from orchestrator.effects import CreateTasks, Effect, LookUp, StartChild
 from orchestrator.events import CacheAnswered, ChildRefused, RunSubmitted
 from orchestrator.kernel import Kernel
-from orchestrator.paths import DataRoots
 from orchestrator.states import TaskState
 from orchestrator.store.cache import MOST_AT_ONCE, Question, look_up
 from orchestrator.store.children import Asked, start_children
 from orchestrator.store.plans import PlanCache
+from scheduler.file_looks import FileLooks
 
 MOST_LOOKS = 10
 """Times that the cache is looked into for one round: behind each hit there may be a task that asks next."""
@@ -50,12 +51,15 @@ class Room:
 
 
 class Questions:
-    """What is asked and not answered yet."""
+    """What is asked and not answered yet.
 
-    def __init__(self, plans: PlanCache, site: Site, roots: DataRoots | None) -> None:
+    :param files: looks at the files that keys of the cache hang on.
+    """
+
+    def __init__(self, plans: PlanCache, site: Site, files: FileLooks) -> None:
         self._plans = plans
         self._site = site
-        self._roots = roots
+        self._files = files
         self._kernel: Kernel | None = None
         self._looks: dict[str, LookUp] = {}
         self._looked = 0
@@ -68,7 +72,7 @@ class Questions:
     @property
     def are_open(self) -> bool:
         """Whether something can be answered now."""
-        return bool(self._looks) or self.are_children_open
+        return self.are_children_open or any(not self._files.is_waiting(id_) for id_ in self._looks)
 
     @property
     def are_children_open(self) -> bool:
@@ -82,6 +86,7 @@ class Questions:
         if kernel is not self._kernel:
             self._kernel = kernel
             self._looks.clear()
+            self._files.forget_all()
             self._children.clear()
 
     def make_none(self) -> None:
@@ -129,16 +134,18 @@ class Questions:
 
     def _look(self, connection: Connection, kernel: Kernel) -> list[CacheAnswered]:
         questions = []
-        for id_ in list(self._looks)[:MOST_AT_ONCE]:
+        for id_ in list(islice((id_ for id_ in self._looks if not self._files.is_waiting(id_)), MOST_AT_ONCE)):
             run = kernel.runs.get(self._looks[id_].run_id)
             if run is None:
                 del self._looks[id_]
+                self._files.forget(id_)
             else:
                 questions.append(Question(id_, run.tenant_id, run.pipeline_id, run.shape.plan))
-        answers = look_up(connection, self._plans, questions, self._roots) if questions else []
+        self._files.begin()
+        answers = look_up(connection, self._plans, questions, self._files) if questions else []
         for answer in answers:
             del self._looks[answer.task_run_id]
-        if len(answers) < len(questions):
-            # It took long to look at files: the others wait for the next round, and workers are heard before it.
+        if any(one.task_run_id in self._looks and not self._files.is_waiting(one.task_run_id) for one in questions):
+            # It took long to work keys out: the others wait for the next round, and workers are heard before it.
             self._looked = MOST_LOOKS
         return answers

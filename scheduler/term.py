@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -88,7 +89,7 @@ class Term:
             lease.epoch,
             connections=settings.connections,
             registry_url=settings.model_registry_url or None,
-            roots=DataRoots.from_settings(settings),
+            open_roots=partial(DataRoots.from_settings, settings),
         )
         self._kernel: Kernel | None = None
         self._heard_until = clock()
@@ -157,6 +158,10 @@ class Term:
         except StoreUnavailable as error:
             log.warning("postgres_away", why=str(error))
             self._drop_memory()
+            if error.speaks_of_server:
+                # A full disk is the fault of no run: none of them is put off, and no report dropped.
+                self._stop.wait(self._troubles.back_off())
+                return
             self._note_taken()
             self._troubles.ask_less(found.entries)
             self._recover(found, may_mend=False)
@@ -221,6 +226,8 @@ class Term:
             return 0.0
         now = self._clock()
         due = [BLOCK, self._poll_due - now]
+        if self._leader.is_answered_soon:
+            due.append(SHORTEST_WAIT)
         if self._kernel is not None and (timer := self._kernel.next_due(now)) is not None:
             # A timer that is due and can do nothing must not turn the wait into a spin.
             due.append(max(timer, SHORTEST_WAIT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
@@ -32,6 +32,8 @@ from orchestrator.store.loader import (
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.writer import write
 from orchestrator.wire.messages import GrantSpec
+from scheduler.file_looks import FileLooks
+from scheduler.missed_artifacts import tell_removals
 from scheduler.questions import MOST_CHILDREN, Questions, Room
 from scheduler.registered_models import settle_registrations
 
@@ -123,7 +125,7 @@ class Leader:
     """Runs the rules inside transactions at one epoch.
 
     :param connections: the site's named connections, for grants.
-    :param roots: where the scripts of tasks are found, for the keys of the cache.
+    :param open_roots: tells where the files of tasks are found, for the keys of the cache.
     """
 
     def __init__(
@@ -133,14 +135,15 @@ class Leader:
         *,
         connections: Mapping[str, Mapping[str, Any]],
         registry_url: str | None,
-        roots: DataRoots | None = None,
+        open_roots: Callable[[], DataRoots] | None = None,
     ) -> None:
         self._engine = engine
         self._epoch = epoch
         self._connections = connections
         self._registry_url = registry_url
         self.plans = PlanCache()
-        self._questions = Questions(self.plans, Site(connections=frozenset(connections)), roots)
+        self._files = FileLooks(open_roots)
+        self._questions = Questions(self.plans, Site(connections=frozenset(connections)), self._files)
         self.taking: tuple[int, ...] = ()
         """The commands in the present transaction, or in the one that failed."""
         self._starting: tuple[str, ...] = ()
@@ -157,6 +160,11 @@ class Leader:
         """The ids of what the rules were looking at when the present transaction failed in them."""
         node = None if self._kernel is None else self._kernel.at_work
         return {} if node is None else {"run_id": node.run.id, "task": node.name}
+
+    @property
+    def is_answered_soon(self) -> bool:
+        """Whether another round may have an answer in no time that this one was still waiting for."""
+        return self._files.is_soon_done
 
     def begin(self) -> None:
         """Begin a step: nothing has been taken yet."""
@@ -192,7 +200,7 @@ class Leader:
 
     def _decide(self, connection: Connection, kernel: Kernel, round_: Round, done: Committed) -> None:
         now = round_.now
-        events = self._with_ended_attempts(connection, kernel, round_.events)
+        events = tell_removals(connection, self._with_ended_attempts(connection, kernel, round_.events))
         for event in settle_registrations(connection, events, partial(would_publish, kernel)):
             done.effects += decide(kernel, event, now)
         if round_.poll:
@@ -223,11 +231,11 @@ class Leader:
             put_off=round_.put_off_runs,
         )
         is_full = sum(len(run.tasks) for run in queued) >= round_.most_tasks
-        done.more_queued = is_full or free <= 0 or sum(run.run.depth == 0 for run in queued) >= free
+        done.more_queued = is_full or free <= 0 or sum(not run.run.is_inside for run in queued) >= free
         self._starting = tuple(run.run.id for run in queued)
         looked_at: list[str] = []
         for run in queued:
-            needs_place = run.run.parent_task_run_id is None and not run.unreadable
+            needs_place = not run.run.is_inside and not run.unreadable
             if needs_place and free <= 0:
                 continue
             done.effects += decide(kernel, run, round_.now)

@@ -56,6 +56,8 @@ def rerun(
     """
     if everything and tasks:
         raise click.UsageError("Name tasks with --from or say --all, not both.")
+    if raw and not preview:
+        raise click.UsageError("--json prints a preview; give --preview too.")
     chosen = "all" if everything else list(tasks) or "failed"
     version = "latest" if latest else None
     parameters = given_parameters(params, params_file) or None

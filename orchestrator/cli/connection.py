@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +52,23 @@ def _giving_client(trouble: int) -> Callable[[Callable[..., None]], Callable[...
                 raise _Trouble(_no_run(error, kwargs.get("run_id")) or _explain(error), trouble) from error
             except (OrchestratorError, TimeoutError) as error:
                 raise _Trouble(str(error), trouble) from error
+            except KeyboardInterrupt:
+                click.echo(f"\n{_goes_on(kwargs.get('run_id'))}", err=True)
+                sys.exit(INTERRUPTED)
 
         return run
 
     return decorate
+
+
+def _goes_on(run_id: str | None) -> str:
+    """Return what an interrupt has ended, which is this command and nothing of the run."""
+    if run_id is None:
+        return "Interrupted."
+    return (
+        f"This command has ended, and nothing else: run {run_id} goes on, and what was asked of it stays asked for. "
+        f"`orchestrator cancel {run_id}` cancels it."
+    )
 
 
 class _Trouble(click.ClickException):

@@ -21,7 +21,7 @@ WAIT_COLUMNS = ("run_id", "pipeline_name", "task", "kind", "wait_token", "messag
 @with_client
 def waits(client: Client, kind: str | None, raw: bool) -> None:
     """List the tasks that wait for a person or an outside event."""
-    print_items(client.waits(kind=kind), WAIT_COLUMNS, raw=raw)
+    print_items(client.waits(kind=kind), WAIT_COLUMNS, none="Nothing waits.", raw=raw)
 
 
 def _decision(command: Callable[..., None]) -> Callable[..., None]:

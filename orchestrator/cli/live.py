@@ -53,7 +53,7 @@ def _tell(client: Client, run_id: str, after: int) -> dict[str, Any]:
     for event in client.follow_events(run_id, after=after):
         if line := event_line(event):
             click.echo(line)
-    return client.get_run(run_id)
+    return client.get_run(run_id, outputs=False)
 
 
 def event_line(event: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _draw(client: Client, run_id: str, console: Console) -> dict[str, Any]:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             asked = time.monotonic()
-            run = client.get_run(run_id)
+            run = client.get_run(run_id, outputs=False)
             took = time.monotonic() - asked
             live.update(Group(_title(run), run_table(run, datetime.now(UTC), max(3, console.height - 5))), refresh=True)
             if run["state"] in FINAL_STATES:

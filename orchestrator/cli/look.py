@@ -14,6 +14,7 @@ from orchestrator.cli.printing import TASK_COLUMNS, as_json, print_items, print_
 from orchestrator.client import CONTAINERS, FINAL_STATES, QUIET_LOOKS, TASK_FINAL_STATES, Client, is_on_its_way
 
 PAUSE = 0.5
+WITHOUT_OUTPUTS = {"outputs": "false"}
 ATTEMPT_COLUMNS = ("number", "state", "worker", "exit_code", "reason", "message")
 ARTIFACT_COLUMNS = ("uri", "size", "made by", "expires_at", "deleted_by")
 
@@ -29,7 +30,8 @@ def tasks(client: Client, run_id: str, task: str | None, state: str | None, raw:
 
     Inside of a mapped task are its indices, inside of a repeated one its rounds.
     """
-    print_items(client.tasks(run_id, inside=task, state=state), TASK_COLUMNS, raw=raw)
+    shown = client.tasks(run_id, inside=task, state=state, **({} if raw else WITHOUT_OUTPUTS))
+    print_items(shown, TASK_COLUMNS, none="There is no such task.", raw=raw)
 
 
 @click.command()
@@ -39,7 +41,7 @@ def tasks(client: Client, run_id: str, task: str | None, state: str | None, raw:
 @with_client
 def attempts(client: Client, run_id: str, task: str, raw: bool) -> None:
     """List the attempts of a TASK of a RUN."""
-    print_items(client.attempts(run_id, task), ATTEMPT_COLUMNS, raw=raw)
+    print_items(client.attempts(run_id, task), ATTEMPT_COLUMNS, none="It has not been tried yet.", raw=raw)
 
 
 @click.command()
@@ -50,7 +52,8 @@ def attempts(client: Client, run_id: str, task: str, raw: bool) -> None:
 def artifacts(client: Client, run_id: str, task: str | None, raw: bool) -> None:
     """List what a RUN, or one TASK of it, has left in the artifact store."""
     found = client.artifacts(run_id, task=task)
-    print_items(found if raw else map(_with_producer, found), ARTIFACT_COLUMNS, raw=raw)
+    none = "Nothing of it is in the artifact store."
+    print_items(found if raw else map(_with_producer, found), ARTIFACT_COLUMNS, none=none, raw=raw)
 
 
 def _with_producer(artifact: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +112,8 @@ class RunLog:
     def lines(self, *, follow: bool) -> Iterator[str]:
         """Yield the lines that are there; with ``follow`` those to come too, until the run has ended."""
         while True:
-            run = self._client.get_run(self._run_id)
+            began = time.monotonic()
+            run = self._client.get_run(self._run_id, outputs=False)
             attempts = list(self._attempts(run["tasks"]))
             for attempt in attempts:
                 if self._quiet[attempt] < QUIET_LOOKS:
@@ -117,7 +121,8 @@ class RunLog:
             quiet = all(self._quiet[attempt] >= QUIET_LOOKS for attempt in attempts)
             if (run["state"] in FINAL_STATES and quiet) if follow else not self._on_their_way:
                 break
-            time.sleep(PAUSE)
+            # The indices of a wide map are many pages, which are not asked for all the time.
+            time.sleep(max(PAUSE, time.monotonic() - began))
         for (task, _), rest in self._rests.items():
             if rest:
                 yield f"{task} | {rest}"
@@ -130,7 +135,7 @@ class RunLog:
             elif name in self._over:
                 yield from self._over[name]
             else:
-                inside = list(self._client.tasks(self._run_id, inside=name, limit=200))
+                inside = list(self._client.tasks(self._run_id, inside=name, limit=200, **WITHOUT_OUTPUTS))
                 found = list(self._attempts(inside))
                 if all(self._is_over(one) for one in inside) and task["state"] in TASK_FINAL_STATES:
                     self._over[name] = found
@@ -147,6 +152,10 @@ class RunLog:
             *whole, rest = (self._rests[attempt] + piece["text"]).split("\n")
             self._rests[attempt] = rest
             yield from (f"{task} | {line}" for line in whole)
+            if piece.get("final"):
+                self._on_their_way.discard(attempt)
+                self._quiet[attempt] = QUIET_LOOKS
+                return
             if piece["next_offset"] == self._offsets[attempt]:
                 (self._on_their_way.add if is_on_its_way(piece) else self._on_their_way.discard)(attempt)
                 self._quiet[attempt] = self._quiet[attempt] + 1 if piece["complete"] else 0

@@ -44,7 +44,7 @@ def validate(client: Client, file: str) -> None:
 @with_client
 def list_all(client: Client, raw: bool) -> None:
     """List all pipelines."""
-    print_items(client.pipelines(), ("name", "version", "owner", "id"), raw=raw)
+    print_items(client.pipelines(), ("name", "version", "owner", "id"), none="No pipeline is saved yet.", raw=raw)
 
 
 @pipelines.command("show")

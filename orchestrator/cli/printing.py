@@ -31,19 +31,29 @@ _WIDE = 10_000
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON value, indented."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print a JSON value, indented; escaped where the terminal's encoding can't say it, so that it stays what it is."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    click.echo(text)
 
 
-def print_items(items: Iterable[Mapping[str, Any]], columns: tuple[str, ...], *, raw: bool = False) -> None:
+def print_items(items: Iterable[Mapping[str, Any]], columns: tuple[str, ...], *, none: str, raw: bool = False) -> None:
     """Print these columns of the items as a table, or all of them as JSON.
 
     Sentences are broken where the terminal is narrow, words and ids never are: they are there to be copied.
+
+    :param none: what is said on standard error in place of a table without rows.
     """
     if raw:
         print_json(list(items))
         return
     rows = [[_cell(column, item.get(column)) for column in columns] for item in items]
+    if not rows:
+        click.echo(none, err=True)
+        return
     table = Table(box=None, pad_edge=False)
     for place, column in enumerate(columns):
         heading = HEADINGS.get(column, column)
@@ -82,7 +92,7 @@ def failure_lines(run: Mapping[str, Any]) -> Iterator[str]:
 def print_run(run: Mapping[str, Any]) -> None:
     """Print a run and its tasks."""
     click.echo(run_line(run))
-    print_items(run["tasks"], TASK_COLUMNS)
+    print_items(run["tasks"], TASK_COLUMNS, none="It has no tasks.")
 
 
 def _cell(column: str, value: Any) -> Text:

@@ -51,7 +51,8 @@ def start(
 def list_all(client: Client, pipeline_name: str | None, state: str | None, limit: int, raw: bool) -> None:
     """List runs, newest first."""
     found = client.runs(pipeline_name=pipeline_name, state=state)
-    print_items((run for run, _ in zip(found, range(limit), strict=False)), RUN_COLUMNS, raw=raw)
+    shown = (run for run, _ in zip(found, range(limit), strict=False))
+    print_items(shown, RUN_COLUMNS, none="There is no such run.", raw=raw)
 
 
 @runs.command("show")
@@ -60,7 +61,7 @@ def list_all(client: Client, pipeline_name: str | None, state: str | None, limit
 @with_client
 def show(client: Client, run_id: str, raw: bool) -> None:
     """Show a run and its tasks."""
-    run = client.get_run(run_id)
+    run = client.get_run(run_id, outputs=raw)
     if raw:
         print_json(run)
     else:

@@ -14,7 +14,9 @@ from orchestrator.client import Client
 @with_client
 def workers(client: Client, raw: bool) -> None:
     """List the workers."""
-    print_items(client.workers(), ("id", "host_id", "state", "queues", "slots"), raw=raw)
+    print_items(
+        client.workers(), ("id", "host_id", "state", "queues", "slots"), none="No worker has registered.", raw=raw
+    )
 
 
 @click.command()
@@ -22,7 +24,7 @@ def workers(client: Client, raw: bool) -> None:
 @with_client
 def operators(client: Client, raw: bool) -> None:
     """List the operators that tasks may use."""
-    print_items(client.operators(), ("name", "summary"), raw=raw)
+    print_items(client.operators(), ("name", "summary"), none="There is no operator.", raw=raw)
 
 
 COMMANDS = (workers, operators)

@@ -54,7 +54,7 @@ def run(
 def wait_for_end(client: Client, run_id: str) -> None:
     """Wait for the run's end, tell it on standard error, which `R=$(…)` does not take up, and leave with its status."""
     try:
-        ended = client.wait(run_id)
+        ended = client.wait(run_id, outputs=False)
     except KeyboardInterrupt:
         click.echo(f"\nRun {run_id} goes on. `orchestrator cancel {run_id}` cancels it.", err=True)
         sys.exit(INTERRUPTED)

@@ -38,9 +38,9 @@ def cancel(
         answer = client.cancel_task(run_id, task, mode=mode, grace_seconds=grace, reason=reason)
     client.settled(answer)
     if wait:
-        click.echo(run_line(client.wait(run_id)))
+        click.echo(run_line(client.wait(run_id, outputs=False)))
     elif task is None:
-        click.echo(client.get_run(run_id)["state"])
+        click.echo(client.get_run(run_id, outputs=False)["state"])
     else:
         click.echo(client.get_task(run_id, task)["state"])
 
@@ -70,7 +70,7 @@ def pause(client: Client, run_id: str | None, pipeline: str | None, reason: str)
         click.echo(f"{pipeline}: paused")
     elif run_id is not None:
         client.settled(client.pause(run_id, reason=reason))
-        click.echo(client.get_run(run_id)["state"])
+        click.echo(client.get_run(run_id, outputs=False)["state"])
 
 
 @click.command()
@@ -84,7 +84,7 @@ def resume(client: Client, run_id: str | None, pipeline: str | None, reason: str
         click.echo(f"{pipeline}: resumed")
     elif run_id is not None:
         client.settled(client.resume(run_id, reason=reason))
-        click.echo(client.get_run(run_id)["state"])
+        click.echo(client.get_run(run_id, outputs=False)["state"])
 
 
 COMMANDS = (cancel, pause, resume)

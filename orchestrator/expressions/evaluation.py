@@ -19,7 +19,7 @@ from simpleeval import InvalidExpression, SimpleEval
 from orchestrator.errors import ExpressionError
 from orchestrator.expressions.effort import STEP, Effort
 from orchestrator.expressions.paths import Missing, Path, value_at
-from orchestrator.expressions.templates import as_text
+from orchestrator.expressions.texts import as_text
 
 MAX_TEXT = 100_000
 """Characters of a text that an expression makes."""

@@ -6,18 +6,22 @@ A text that is one template becomes the value itself, of whatever type; inside a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.documents import escaped
 from orchestrator.errors import ExpressionError, Problem, TemplateError
 from orchestrator.expressions.paths import Lookup, Missing, Path, parse_path, path_text
-from orchestrator.expressions.remembered import Remembered
+from orchestrator.expressions.remembered import LONGEST, Remembered
+from orchestrator.expressions.texts import AGAIN, ENTRY, LOOKED_UP, Texts
 
 OPEN, CLOSE, LITERAL = "{{", "}}", "\\{{"
 MAX_RESOLVED = 8 * 2**20
-"""Characters of JSON that all templates of one value may put in; of each that goes in the text is made first."""
+"""Characters of JSON that all templates of one value may put in."""
+_READ_ANEW = 5
+"""How often a character counts of a text that is too long for what was read from it to be remembered."""
+_COPIED = 5
+"""So many bits less than a character that is read counts one that is only copied."""
 _SHOWN = 60
 _NONE: frozenset[Path] = frozenset()
 
@@ -110,60 +114,61 @@ def problems(value: object, pointer: str = "", fault: Callable[[Path], str | Non
     return found
 
 
-def resolve(value: Any, lookup: Lookup, pointer: str = "", most: int = MAX_RESOLVED) -> Any:
+def resolve(value: Any, lookup: Lookup, pointer: str = "", most: int = MAX_RESOLVED, texts: Texts | None = None) -> Any:
     """Return the value with every template replaced by what its path leads to.
 
     :param pointer: where the value stands, for errors.
     :param most: characters of JSON that templates may put in altogether.
+    :param texts: is charged for all that is read, and remembers the texts.
     :raises TemplateError: a path leads nowhere, a template can't be read, too much would come in, or it lies too deep.
     """
     try:
-        return _Filling(lookup, most).filled(value, pointer)
+        return _Filling(lookup, most, texts).filled(value, pointer)
     except RecursionError as error:
         raise _too_deep(pointer) from error
 
 
-def resolve_text(text: str, lookup: Lookup, pointer: str, longest: int) -> str | None:
+def resolve_text(text: str, lookup: Lookup, pointer: str, longest: int, texts: Texts | None = None) -> str | None:
     """Return a text with its templates replaced; ``None``: it is one template, and what it leads to is null.
 
     One that is longer than ``longest`` characters is put together only as far as to be seen to be.
 
-    :raises TemplateError: as :func:`resolve` does.
+    :raises TemplateError: a path leads nowhere, a template can't be read, or what is read lies too deep.
     """
     try:
-        return _Filling(lookup, MAX_RESOLVED).start_of(text, pointer, longest + 1)
+        return _Filling(lookup, longest, texts).start_of(text, pointer, longest + 1)
     except RecursionError as error:
         raise _too_deep(pointer) from error
-
-
-def as_text(value: Any) -> str:
-    """Return a value as it stands inside a longer text: a text itself, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
 
 
 class _Filling:
     """One resolution: what is looked up is looked up once, and what comes in is counted."""
 
-    def __init__(self, lookup: Lookup, most: int) -> None:
+    def __init__(self, lookup: Lookup, most: int, texts: Texts | None) -> None:
         self._lookup = lookup
         self._most = most
         self._left = most
-        self._known: dict[Path, tuple[Any, str]] = {}
+        self._texts = Texts() if texts is None else texts
+        self._known: dict[Path, Any] = {}
 
     def filled(self, value: Any, pointer: str) -> Any:
         if isinstance(value, str):
             return self._text(value, pointer) if OPEN in value else value
         if isinstance(value, Mapping):
+            self._texts.read += ENTRY * len(value)
             return {name: self.filled(item, f"{pointer}/{escaped(name)}") for name, item in value.items()}
         if isinstance(value, (list, tuple)):
+            self._texts.read += ENTRY * len(value)
             return [self.filled(item, f"{pointer}/{at}") for at, item in enumerate(value)]
         return value
 
     def _text(self, text: str, pointer: str) -> Any:
         parts = self._pieces(text, pointer)
         if len(parts) == 1 and isinstance(parts[0], tuple):
-            return self._value(parts[0], pointer)[0]
-        return "".join(part if isinstance(part, str) else self._value(part, pointer)[1] for part in parts)
+            return self._put_in(parts[0], pointer)[0]
+        found = "".join(part if isinstance(part, str) else self._put_in(part, pointer)[1] for part in parts)
+        self._texts.read += len(found) >> _COPIED
+        return found
 
     def start_of(self, text: str, pointer: str, length: int) -> str | None:
         found: list[str] = []
@@ -172,9 +177,10 @@ class _Filling:
         for part in parts:
             piece = part
             if not isinstance(piece, str):
-                value, piece = self._value(piece, pointer)
+                value = self._value(piece, pointer)
                 if value is None and len(parts) == 1:
                     return None
+                piece = self._texts.start_of(value, left)
             found.append(piece[:left])
             left -= len(piece)
             if left <= 0:
@@ -182,27 +188,37 @@ class _Filling:
         return "".join(found)
 
     def _pieces(self, text: str, pointer: str) -> tuple[Piece, ...]:
+        if len(text) > LONGEST:
+            self._texts.read += _READ_ANEW * len(text)
         try:
             return pieces(text)
         except ExpressionError as error:
             raise TemplateError(str(error), pointer) from error
 
-    def _value(self, path: Path, pointer: str) -> tuple[Any, str]:
+    def _value(self, path: Path, pointer: str) -> Any:
+        self._texts.read += AGAIN
         if path not in self._known:
+            self._texts.read += LOOKED_UP
             try:
-                found = self._lookup(path)
+                self._known[path] = self._lookup(path)
             except Missing as error:
                 raise TemplateError(f"There is no {path_text(path)} for {pointer or '/'}: {error}.", pointer) from error
-            self._known[path] = found, as_text(found)
-        value, text = self._known[path]
-        self._left -= len(text)
-        if self._left < 0:
+        return self._known[path]
+
+    def _put_in(self, path: Path, pointer: str) -> tuple[Any, str]:
+        value = self._value(path, pointer)
+        text = self._texts.of(value, self._left)
+        if text is None:
             raise TemplateError(
                 f"The templates put in more than {self._most} characters of JSON, the last of them {path_text(path)} "
                 f"at {pointer or '/'}; pass a file's URI instead.",
                 pointer,
             )
+        self._left -= len(text)
         return value, text
+
+
+_MAY_HOLD = (str, dict, list, tuple, Mapping)
 
 
 def _texts(value: object, pointer: str) -> Iterator[tuple[str, str]]:
@@ -210,13 +226,13 @@ def _texts(value: object, pointer: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         if OPEN in value:
             yield pointer, value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (dict, Mapping)):
         for name, item in value.items():
-            if isinstance(item, (str, Mapping, list, tuple)):
+            if isinstance(item, _MAY_HOLD):
                 yield from _texts(item, f"{pointer}/{escaped(name)}")
     elif isinstance(value, (list, tuple)):
         for at, item in enumerate(value):
-            if isinstance(item, (str, Mapping, list, tuple)):
+            if isinstance(item, _MAY_HOLD):
                 yield from _texts(item, f"{pointer}/{at}")
 
 
@@ -228,13 +244,6 @@ def _path(inside: str) -> Path:
         return parse_path(written)
     except ExpressionError as error:
         raise ExpressionError(f"{error} A literal {{{{ is written \\{{{{.") from error
-
-
-def _plain(value: Any) -> Any:
-    """Let a mapping of ours through, which works its entries out as they are read."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 def _too_deep(pointer: str) -> TemplateError:

@@ -49,7 +49,7 @@ def look(changes: Changes, event: RunSubmitted) -> Refusal | None:
         slots = run_slots(record, event.plan)
     except (TemplateError, Unforeseen) as error:
         return _without_a_key(changes, record, error)
-    around = _runs_around(kernel, record.parent_task_run_id)
+    around = _runs_around(kernel, record.parent_task_run_id) if record.is_inside else set()
     for slot in slots:
         holders = [run_id for run_id in kernel.passed.runs.of(slot.key) if run_id not in around]
         if len(holders) < slot.limit:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.effects import Annotate, Transition
 from orchestrator.kernel.ledgered import Ledgered
 from orchestrator.kernel.nodes import RUN_PAUSED, WAITS_FOR_ITS_HOST, RunNode, TaskNode
-from orchestrator.kernel.scopes import note_host, recount
+from orchestrator.kernel.scopes import SUPERSEDED, note_host, recount
 from orchestrator.kernel.services import note_end
 from orchestrator.kernel.timers import set_timers
 from orchestrator.records import AttemptRecord, WorkerRecord
@@ -29,6 +29,7 @@ from orchestrator.states import (
 )
 
 NONE: Mapping[str, Any] = {}
+NONE_CUT: Mapping[TaskNode, int] = {}
 NOT_YET = ("attempt_id", "retry_at", "local_to", "deadline_at", "child_run_id", "wait_token", "outputs")
 ZERO: Mapping[str, Any] = {"failures": 0, "losses": 0, "cache_key": "", "superseded": False}
 AS_IT_BEGAN: Mapping[str, Any] = {**ZERO, **dict.fromkeys(NOT_YET)}
@@ -103,6 +104,9 @@ class Changes(Ledgered):
         why = (cause, reason, message, actor, node.run.id, node.name)
         self.emit(Transition(Entity.TASK_RUN, node.id, before, after, *why, changes=columns, durable=durable))
         node.state, node.reason = after, reason
+        node.begun |= after not in TASK_TERMINAL
+        if before is TaskState.PENDING and after in TASK_TERMINAL and not node.resumed:
+            self._leave_nothing_inside(node)
         self._place(node, before, retry_in)
         set_timers(self.kernel.timers, node, self.now)
         return True
@@ -132,6 +136,9 @@ class Changes(Ledgered):
         if node.state is TaskState.PENDING and after not in TASK_TERMINAL and planned.deadline is not None:
             node.deadline_at = self.now + planned.deadline
             columns["deadline_at"] = ("in", planned.deadline)
+        if after is TaskState.WAITING and node.state is TaskState.PENDING:
+            # It is never ready nor running, and its row is to say that it has begun.
+            columns["ready_at"] = ("in", 0.0)
         if after is TaskState.READY:
             if node.state is not TaskState.QUEUED or node.ready_since is None:
                 node.ready_since = self.now
@@ -169,18 +176,22 @@ class Changes(Ledgered):
         *,
         cause: str = "rerun",
         resumed: Collection[TaskNode] = (),
+        cut: Mapping[TaskNode, int] = NONE_CUT,
         message: str = "",
     ) -> bool:
         """Start a run again that is over: it waits for its place, these of its task runs for their upstreams, each as
         its next generation. The states of the others are counted as they stand.
 
         :param resumed: containers among them that go on with what is inside of them; the others expand anew.
+        :param cut: repeats among these, with the first of their rounds that count no more.
         """
         may = all(is_reopening(Entity.TASK_RUN, node.state, TaskState.PENDING) for node in nodes)
         if not (may and is_reopening(Entity.RUN, run.state, RunState.QUEUED)):
             self.count("refused_transition", f"{Entity.RUN} {run.id}: {run.state} → {RunState.QUEUED} by a {cause}")
             return False
         self.look_anew(nodes, actor, resumed, cause)
+        for node, first in cut.items():
+            self.set_aside(node, f"An earlier round of {node.name} runs again.", first)
         run.generation += 1
         message = message or f"{len(nodes)} of its {len(run.tasks)} tasks are run again"
         columns = {"generation": run.generation, "runs_below": 0, "started_at": None, "ended_at": None}
@@ -196,6 +207,26 @@ class Changes(Ledgered):
         """Let these task runs wait for their upstreams again. Counters are left as they are."""
         for node in nodes:
             self.renew(node, TaskState.PENDING, cause, actor=actor, resumed=node in resumed)
+
+    def set_aside(self, node: TaskNode, message: str, first: int = 0) -> None:
+        """Let what a container has expanded into count no more, from this index or round on. Nothing of it may be open;
+        its rows are used again where they fit."""
+        inside = node.inside
+        for scope in [] if inside is None else inside.scopes[first:]:
+            for task in scope.tasks:
+                task.superseded, task.reason = True, SUPERSEDED
+                columns = {"superseded": True, "reason": SUPERSEDED, "message": message}
+                self.emit(Annotate(Entity.TASK_RUN, task.id, task.state, columns))
+        if inside is not None:
+            inside.former.update((scope.index, scope) for scope in inside.scopes[first:])
+            del inside.scopes[first:]
+
+    def _leave_nothing_inside(self, node: TaskNode) -> None:
+        """A container was to expand anew and is settled without: what an earlier generation has left is not its own."""
+        if node.inside is not None and node.inside.scopes and not node.inside.open:
+            self.set_aside(node, f"{node.name} was settled anew without it.")
+            node.inside.clear_counts()
+            node.inside.hosts.clear()
 
     def renew(
         self,
@@ -216,7 +247,7 @@ class Changes(Ledgered):
         :param resumed: a container goes on with what is inside of it, instead of expanding anew.
         :param awaits_turn: its index waits for its turn; a mark changes nothing of that.
         """
-        before = node.state
+        before, went_on = node.state, node.resumed
         is_over = before in TASK_TERMINAL
         if not (is_reopening(Entity.TASK_RUN, before, after) or (cause == "mark" and after in MARKS)):
             return not self._is_refused(Entity.TASK_RUN, node.id, before, after)
@@ -227,7 +258,7 @@ class Changes(Ledgered):
         node.keep(None)
         columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))
         columns["ended_at"] = None if after is TaskState.PENDING else ("in", 0.0)
-        node.state, node.reason = after, reason
+        node.state, node.reason, node.begun = after, reason, False
         if before is TaskState.READY:
             self.kernel.waiting_lines.drop(node)
         why = (cause, reason, message, actor, node.run.id, node.name)
@@ -235,6 +266,8 @@ class Changes(Ledgered):
         self.emit(Transition(Entity.TASK_RUN, node.id, before, after, *why, changes=changes, durable=True))
         if after in TASK_TERMINAL:
             self.step_aside(node)
+            if not is_over and not went_on:
+                self._leave_nothing_inside(node)
         set_timers(self.kernel.timers, node, self.now)
         return True
 

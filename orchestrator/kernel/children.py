@@ -10,6 +10,7 @@ from orchestrator.effects import StartChild
 from orchestrator.events import ChildRefused, EndedRun
 from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import resolve
+from orchestrator.expressions.texts import Texts
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.expanding import WEIGHT_OF_PARAMETERS, has_room, is_put_off, put_off
 from orchestrator.kernel.keeping import TOO_LARGE, too_large
@@ -54,7 +55,7 @@ def ask_again(changes: Changes, node: TaskNode) -> None:
     if node.state is TaskState.CANCELLING:
         _cancelled(changes, node)
     elif node.state is TaskState.RUNNING:
-        waits = changes.kernel.expanding.is_due
+        waits = changes.kernel.expanding.is_full(changes.now)
         given = None if waits else _parameters_of(changes, node)
         if waits or (given is not None and not has_room(changes, 0, given[1])):
             unmade.add(node.child_run_id)
@@ -66,14 +67,15 @@ def ask_again(changes: Changes, node: TaskNode) -> None:
 def _parameters_of(changes: Changes, node: TaskNode) -> tuple[dict[str, Any], int] | None:
     """Work out the parameters that are the own ones of the task's run, and what they come to among the characters of a
     round. The task fails where that can't be done."""
-    return work_out(changes, node, lambda: _worked_out(node), TEMPLATE)
+    texts = changes.kernel.expanding.texts
+    return work_out(changes, node, lambda: _worked_out(node, texts), TEMPLATE)
 
 
-def _worked_out(node: TaskNode) -> tuple[dict[str, Any], int]:
+def _worked_out(node: TaskNode, texts: Texts) -> tuple[dict[str, Any], int]:
     child = node.planned.child
     assert child is not None
     lookup = lookup_in(values_in(node.scope))
-    own = resolve(dict(child.parameters), lookup, "/pipeline/parameters", MAX_PARAMETERS_BYTES)
+    own = resolve(dict(child.parameters), lookup, "/pipeline/parameters", MAX_PARAMETERS_BYTES, texts)
     return own, WEIGHT_OF_PARAMETERS * len(json.dumps(own, ensure_ascii=False, default=str))
 
 

@@ -5,10 +5,11 @@ The preview of a rerun is worked out here too (``rerun_plan``), so that it shows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.kernel.following import Following, left_to_run
 from orchestrator.kernel.nodes import RunNode, Scope, TaskNode
 from orchestrator.states import RERUN_OF_FAILED, TaskState
 
@@ -23,6 +24,13 @@ class Choice:
     """Containers among them that go on with what is inside of them."""
     setups: frozenset[TaskNode] = frozenset()
     """Those that run again because a teardown has taken down what they had set up, and others need it again."""
+    cut: Mapping[TaskNode, int] = field(default_factory=dict)
+    """Repeats among the resumed ones of which an earlier round runs again, with the first round that counts no more:
+    it and all later ones stood on what that one had left."""
+
+    def is_cut(self, node: TaskNode) -> bool:
+        """Say whether it is inside of such a later round, at any depth."""
+        return _is_cut(node, self.cut)
 
 
 def tasks_named(run: RunNode, name: str) -> list[TaskNode]:
@@ -85,13 +93,16 @@ def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
 
     - All that is downstream of a chosen one runs again too, in its own scope and below each container around it. These
       containers go on with what is inside of them, so that of their indices only the chosen ones run again.
-    - A container that is chosen itself, or is downstream of a chosen task, expands anew.
+    - So does a map downstream whose indices stand one by one on those of such a container (``following``): of it the
+      same ones run again, and those that have not succeeded.
+    - Of a repeat that goes on with what is inside of it the rounds count no more that come after one that runs again.
+    - Any other container that is downstream of a chosen task, or is chosen itself, expands anew.
     - What was set up and has been taken down is set up again, if anything that runs again works on it.
     """
-    fresh, partly = dict[TaskNode, None](), dict[TaskNode, None]()
-    setups = set[TaskNode]()
+    again, setups = _Again(run), set[TaskNode]()
+    fresh, partly = again.fresh, again.partly
     looked_at = 0
-    _take(chosen, fresh, partly)
+    again.take(chosen)
     while looked_at < len(fresh):
         downs = [node for node in list(fresh)[looked_at:] if node.planned.setups and _has_torn_down(node)]
         looked_at = len(fresh)
@@ -100,30 +111,78 @@ def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
                 setup for setup in _setups_of(down) if setup not in fresh and _is_used(setup, down, fresh, partly)
             ]
             setups.update(needed)
-            _take(needed, fresh, partly)
-    anew = {node for node in (*fresh, *partly) if not any(owner in fresh for owner in _owners(node))}
+            again.take(needed)
+    cut = again.cut()
+    anew = {
+        node
+        for node in (*fresh, *partly)
+        if not any(owner in fresh for owner in _owners(node)) and not _is_cut(node, cut)
+    }
     resumed = frozenset(node for node in partly if node in anew and node not in fresh)
-    return Choice(tuple(node for node in run.tasks if node in anew), resumed, frozenset(setups))
+    cut = {node: first for node, first in cut.items() if node in resumed}
+    return Choice(tuple(node for node in run.tasks if node in anew), resumed, frozenset(setups), cut)
 
 
-def _take(nodes: Iterable[TaskNode], fresh: dict[TaskNode, None], partly: dict[TaskNode, None]) -> None:
-    """Add these and what is downstream of them; of the containers around them a part runs again."""
-    open_nodes = list(nodes)
-    while open_nodes:
-        node = open_nodes.pop()
-        if node in fresh:
-            continue
-        fresh[node] = None
-        open_nodes += _below(node)
-        for owner in _owners(node):
-            if owner in partly:
-                break
-            partly[owner] = None
-            open_nodes += _below(owner)
+class _Again:
+    """What runs again, as it is found."""
+
+    __slots__ = ("_followers", "_following", "_touched", "fresh", "partly")
+
+    def __init__(self, run: RunNode) -> None:
+        self.fresh: dict[TaskNode, None] = {}
+        """What begins anew, as a whole."""
+        self.partly: dict[TaskNode, None] = {}
+        """Containers of which something inside does; if they are not fresh as well, they go on with it."""
+        self._touched: set[Scope] = set()
+        """Indices and rounds in which something runs again."""
+        self._following = Following(run)
+        self._followers: set[TaskNode] = set()
+
+    def take(self, nodes: Iterable[TaskNode]) -> None:
+        """Add these and what is downstream of them; of the containers around them a part runs again."""
+        open_nodes = list(nodes)
+        while open_nodes:
+            node = open_nodes.pop()
+            if node in self.fresh:
+                continue
+            self.fresh[node] = None
+            open_nodes += _below(node)
+            for scope in node.scope.outward():
+                if scope.owner is None or scope in self._touched:
+                    break
+                self._touched.add(scope)
+                self.partly[scope.owner] = None
+                for down in _below(scope.owner):
+                    open_nodes += self._of(down, scope.owner, scope.index)
+
+    def cut(self) -> dict[TaskNode, int]:
+        """Return the repeats that do not begin anew as a whole, with the first of the rounds that come after one in
+        which something runs again."""
+        found: dict[TaskNode, int] = {}
+        for scope in self._touched:
+            owner = scope.owner
+            if owner is not None and owner.planned.repeat is not None and owner not in self.fresh:
+                found[owner] = min(found.get(owner, scope.index + 1), scope.index + 1)
+        return found
+
+    def _of(self, node: TaskNode, above: TaskNode, index: int) -> Iterable[TaskNode]:
+        """Return what runs again of a task below a container of which this index does."""
+        if node.inside is None or not self._following.follows(node, above):
+            return (node,)
+        tasks = node.inside.scopes[index].tasks
+        if node in self._followers:
+            return tasks
+        self._followers.add(node)
+        return (*tasks, *left_to_run(node))
 
 
 def _below(node: TaskNode) -> list[TaskNode]:
     return [node.scope.tasks[at] for at in node.scope.shape.downstream[node.position]]
+
+
+def _is_cut(node: TaskNode, cut: Mapping[TaskNode, int]) -> bool:
+    around = node.scope.outward() if cut else ()
+    return any(scope.owner in cut and scope.index >= cut[scope.owner] for scope in around if scope.owner is not None)
 
 
 def _has_torn_down(node: TaskNode) -> bool:

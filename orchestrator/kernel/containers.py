@@ -146,6 +146,13 @@ def _bring_back(changes: Changes, scope: Scope, key: str, item: Any, waits: bool
     _join(scope)
 
 
+def renew_item(changes: Changes, scope: Scope, key: str, item: Any) -> None:
+    """Let an index that has not begun have another key and item."""
+    scope.key, scope.item = key, item
+    for task in scope.tasks:
+        changes.emit(Annotate(Entity.TASK_RUN, task.id, task.state, {"map_key": key, "item": item}))
+
+
 def _join(scope: Scope) -> None:
     """Count a scope whose tasks are all pending with what is around it."""
     owner = scope.owner

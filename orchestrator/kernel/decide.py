@@ -45,6 +45,7 @@ def decide(kernel: Kernel, event: Event, now: float) -> list[Effect]:
     :param now: the leader's monotonic clock, in seconds; never goes back within one kernel.
     """
     changes = Changes(kernel, now)
+    kernel.input_hosts.begin()
     _STEPS[type(event)](changes, event)
     settle(changes)
     if isinstance(event, Tick):

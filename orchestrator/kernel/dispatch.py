@@ -9,7 +9,7 @@ from dataclasses import replace
 from orchestrator.effects import CreateAttempt, SendHint
 from orchestrator.kernel.cache import goes_back, stuck
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.gatekeeping import is_ended_by_its_gate, shut
+from orchestrator.kernel.gatekeeping import displace, is_ended_by_its_gate, older_in_the_way, shut, shut_anyhow
 from orchestrator.kernel.index import Kernel
 from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.services import note_sent
@@ -94,7 +94,7 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
     if is_ended_by_its_gate(changes, node, line.gate):
         return True
     waiting = changes.kernel.waiting_lines
-    answer = shut(changes, line.gate) or waiting.full.get(line.ask) or _chosen(changes, node, line.ask)
+    answer = _kept_out(changes, node, line) or _answer(changes, node, line.ask)
     if isinstance(answer, Choice):
         if not goes_back(changes, node):
             send_out(changes, node, answer)
@@ -110,6 +110,27 @@ def _place(changes: Changes, node: TaskNode, line: Line) -> bool:
     line.told, line.blocked_in = answer, waiting.round
     changes.explain(node, answer.reason, answer.message)
     return False
+
+
+def _kept_out(changes: Changes, node: TaskNode, line: Line) -> Wait | None:
+    """Return what keeps the task from any worker. Where it is only older ones that are to give way, they are stopped;
+    but not for a task that something else keeps too, or that no worker is there for."""
+    held = shut(changes, line.gate)
+    older = older_in_the_way(changes, node, line.gate) if held is not None else {}
+    if not older:
+        return held
+    if (anyhow := shut_anyhow(changes, line.gate, older)) is not None:
+        return anyhow
+    if not _hosts_for(changes, line.ask):
+        answer = _answer(changes, node, line.ask)
+        return answer if isinstance(answer, Wait) else held
+    displace(changes, node, older)
+    # Those that nobody had claimed are gone by now.
+    return shut(changes, line.gate)
+
+
+def _answer(changes: Changes, node: TaskNode, ask: Ask) -> Choice | Wait:
+    return changes.kernel.waiting_lines.full.get(ask) or _chosen(changes, node, ask)
 
 
 def _is_told_to_all(line: Line, told: Wait, answer: Wait) -> bool:

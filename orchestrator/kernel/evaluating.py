@@ -68,8 +68,19 @@ class Evaluating:
         self._begin(now)
         if self._left > 0 and (node is self._turn or not self._waiting):
             return True
-        self._waiting.setdefault(node.id, node)
+        self.wait(node)
         return False
+
+    def wait(self, node: TaskNode) -> None:
+        """Let a task run wait for its turn. One that was made of the same row before keeps its place for this one."""
+        self._waiting[node.id] = node
+
+    def awaits(self, node: TaskNode) -> bool:
+        """Say whether this one waits for its turn."""
+        return self._waiting.get(node.id) is node
+
+    def forget(self, node: TaskNode) -> None:
+        self._waiting.pop(node.id, None)
 
     def next(self, now: float) -> TaskNode | None:
         """Return who has waited longest, if this round may go on."""

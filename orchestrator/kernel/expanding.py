@@ -1,7 +1,8 @@
 """How much may begin in one round of the leader, and how much containers may expand into in all.
 
-What is over the bound of a round waits for the next: task runs of containers, and characters of what was worked out for
-them, for messages and for the parameters of sub-runs. A round is one transaction. Without a bound it would be kept open
+What is over the bound of a round waits for the next: task runs of containers, characters of what was worked out for
+them, for messages and for the parameters of sub-runs, and what was read for all of that and for the keys of limits,
+whatever came of it. A round is one transaction. Without a bound it would be kept open
 for longer than PostgreSQL lets it be, its effects would fill the leader's memory, and whoever leads next would begin
 with the same.
 """
@@ -9,9 +10,11 @@ with the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.expressions.texts import Texts
 from orchestrator.sweep import MAX_EXPANDED, MAX_TASK_RUNS
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ MOST_IN_ROUND = MAX_EXPANDED
 MOST_CHARACTERS = 16 * 2**20
 """Of JSON in the keys and items of all the task runs that one map makes, for each has a copy of its own; and in all
 that is worked out in one round."""
+MOST_READ = 8 * 2**20
+"""Characters that are read in one round, and what else that costs: some 0.2 s. What was begun is ended."""
+BUILT = 100
+"""What it costs, in characters that are read, to build an item of a map."""
 WEIGHT_OF_PARAMETERS = 4
 """How often the characters of a sub-run's parameters count: it is made after the round, a hundred in one transaction,
 and they are kept until then. So no more of the largest are asked for in a round than are made in one."""
@@ -32,21 +39,35 @@ and they are kept until then. So no more of the largest are asked for in a round
 class Expanding:
     """What has begun in this round, in task runs and characters, and the task runs that are left over."""
 
-    __slots__ = ("_at", "_characters", "_looked_at", "_made", "_waiting")
+    __slots__ = ("_at", "_characters", "_looked_at", "_made", "_waiting", "texts")
 
     def __init__(self) -> None:
         self._at = self._looked_at = float("-inf")
         self._made = self._characters = 0
         self._waiting: dict[str, TaskNode] = {}
+        self.texts = Texts()
+        """What was read in this round. Texts are remembered as long as somebody waits: as a rule all read the same."""
 
     @property
     def is_due(self) -> bool:
         """Whether there is something to go on with at once."""
         return bool(self._waiting)
 
+    def is_full(self, now: float) -> bool:
+        """Say whether nothing more is worked out in this round: others wait already, or enough was read."""
+        self._begin(now)
+        return bool(self._waiting) or self.texts.read >= MOST_READ
+
     def wait(self, node: TaskNode) -> None:
         """Let a task run be looked at again in the next round."""
         self._waiting[node.id] = node
+
+    def awaits(self, node: TaskNode) -> bool:
+        """Say whether this one waits for the next round."""
+        return self._waiting.get(node.id) is node
+
+    def forget(self, node: TaskNode) -> None:
+        self._waiting.pop(node.id, None)
 
     def take(self, count: int, characters: int, now: float) -> bool:
         """Return whether there is room for so many task runs and so much text in this round; none, when others wait for
@@ -54,8 +75,7 @@ class Expanding:
 
         All that is decided in a round is decided at the same moment. The first one has room whatever it comes to.
         """
-        if now != self._at:
-            self._at, self._made, self._characters = now, 0, 0
+        self._begin(now)
         if self._waiting or (self._made and self._made + count > MOST_IN_ROUND):
             return False
         if self._characters and self._characters + characters > MOST_CHARACTERS:
@@ -65,12 +85,30 @@ class Expanding:
         return True
 
     def left_over(self, now: float) -> Sequence[TaskNode]:
-        """Return, once in a round, what has waited for it, the first one first."""
+        """Return, once in a round, what has waited for it: one of each run in turn, the first one first."""
+        self._begin(now)
         if now == self._looked_at:
             return ()
         self._looked_at = now
-        found, self._waiting = tuple(self._waiting.values()), {}
+        found, self._waiting = _in_turn(self._waiting.values()), {}
         return found
+
+    def _begin(self, now: float) -> None:
+        if now != self._at:
+            self._at, self._made, self._characters = now, 0, 0
+            if self._waiting:
+                self.texts.read = 0
+            else:
+                self.texts = Texts()
+
+
+def _in_turn(nodes: Iterable[TaskNode]) -> Sequence[TaskNode]:
+    before = Counter[str]()
+    turns: list[tuple[int, TaskNode]] = []
+    for node in nodes:
+        turns.append((before[node.run.id], node))
+        before[node.run.id] += 1
+    return [node for _, node in sorted(turns, key=lambda turn: turn[0])]
 
 
 def has_room(changes: Changes, count: int, characters: int = 0) -> bool:
@@ -79,8 +117,9 @@ def has_room(changes: Changes, count: int, characters: int = 0) -> bool:
 
 
 def is_put_off(changes: Changes, node: TaskNode) -> bool:
-    """Let a task run wait for the next round where others wait already: then nothing need be worked out for it now."""
-    if changes.kernel.expanding.is_due:
+    """Let a task run wait for the next round where others wait already, or enough was read: then nothing is worked out
+    for it now."""
+    if changes.kernel.expanding.is_full(changes.now):
         put_off(changes, node)
         return True
     return False
@@ -123,12 +162,14 @@ def too_many(node: TaskNode, indices: int) -> str:
 class Room:
     """The characters that the keys and items of one expansion may still come to."""
 
-    __slots__ = ("_left", "_size")
+    __slots__ = ("_left", "_size", "texts")
 
-    def __init__(self, node: TaskNode) -> None:
+    def __init__(self, node: TaskNode, texts: Texts) -> None:
         assert node.body is not None
         self._size = len(node.body.plan.tasks)
         self._left = MOST_CHARACTERS
+        self.texts = texts
+        """Is charged for what is read."""
 
     @property
     def taken(self) -> int:
@@ -137,6 +178,7 @@ class Room:
     def take(self, key: str, item: Any) -> bool:
         """Return whether the rows of this index still fit."""
         text = json.dumps(item, ensure_ascii=False, default=str)
+        self.texts.read += len(text)
         self._left -= self._size * (len(key) + len(text))
         return self._left >= 0
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from orchestrator.breaker import Circuit
 from orchestrator.errors import TemplateError
 from orchestrator.expressions.paths import lookup_in
+from orchestrator.expressions.templates import holds_template
+from orchestrator.expressions.texts import Texts
 from orchestrator.kernel.guarded import Unforeseen, guarded
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.values import values_in
@@ -76,14 +78,23 @@ class Passed:
         return self.circuits.get(service) or Circuit(service)
 
 
-def gate_of(node: TaskNode) -> Gate:
-    """Return what stands before the task; it is worked out once."""
+def gate_of(node: TaskNode, texts: Texts | None = None) -> Gate:
+    """Return what stands before the task; it is worked out once.
+
+    :param texts: is charged for what is read.
+    """
     if node.gate is None:
-        node.gate = _worked_out(node)
+        node.gate = _worked_out(node, texts)
     return node.gate
 
 
-def _worked_out(node: TaskNode) -> Gate:
+def has_keys_to_read(node: TaskNode) -> bool:
+    """Say whether templates are to be read to know what stands before the task."""
+    limits = (*node.planned.concurrency, *([node.planned.rate_limit] if node.planned.rate_limit else ()))
+    return node.gate is None and any(holds_template(limit.key) for limit in limits)
+
+
+def _worked_out(node: TaskNode, texts: Texts | None) -> Gate:
     planned = node.planned
     if not (planned.concurrency or planned.rate_limit or planned.connections):
         return OPEN
@@ -92,8 +103,8 @@ def _worked_out(node: TaskNode) -> Gate:
         return Gate(services=services)
     tenant_id, lookup = node.run.tenant_id, lookup_in(values_in(node.scope))
     try:
-        slots = guarded(lambda: slots_of(planned.concurrency, tenant_id, ATTEMPTS, lookup))
-        return Gate(slots, guarded(lambda: rate_of(planned.rate_limit, tenant_id, lookup)), services)
+        slots = guarded(lambda: slots_of(planned.concurrency, tenant_id, ATTEMPTS, lookup, texts))
+        return Gate(slots, guarded(lambda: rate_of(planned.rate_limit, tenant_id, lookup, texts)), services)
     except TemplateError as error:
         return Gate(broken=str(error))
     except Unforeseen as error:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from orchestrator.events import EndedRun
 from orchestrator.kernel.desired import desired_of
 from orchestrator.kernel.due import next_due
-from orchestrator.kernel.evaluating import Evaluating
-from orchestrator.kernel.expanding import Expanding
+from orchestrator.kernel.evaluating import CONDITIONS, Evaluating
+from orchestrator.kernel.expanding import EXPANSION, Expanding
 from orchestrator.kernel.flights import Flights
 from orchestrator.kernel.gates import Passed, gate_of
 from orchestrator.kernel.held_runs import HeldBack, HeldRuns
+from orchestrator.kernel.input_hosts import InputHosts
 from orchestrator.kernel.nodes import RUN_DEADLINE, RunNode, Scope, TaskNode
 from orchestrator.kernel.relapses import Relapses
 from orchestrator.kernel.scopes import has_timer, populate, recount
@@ -110,6 +111,7 @@ class Kernel:
         """Containers in which something has ended; looked at before ``decide`` returns."""
         self.expanding = Expanding()
         self.evaluating = Evaluating()
+        self.input_hosts = InputHosts()
         self.returned: list[RunNode] = []
         """Runs that are tasks of others and are over; those tasks end before ``decide`` returns."""
         self.finishing: dict[str, RunNode] = {}
@@ -173,10 +175,19 @@ class Kernel:
             if (follower := self.flights.found_flying(node)) is not None:
                 self.waiting_lines.drop(follower)
             set_timers(self.timers, node, now)
+            if node.state is TaskState.PENDING:
+                self._let_wait(node)
         self.runs[run.id] = run
         if run.state in ACTIVE:
             self.start_run(run)
         return run
+
+    def _let_wait(self, node: TaskNode) -> None:
+        """Let a task run wait for its turn that has waited for it under the leader before."""
+        if node.reason == EXPANSION:
+            self.expanding.wait(node)
+        elif node.reason == CONDITIONS:
+            self.evaluating.wait(node)
 
     def start_run(self, run: RunNode) -> None:
         """Let a run that is under way have its slots and its deadline."""
@@ -199,6 +210,8 @@ class Kernel:
         for node in run.tasks:
             self.tasks.pop(node.id, None)
             self.timers.forget(node.id)
+            self.expanding.forget(node)
+            self.evaluating.forget(node)
         self.passed.runs.free(run.id)
         key = id(run.shape.plan)
         shape, users = self.shapes.get(key, (run.shape, 1))
@@ -291,18 +304,17 @@ class Kernel:
         """
         node.ready_at = now
         if node.dispatches and not self.flights.holds(node):
-            self.waiting_lines.add(node, self.ask_of(node), gate_of(node))
+            self.waiting_lines.add(node, self.ask_of(node), gate_of(node, self.expanding.texts))
 
     def ask_of(self, node: TaskNode) -> Ask:
         """Return what the task asks of placement: its own words, what its tries have taught, and the hosts that alone
         hold its inputs."""
         planned, queue, resources = node.planned, node.planned.queue, node.planned.resources
-        hosts = dict.fromkeys(host for source in node.sources() for host in source.hosts())
         if node.memory is not None and node.memory != resources.memory:
             resources = replace(resources, memory=node.memory)
             if queue == "cpu" and node.memory > self.settings.highmem_above:
                 queue = "highmem"
-        return Ask(node.queue or queue, resources, planned.labels, tuple(hosts))
+        return Ask(node.queue or queue, resources, planned.labels, tuple(self.input_hosts.of(node)))
 
     def set_retry(self, node: TaskNode, at: float) -> None:
         node.retry_at = at
@@ -322,8 +334,8 @@ class Kernel:
 
     def run_slots_free(self) -> int:
         """Return how many more runs may start under ``MAX_CONCURRENT_RUNS``; paused runs keep their place, and runs
-        that are tasks of others take none."""
-        counted = (run for run in self.runs.values() if run.parent_task_run_id is None)
+        that are there as tasks of others take none."""
+        counted = (run for run in self.runs.values() if not run.is_inside)
         active = len(self.unreadable) + sum(run.state is not RunState.QUEUED for run in counted)
         return max(0, self.settings.max_runs - active)
 

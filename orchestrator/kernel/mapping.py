@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, SweepError
 from orchestrator.expressions import lookup_in
-from orchestrator.expressions.templates import as_text, resolve
+from orchestrator.expressions.templates import resolve
+from orchestrator.expressions.texts import Texts, as_text
 from orchestrator.kernel.changes import Changes
-from orchestrator.kernel.containers import first_broken, place, run_container, start_scopes, supersede, tell_progress
-from orchestrator.kernel.expanding import TOO_LARGE, Room, has_room, is_put_off, put_off, too_many
+from orchestrator.kernel.containers import (
+    first_broken,
+    place,
+    renew_item,
+    run_container,
+    start_scopes,
+    supersede,
+    tell_progress,
+)
+from orchestrator.kernel.expanding import BUILT, TOO_LARGE, Room, has_room, is_put_off, put_off, too_many
+from orchestrator.kernel.following import reading_of
 from orchestrator.kernel.inside import Inside
-from orchestrator.kernel.nodes import TEMPLATE, TaskNode
-from orchestrator.kernel.stopping import Stop, stop_inside
+from orchestrator.kernel.nodes import TEMPLATE, Scope, TaskNode
+from orchestrator.kernel.stopping import Stop, stop_inside, stop_left_inside
 from orchestrator.kernel.values import values_in
 from orchestrator.kernel.working_out import work_out
 from orchestrator.records import MapPlan
@@ -34,14 +45,14 @@ def expand(changes: Changes, node: TaskNode) -> None:
     assert node.body is not None
     if is_put_off(changes, node):
         return
-    worked_out = work_out(changes, node, lambda: _items_with_keys(node, map_), _reason_of)
+    texts = changes.kernel.expanding.texts
+    worked_out = work_out(changes, node, lambda: _items_with_keys(node, map_, texts), _reason_of)
     if worked_out is None:
         return
     found, keys, characters = worked_out
     if (twice := _first_twice(keys)) is not None:
-        _refuse(changes, node, SAME_KEY, f"Two items of the map have the key {_short(twice)}; keys have to differ.")
+        _refuse(changes, node, SAME_KEY, _same_key(twice))
     elif not found:
-        _supersede_all(changes, node)
         changes.task(node, TaskState.SKIPPED, "upstream", reason=EMPTY, message="There is nothing to go over.")
     elif not has_room(changes, len(found) * len(node.body.plan.tasks), characters):
         put_off(changes, node)
@@ -52,15 +63,63 @@ def expand(changes: Changes, node: TaskNode) -> None:
         start_scopes(changes, node)
 
 
-def _items_with_keys(node: TaskNode, map_: MapPlan) -> tuple[list[Any], list[str], int]:
+def is_up_to_date(changes: Changes, node: TaskNode) -> bool:
+    """Let the indices of a map that run again, of one that goes on with what is inside of it, have the items that stand
+    in their places now; those that do not run again keep theirs. ``False``: it can't go on, or not yet.
+
+    Only where it goes over what other maps have left, one index for each of theirs, can these be others than before.
+    """
+    map_, inside = node.planned.map, node.inside
+    assert inside is not None
+    if map_ is None or not reading_of(node.planned).by_index:
+        return True
+    anew = [scope for scope in inside.scopes if all(task.state is TaskState.PENDING for task in scope.tasks)]
+    if not anew:
+        return True
+    if is_put_off(changes, node):
+        return False
+    texts = changes.kernel.expanding.texts
+    worked_out = work_out(changes, node, lambda: _items_with_keys(node, map_, texts), _reason_of)
+    is_done = worked_out is not None and _take_items(changes, node, anew, *worked_out)
+    # What it was to go on with is stopped, if that has failed it.
+    stop_left_inside(changes, node)
+    return is_done
+
+
+def _take_items(
+    changes: Changes, node: TaskNode, anew: Sequence[Scope], found: list[Any], keys: list[str], characters: int
+) -> bool:
+    """Give these indices of a map their items; says whether it may go on."""
+    assert node.inside is not None
+    taken = [scope.key for scope in node.inside.scopes]
+    if len(found) != len(taken):
+        # Nothing is known of which of them belongs where.
+        return True
+    for scope in anew:
+        taken[scope.index] = keys[scope.index]
+    if (twice := _first_twice(taken)) is not None:
+        _refuse(changes, node, SAME_KEY, _same_key(twice))
+        return False
+    if not has_room(changes, sum(len(scope.tasks) for scope in anew), characters):
+        put_off(changes, node)
+        return False
+    for scope in anew:
+        renew_item(changes, scope, keys[scope.index], found[scope.index])
+    return True
+
+
+def _items_with_keys(node: TaskNode, map_: MapPlan, texts: Texts) -> tuple[list[Any], list[str], int]:
     """Return what the map goes over, the key of each item, and how many characters they come to in the task runs.
+
+    :param texts: is charged for all that is read and built.
 
     :raises TemplateError, SweepError: it can't be worked out, or is too much.
     """
-    found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over"), map_.max_size)
+    found = items(resolve(map_.over, lookup_in(values_in(node.scope)), "/map/over", texts=texts), map_.max_size)
+    texts.read += BUILT * len(found)
     if why := too_many(node, len(found)):
         raise SweepError(why, too_many=True)
-    room = Room(node)
+    room = Room(node, texts)
     return found, _keys(node, map_, found, room), room.taken
 
 
@@ -81,7 +140,7 @@ def _keys(node: TaskNode, map_: MapPlan, found: list[Any], room: Room) -> list[s
         key = str(index)
         if map_.key:
             values["map"] = {"item": item, "index": index, "key": key}
-            key = as_text(resolve(map_.key, lookup_in(values), "/map/key"))
+            key = as_text(resolve(map_.key, lookup_in(values), "/map/key", texts=room.texts))
         if not room.take(key, item):
             raise SweepError(TOO_LARGE, too_many=True)
         keys.append(key)
@@ -95,19 +154,16 @@ def _first_twice(keys: list[str]) -> str | None:
     return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
 
+def _same_key(key: str) -> str:
+    return f"Two items of the map have the key {_short(key)}; keys have to differ."
+
+
 def _short(key: str) -> str:
     return repr(key if len(key) <= SHOWN else f"{key[:SHOWN]}…")
 
 
 def _refuse(changes: Changes, node: TaskNode, reason: str, message: str) -> None:
     changes.task(node, TaskState.FAILED, "upstream", reason=reason, message=message, durable=True)
-
-
-def _supersede_all(changes: Changes, node: TaskNode) -> None:
-    if node.inside is not None:
-        node.inside.former.update((scope.index, scope) for scope in node.inside.scopes)
-        node.inside.scopes = []
-        supersede(changes, node)
 
 
 def advance_map(changes: Changes, node: TaskNode) -> None:

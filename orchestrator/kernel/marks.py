@@ -5,12 +5,12 @@ from __future__ import annotations
 from orchestrator.events import Command
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.choosing import tasks_named
-from orchestrator.kernel.nodes import RunNode, TaskNode
+from orchestrator.kernel.nodes import MARKED, RunNode, TaskNode
+from orchestrator.kernel.repeating import end_delay
 from orchestrator.kernel.scopes import recount
 from orchestrator.kernel.stopping import Stop, stop_inside
 from orchestrator.states import MARKS, RUN_TERMINAL, TASK_TERMINAL, RunState, TaskState
 
-MARKED = "marked"
 AT_WORK = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.CANCELLING})
 
 
@@ -19,7 +19,7 @@ def mark(changes: Changes, command: Command) -> str:
 
     - One that was over is its next generation then. Task runs below it that it had settled without their running wait
       anew for their rules; those that have run stay as they are.
-    - The containers around it that are over go on, and are decided anew.
+    - The containers around it that are over go on, and are decided anew; a repeat that waits for its next round too.
     - A run that is over starts again for that, and ends anew.
     """
     state = command.payload.get("state")
@@ -114,6 +114,7 @@ def _go_on(changes: Changes, run: RunNode, node: TaskNode, anew: list[TaskNode])
         changes.kernel.unsettled.extend(below.tasks[at] for at in below.shape.downstream[other.position])
     for around in scope.outward():
         if around.owner is not None and around.owner.state is not TaskState.PENDING:
+            end_delay(changes, around.owner)
             changes.kernel.advancing[around.owner.id] = around.owner
     if run.open == 0:
         changes.kernel.finishing[run.id] = run

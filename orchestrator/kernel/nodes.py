@@ -10,21 +10,17 @@ from orchestrator.kernel.keeping import MOST_KEPT, kept_of, size_of
 from orchestrator.kernel.shape import Path, Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
-from orchestrator.rules import RULES
-from orchestrator.states import TASK_TERMINAL, RunState, TaskState
+from orchestrator.states import RunState, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.kernel.gates import Gate
 
-SETTLED = frozenset({*RULES, "condition", "condition_error", "setup_not_run"})
-"""Reasons of task runs that were settled by their upstreams without having run."""
 TEMPLATE = "template"
 """Reason of what has failed because a template of it can't be resolved."""
-SETTLED_WITHOUT_ATTEMPT = frozenset({"empty", "map", TEMPLATE, "too_many_items", "map_key", "internal_error"})
-"""Such reasons where no worker executes the task: it had nothing right to go over, or to hand on. A worker may give a
-reason of the same name for what it has run."""
 RUN_PAUSED = "run_paused"
 """Reason of what could start, if its run were not paused."""
+MARKED = "marked"
+"""Reason of what a person has said the state of."""
 FORCED = "force_cancelled"
 """Reason of a run whose cancel kills at once and lets no teardown run."""
 WAITS_FOR_ITS_HOST = (
@@ -109,6 +105,11 @@ class RunNode:
     def is_forced(self) -> bool:
         return self.reason == FORCED
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is there as a task of another run: see :attr:`RunRecord.is_inside`."""
+        return self.parent_task_run_id is not None and self.generation == 1
+
     @staticmethod
     def stopped_as(reason: str) -> RunState:
         """Return how a run ends that was stopped for this reason."""
@@ -189,6 +190,7 @@ class TaskNode:
         "attempts",
         "avoid",
         "awaits_turn",
+        "begun",
         "cache_key",
         "cancelled",
         "child_run_id",
@@ -258,6 +260,8 @@ class TaskNode:
         """Of a pending container: whether it goes on with what it has expanded into before, or expands anew."""
         self.awaits_turn, self.superseded = record.awaits_turn, record.superseded
         """What its row says of the index it belongs to: see :mod:`orchestrator.kernel.scopes`."""
+        self.begun = record.begun
+        """Whether it has been let begin in its generation: whatever ended it then, it was not settled beforehand."""
         self.ask: Ask | None = None
         """What it asks of placement, while it is ready."""
         self.ticket = 0
@@ -326,19 +330,19 @@ class TaskNode:
 
     @property
     def was_settled(self) -> bool:
-        """Whether it is over because of its upstreams, without having run."""
-        if self.state not in TASK_TERMINAL:
-            return False
-        return self.reason in SETTLED or (not self.planned.has_attempts and self.reason in SETTLED_WITHOUT_ATTEMPT)
+        """Whether it is over because of its upstreams, or of what they have left it, without having begun. What has
+        begun may end with any word for its reason; of what has not, only a person may say another state."""
+        is_settled = self.state in (TaskState.SKIPPED, TaskState.FAILED, TaskState.UPSTREAM_FAILED)
+        return is_settled and not self.begun and self.reason != MARKED
 
     @property
     def has_ended_undecided(self) -> bool:
         """Whether it is over without having decided anything: it was stopped, its time was up, or its upstreams have
-        settled it. Of such a container nothing inside runs on, whatever a rerun was to begin there."""
-        if self.state is TaskState.SKIPPED:
-            return self.was_settled
-        is_late = self.state is TaskState.FAILED and self.reason == DEADLINE
-        return is_late or self.state in (TaskState.CANCELLED, TaskState.UPSTREAM_FAILED)
+        settled it, or left it nothing right to go over. Of such a container nothing inside runs on, whatever a rerun
+        was to begin there."""
+        if self.state in (TaskState.SKIPPED, TaskState.FAILED):
+            return self.was_settled or (self.state is TaskState.FAILED and self.reason == DEADLINE)
+        return self.state in (TaskState.CANCELLED, TaskState.UPSTREAM_FAILED)
 
     @property
     def is_kept(self) -> bool:
@@ -408,17 +412,14 @@ class TaskNode:
             return tuple(self.inside.hosts)
         return () if self.local_to is None else (self.local_to,)
 
-    def sources(self) -> Iterator[TaskNode]:
-        """Yield the task runs whose outputs it reads, in its own scope and around it."""
-        node: TaskNode | None = self
-        while node is not None:
-            shape, scope = node.scope.shape, node.scope
-            yield from (scope.tasks[at] for at in shape.sources[node.position])
-            for name in shape.outer_sources[node.position]:
-                found = node.visible(name)
-                if found is not None:
-                    yield found
-            node = scope.owner
+    def sources_within(self) -> Iterator[TaskNode]:
+        """Yield the task runs of its own scope whose outputs it reads."""
+        return (self.scope.tasks[at] for at in self.scope.shape.sources[self.position])
+
+    def sources_around(self) -> Iterator[TaskNode]:
+        """Yield the task runs around its scope that it names itself; what its container reads, it reads too."""
+        found = (self.visible(name) for name in self.scope.shape.outer_sources[self.position])
+        return (node for node in found if node is not None)
 
     def visible(self, name: str) -> TaskNode | None:
         """Return the task run that this name means here: of its own scope, else of the nearest around it."""

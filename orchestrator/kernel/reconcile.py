@@ -5,8 +5,6 @@ from __future__ import annotations
 from orchestrator.kernel.adoption import give_up
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import ask_again, found_ended, let_go
-from orchestrator.kernel.evaluating import CONDITIONS
-from orchestrator.kernel.expanding import EXPANSION
 from orchestrator.kernel.nodes import RUN_PAUSED, RunNode, TaskNode
 from orchestrator.kernel.scopes import recount
 from orchestrator.kernel.services import close_stale
@@ -68,13 +66,18 @@ def _look_at_pending(changes: Changes, run: RunNode) -> None:
     for node in run.tasks:
         if node.state is TaskState.PENDING:
             changes.kernel.unsettled.append(node)
-            if node.scope.is_started and not _is_put_off(node) and (said := verdict_of(node)) is not Verdict.WAIT:
+            if not node.scope.is_started or _is_put_off(changes, node):
+                continue
+            if (said := verdict_of(node)) is not Verdict.WAIT:
                 _repaired(changes, f"task {node.name} of run {run.id} stood still, though its rule says {said}")
 
 
-def _is_put_off(node: TaskNode) -> bool:
+def _is_put_off(changes: Changes, node: TaskNode) -> bool:
     """Say whether it waits though its rule lets it start: until others have begun, or for the end of a pause."""
-    return node.reason in (EXPANSION, CONDITIONS) or (node.reason == RUN_PAUSED and node.run.state is RunState.PAUSED)
+    kernel = changes.kernel
+    if kernel.expanding.awaits(node) or kernel.evaluating.awaits(node):
+        return True
+    return node.reason == RUN_PAUSED and node.run.state is RunState.PAUSED
 
 
 def _reconcile_counts(changes: Changes, run: RunNode) -> None:

@@ -42,8 +42,11 @@ def advance_repeat(changes: Changes, node: TaskNode) -> None:
     last = inside.scopes[-1]
     if last.result is None:
         return
-    if last.result is not TaskState.SUCCESS:
-        _break_off(changes, node, last)
+    if inside.good < len(inside.scopes):
+        # That may be an earlier one, which was marked, or in which something runs because of a mark.
+        broken = next(scope for scope in inside.scopes if scope.result is not TaskState.SUCCESS)
+        if broken.result is not None:
+            _break_off(changes, node, broken)
         return
     if not may_begin(changes, node):
         return
@@ -64,6 +67,16 @@ def advance_repeat(changes: Changes, node: TaskNode) -> None:
         _wait(changes, node, count, repeat.delay)
     else:
         next_round(changes, node)
+
+
+def end_delay(changes: Changes, node: TaskNode) -> None:
+    """Let a repeat that waits for its next round look once more at those it has had, one of which was marked: should it
+    go on after all, the delay begins anew."""
+    if node.state is TaskState.RUNNING and node.planned.repeat is not None and node.retry_at is not None:
+        assert node.inside is not None
+        node.reason, node.retry_at = REPEATING, None
+        columns = {"reason": REPEATING, "message": f"round {len(node.inside.scopes)}", "retry_at": None}
+        changes.emit(Annotate(Entity.TASK_RUN, node.id, node.state, columns))
 
 
 def next_round(changes: Changes, node: TaskNode) -> None:

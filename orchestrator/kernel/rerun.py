@@ -49,7 +49,7 @@ def _start_again(changes: Changes, command: Command, ended: EndedRun) -> str:
     choice = to_run_again(run, wanted)
     if not refused and not choice.nodes:
         refused = f"no task of run {run.id} has failed; name tasks, or run all of them again."
-    elif not refused and not changes.reopen(run, choice.nodes, command.actor, resumed=choice.resumed):
+    elif not refused and not changes.reopen(run, choice.nodes, command.actor, resumed=choice.resumed, cut=choice.cut):
         refused = f"run {run.id} is {run.state}."
     if refused:
         changes.kernel.drop_run(run)

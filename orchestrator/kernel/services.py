@@ -32,7 +32,7 @@ def note_sent(changes: Changes, node: TaskNode, attempt: AttemptRecord) -> None:
     """Note that an attempt was sent out: it is the one that finds out how a service does that nobody asks else."""
     for service in _services(changes, node):
         circuit = changes.kernel.passed.circuit(service)
-        _keep(changes, circuit, circuit.sent(attempt.id))
+        _keep(changes, circuit, circuit.sent(attempt.id, changes.now))
 
 
 def close_stale(changes: Changes) -> None:
@@ -55,11 +55,12 @@ def _keep(changes: Changes, before: Circuit, after: Circuit) -> None:
         kernel.passed.circuits.pop(after.service, None)
     else:
         kernel.passed.circuits[after.service] = after
-    if (before.state, before.open_until) == (after.state, after.open_until):
+    is_said = (before.state, before.open_until) == (after.state, after.open_until)
+    if not is_said:
+        open_for = max(0.0, after.open_until - changes.now) if after.state == "open" else None
+        changes.emit(SaveCircuit(after.service, after.state, after.failures, after.reason, open_for))
+    if is_said and before.probed_until == after.probed_until:
         return
-    is_open = after.state == "open"
-    open_for = max(0.0, after.open_until - changes.now) if is_open else None
-    changes.emit(SaveCircuit(after.service, after.state, after.failures, after.reason, open_for))
-    if is_open:
-        kernel.timers.set(GATE, after.service, after.open_until)
+    if after.opened:
+        kernel.timers.set(GATE, after.service, after.next_at)
     kernel.waiting_lines.unblock()

@@ -6,7 +6,9 @@ from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import start_child
 from orchestrator.kernel.containers import resume
 from orchestrator.kernel.evaluating import may_begin
-from orchestrator.kernel.mapping import expand
+from orchestrator.kernel.expanding import is_put_off
+from orchestrator.kernel.gates import gate_of, has_keys_to_read
+from orchestrator.kernel.mapping import expand, is_up_to_date
 from orchestrator.kernel.nodes import RUN_PAUSED, TaskNode
 from orchestrator.kernel.repeating import start_repeat
 from orchestrator.kernel.values import values_in
@@ -21,7 +23,8 @@ def start(changes: Changes, node: TaskNode) -> None:
     """Start a pending task: one for a worker becomes ready; the others hold no slot."""
     planned = node.planned
     if node.inside is not None and (node.resumed or node.inside.open):
-        resume(changes, node)
+        if is_up_to_date(changes, node):
+            resume(changes, node)
     elif not _has_something_to_tear_down(changes, node) or not _condition_is_met(changes, node):
         return
     elif planned.map is not None and planned.body is not None:
@@ -34,7 +37,7 @@ def start(changes: Changes, node: TaskNode) -> None:
         wait_for_approval(changes, node)
     elif planned.event is not None:
         wait_for_event(changes, node)
-    else:
+    elif _keys_are_known(changes, node):
         changes.task(node, TaskState.READY, "upstream")
 
 
@@ -44,6 +47,15 @@ def _start_child(changes: Changes, node: TaskNode) -> None:
         changes.explain(node, RUN_PAUSED, f"Run {node.run.id} is paused; resume it.")
     else:
         start_child(changes, node)
+
+
+def _keys_are_known(changes: Changes, node: TaskNode) -> bool:
+    """Work out the keys of its limits; it waits where others have taken all of the round."""
+    if has_keys_to_read(node):
+        if is_put_off(changes, node):
+            return False
+        gate_of(node, changes.kernel.expanding.texts)
+    return True
 
 
 def _has_something_to_tear_down(changes: Changes, node: TaskNode) -> bool:

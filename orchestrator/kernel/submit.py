@@ -19,8 +19,8 @@ def submit(changes: Changes, event: RunSubmitted) -> None:
 
     - One known already is not taken twice, unless it was only held: then it starts. Neither is one that was ended
       since its row was read.
-    - Beyond ``MAX_CONCURRENT_RUNS`` it stays queued in the rows, unless it is a task of another run. Where that task is
-      being cancelled it is cancelled at once.
+    - Beyond ``MAX_CONCURRENT_RUNS`` it stays queued in the rows, unless it is there as a task of another run. Where
+      that task is being cancelled it is cancelled at once.
     - With ``hold`` it is indexed for the command that follows, and not started.
     - One that a limit holds back stays queued too, and says what for; or the limit ends it (``admission``).
     - One whose plan can't be read fails at once: it must not stand in the line before others.
@@ -29,7 +29,7 @@ def submit(changes: Changes, event: RunSubmitted) -> None:
     run = kernel.runs.get(event.run.id)
     if not _is_to_be_taken(changes, event, run):
         return
-    parent = parent_of(changes, event.run.id, event.run.parent_task_run_id)
+    parent = parent_of(changes, event.run.id, event.run.parent_task_run_id) if event.run.is_inside else None
     is_unwanted = parent is not None and parent.state is TaskState.CANCELLING
     if parent is not None:
         let_go(changes, parent)
@@ -62,7 +62,7 @@ def _is_to_be_taken(changes: Changes, event: RunSubmitted, known: RunNode | None
     if event.run.state is not RunState.QUEUED:
         changes.count("refused_run", f"run {event.run.id} is {event.run.state}, not queued")
         return False
-    needs_place = event.run.parent_task_run_id is None and not event.hold and not event.unreadable
+    needs_place = not event.run.is_inside and not event.hold and not event.unreadable
     if needs_place and kernel.run_slots_free() == 0:
         changes.count("no_run_slot", f"run {event.run.id}")
         return False

@@ -82,10 +82,10 @@ def values_after(scope: Scope) -> dict[str, Any]:
 
 def outputs_of(node: TaskNode) -> Any:
     """Return what the task has left, as far as it is kept: of a map a list by index, of a repeat what its last round
-    has left, with null where an index did not succeed."""
+    has left, with null where an index did not succeed. Of one that is to expand anew nothing is left."""
     if node.body is None:
         return node.outputs if node.state is TaskState.SUCCESS else None
-    inside = node.inside
+    inside = None if node.state is TaskState.PENDING and not node.resumed else node.inside
     if node.planned.repeat is not None:
         return _left_by_round(inside, inside.scopes[-1]) if inside is not None and inside.scopes else None
     if inside is None:

@@ -9,6 +9,7 @@ from orchestrator.effects import MESSAGE_LIMIT
 from orchestrator.events import Command
 from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import resolve_text
+from orchestrator.expressions.texts import Texts
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.choosing import tasks_named
 from orchestrator.kernel.expanding import has_room, is_put_off, put_off
@@ -16,6 +17,7 @@ from orchestrator.kernel.nodes import TEMPLATE, TaskNode
 from orchestrator.kernel.values import values_in
 from orchestrator.kernel.working_out import work_out
 from orchestrator.records import ApprovalPlan, Outcome
+from orchestrator.retry import LONGEST_RETRY_AFTER
 from orchestrator.states import TASK_TERMINAL, TaskState
 
 APPROVAL, EVENT, NOT_YET = "approval", "event", "not_yet"
@@ -31,7 +33,8 @@ def wait_for_approval(changes: Changes, node: TaskNode) -> None:
     assert approval is not None
     if is_put_off(changes, node):
         return
-    message = work_out(changes, node, lambda: _asked(node, approval), TEMPLATE)
+    texts = changes.kernel.expanding.texts
+    message = work_out(changes, node, lambda: _asked(node, approval, texts), TEMPLATE)
     if message is None:
         return
     if not has_room(changes, 0, len(message)):
@@ -48,14 +51,14 @@ def wait_for_approval(changes: Changes, node: TaskNode) -> None:
     )
 
 
-def _asked(node: TaskNode, approval: ApprovalPlan) -> str:
+def _asked(node: TaskNode, approval: ApprovalPlan, texts: Texts) -> str:
     """Return what a person is to decide. What is too long for a row is cut, and says so: nobody is to approve what they
     can't see without knowing that there is more.
 
     :raises TemplateError: it can't be worked out.
     """
     lookup = lookup_in(values_in(node.scope))
-    message = resolve_text(approval.message, lookup, "/approval/message", MESSAGE_LIMIT)
+    message = resolve_text(approval.message, lookup, "/approval/message", MESSAGE_LIMIT, texts)
     if message is None:
         return "null"
     return message if len(message) <= MESSAGE_LIMIT else f"{message[: MESSAGE_LIMIT - len(CUT)]}{CUT}"
@@ -79,7 +82,7 @@ def wait_for_event(changes: Changes, node: TaskNode) -> None:
 
 def look_again(changes: Changes, node: TaskNode, outcome: Outcome) -> None:
     """What the task waits for is not there yet: it waits without a slot, charged to nobody, and looks again later."""
-    after = USUAL if outcome.retry_after is None else max(SHORTEST, outcome.retry_after)
+    after = USUAL if outcome.retry_after is None else min(LONGEST_RETRY_AFTER, max(SHORTEST, outcome.retry_after))
     changes.task(
         node,
         TaskState.WAITING,
@@ -147,7 +150,7 @@ def time_out(changes: Changes, node: TaskNode) -> None:
 
 
 def _waiting(changes: Changes, command: Command, reason: str) -> TaskNode | str:
-    """Return the task that the command means, or why there is nothing to do."""
+    """Return the task that the command means, or why it is refused."""
     run = changes.kernel.runs.get(command.run_id or "")
     if run is None:
         return f"Refused: run {command.run_id} has ended, or there is none."
@@ -158,7 +161,11 @@ def _waiting(changes: Changes, command: Command, reason: str) -> TaskNode | str:
         return f"Refused: {command.task!r} is {len(nodes)} task runs of run {run.id}; name one of them."
     (node,) = nodes
     if node.state in TASK_TERMINAL:
-        return f"Nothing to do: task {node.name} of run {run.id} is {node.state} already."
+        # Not what was asked for: somebody else, a time-out or a cancel came first, and it may say the opposite.
+        return (
+            f"Refused: task {node.name} of run {run.id} is {node.state} already, and stays it; the run's events say "
+            "who decided that."
+        )
     kind = node.planned.approval if reason == APPROVAL else node.planned.event
     if kind is None or node.state is not TaskState.WAITING:
         what = "a person's approval" if reason == APPROVAL else "an event"

@@ -40,17 +40,30 @@ _NAMED_BY = text(
 
 def artifact_fates(connection: Connection, named: Iterable[Named]) -> dict[Named, str]:
     """Return a sentence about each of these artifacts that was removed: its producer, and the rule."""
-    wanted = sorted(set(named))
-    if not wanted:
-        return {}
-    document = storable_json([{"tenant_id": tenant_id, "uri": uri} for tenant_id, uri in wanted])
     return {
         (row.tenant_id, row.uri): (
             f"{row.uri}, made by task {row.task!r} of run {row.run_id}, {_fate(row)}. "
             f"Run that task again to make it anew."
         )
-        for row in connection.exec_driver_sql(_REMOVED, (document,))
+        for row in _removed(connection, named)
     }
+
+
+def artifact_removals(connection: Connection, named: Iterable[Named]) -> dict[Named, str]:
+    """Return a sentence about each of these artifacts that one of our rules has removed: when, and which."""
+    return {
+        (row.tenant_id, row.uri): f"It {_fate(row)}."
+        for row in _removed(connection, named)
+        if row.deleted_by != NOT_IN_STORE
+    }
+
+
+def _removed(connection: Connection, named: Iterable[Named]) -> Sequence[Any]:
+    wanted = sorted(set(named))
+    if not wanted:
+        return ()
+    document = storable_json([{"tenant_id": tenant_id, "uri": uri} for tenant_id, uri in wanted])
+    return connection.exec_driver_sql(_REMOVED, (document,)).all()
 
 
 def _fate(row: Any) -> str:

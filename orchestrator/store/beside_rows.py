@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -51,8 +52,12 @@ class KeptOutputs:
             for row in connection.execute(_OUTPUTS, {"ids": ids, "kept": kept})
         }
 
+    def of(self, task_run_id: str) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = self._outputs.get(task_run_id)
+        return found
+
     def added_to(self, record: TaskRunRecord) -> TaskRunRecord:
-        outputs = self._outputs.get(record.id)
+        outputs = self.of(record.id)
         return record if outputs is None else replace(record, outputs=outputs)
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
 from orchestrator.artifacts.port import is_artifact
-from orchestrator.cache_files import SeenFiles, component_of
+from orchestrator.cache_files import FoundFiles, WantedFiles, component_of, wanted_files
 from orchestrator.cache_key import components_of, contents_in, difference, key_of
 from orchestrator.documents import all_texts
 from orchestrator.errors import ForbiddenPath, OrchestratorError, TemplateError, TooLarge
 from orchestrator.events import CacheAnswered
-from orchestrator.paths import DataRoots
 from orchestrator.records import CachePlan, Plan
 from orchestrator.store.artifact_queries import artifact_fates
 from orchestrator.store.beside_rows import planned_name
@@ -31,7 +30,7 @@ from orchestrator.store.text_safety import storable_json
 MOST_AT_ONCE = 500
 """Questions answered in one transaction: each is one resolution of parameters."""
 MOST_SECONDS = 0.5
-"""In which files are looked at for one answer; what is left then is asked again. Nobody is heard meanwhile."""
+"""In which keys are worked out for one answer; what is left then is asked again. Nobody is heard meanwhile."""
 NESTED_TOO_DEEP = "What it hangs on is nested too deep to be compared; flatten it, or give the cache a key."
 _NAMED = 3
 _COMPARED = 20
@@ -44,7 +43,7 @@ SELECT v.n, e.task_run_id::text, e.run_id::text, e.outputs, e.local_to,
        e.expires_at <= clock_timestamp() AS is_old,
        e.local_to IS NULL OR EXISTS (SELECT 1 FROM workers w WHERE w.host_id = e.local_to
            AND w.state IN ('online', 'suspect', 'draining')) AS is_there,
-       e.is_from_elsewhere
+       e.is_from_elsewhere, e.environment, e.used_at <= clock_timestamp() - interval '1 minute' AS is_idle
 FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text, queue text)
 LEFT JOIN (SELECT queue, array_agg(DISTINCT environment) AS environments FROM workers, unnest(queues) AS queue
     WHERE state IN ('online', 'suspect', 'draining') AND environment <> '' GROUP BY queue) l ON l.queue = v.queue,
@@ -64,6 +63,12 @@ SELECT v.n, e.run_id::text, e.components FROM jsonb_to_recordset(%s::jsonb) AS v
     AND c.scope = v.scope AND c.task = v.task ORDER BY created_at DESC LIMIT %s) e
 ORDER BY v.n, e.created_at DESC
 """
+_USED = """
+UPDATE cache_entries e SET used_at = clock_timestamp()
+FROM jsonb_to_recordset(%s::jsonb) AS v(n int, tenant_id uuid, scope text, key text, environment text)
+WHERE (e.tenant_id, e.scope, e.key, e.environment) = (v.tenant_id, v.scope, v.key, v.environment)
+RETURNING v.n
+"""
 _CONTENTS = """
 SELECT v.tenant_id::text, a.uri, a.digest FROM jsonb_to_recordset(%s::jsonb) AS v(tenant_id uuid, uri text)
 JOIN artifacts a ON a.tenant_id = v.tenant_id AND a.uri = v.uri WHERE a.digest <> ''
@@ -76,6 +81,18 @@ WHERE t.id = v.id
 
 _Place = tuple[str, str, str]
 """Tenant, scope and task."""
+
+
+class Files(Protocol):
+    """Looks at files, and not here: nothing that a file system does holds up a transaction."""
+
+    def of(self, task_run_id: str, wanted: WantedFiles) -> FoundFiles | None:
+        """Return what was seen of the files of this task run; ``None``: that is not known yet.
+
+        :raises ForbiddenPath: one can't be looked at.
+        :raises OSError: the script can't be read.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +132,27 @@ class _Sought:
 
 
 def look_up(
-    connection: Connection, plans: PlanCache, questions: Sequence[Question], roots: DataRoots | None = None
+    connection: Connection, plans: PlanCache, questions: Sequence[Question], files: Files
 ) -> list[CacheAnswered]:
-    """Answer the questions, in their order, and keep what was looked for. When looking at files takes long, only the
-    first of them are answered, at least one.
+    """Answer the questions, in their order, and keep what was looked for. Those are left out whose files are still
+    being looked at, and when it takes long all but the first.
 
-    :param roots: where the scripts and files are found that tasks name; none: such tasks need a ``key`` of their own.
+    :param files: looks at the scripts and files that tasks name.
     """
     asked = [Asked(question.task_run_id, question.plan) for question in questions]
     sights = look_around(connection, plans, asked, keys=True)
     contents = _contents(connection, questions, sights)
     answers: dict[str, CacheAnswered] = {}
     sought: list[_Sought] = []
-    files, until = SeenFiles(roots), time.monotonic() + MOST_SECONDS
-    for question in questions:
-        if (answers or sought) and time.monotonic() > until:
+    until = time.monotonic() + MOST_SECONDS
+    for n, question in enumerate(questions):
+        if n and time.monotonic() > until:
             break
         sight = sights.get(question.task_run_id)
         try:
             if isinstance(sight, Sight) and sight.place.planned.cache is not None:
-                sought.append(_sought(question, sight.place.planned.cache, sight, contents, files))
+                if (one := _sought(question, sight.place.planned.cache, sight, contents, files)) is not None:
+                    sought.append(one)
                 continue
             message = str(sight or "Its row is gone.")
         except (TemplateError, TooLarge, ForbiddenPath, OSError) as error:
@@ -150,15 +168,18 @@ def look_up(
 
 
 def _sought(
-    question: Question, cache: CachePlan, sight: Sight, contents: Mapping[tuple[str, str], str], files: SeenFiles
-) -> _Sought:
+    question: Question, cache: CachePlan, sight: Sight, contents: Mapping[tuple[str, str], str], files: Files
+) -> _Sought | None:
+    """Return what the question comes to; ``None``: its files are still being looked at."""
     task = sight.place.planned
     parameters = sight.parameters_of_task()
     own = {uri: digest for (tenant_id, uri), digest in contents.items() if tenant_id == question.tenant_id}
     told = {**own, **dict(contents_in([*sight.upstream.values(), parameters]))}
-    seen: Mapping[str, str] = {}
+    wanted = WantedFiles()
     if not cache.key:
-        seen = files.digests(task, parameters, [sight.parameters, *sight.upstream.values()], told)
+        wanted = wanted_files(task, parameters, [sight.parameters, *sight.upstream.values()], told)
+    if (seen := files.of(question.task_run_id, wanted)) is None:
+        return None
     components = components_of(
         task,
         cache,
@@ -167,8 +188,8 @@ def _sought(
         run_parameters=sight.parameters,
         upstream=sight.upstream,
         contents=told,
-        files={component_of(text): digest for text, digest in seen.items()},
-        script="" if cache.key else files.script(parameters),
+        files={component_of(text): digest for text, digest in seen.digests.items()},
+        script=seen.script,
     )
     return _Sought(question, cache, planned_name(sight.place.own.name), task.queue, components)
 
@@ -220,24 +241,55 @@ def _answered(connection: Connection, sought: Sequence[_Sought]) -> dict[str, Ca
         if is_artifact(uri)
     }
     fates = artifact_fates(connection, uris)
-    answers, missed = dict[str, CacheAnswered](), list[_Sought]()
+    answers, missed, hits = dict[str, CacheAnswered](), list[_Sought](), dict[int, Any]()
     for n, one in enumerate(sought):
         id_ = one.question.task_run_id
         there = [(row, _unusable(one, row, fates)) for row in found.get(n, ())]
         nothing: tuple[Any, str] = (None, "")
         row, why_not = next((usable for usable in there if not usable[1]), there[0] if there else nothing)
         if row is not None and not why_not and one.cache.mode != "write":
-            message = f"Its outputs are those of an equal task of run {row.run_id}."
-            answers[id_] = CacheAnswered(id_, one.key, row.task_run_id, message, row.outputs, row.local_to)
+            hits[n] = row
         elif why_not:
             answers[id_] = CacheAnswered(id_, one.key, message=why_not)
         else:
             missed.append(one)
+    gone = _use(connection, sought, hits)
+    for n, row in hits.items():
+        id_, key = sought[n].question.task_run_id, sought[n].key
+        message = f"Its outputs are those of an equal task of run {row.run_id}."
+        if n in gone:
+            answers[id_] = CacheAnswered(id_, key, message=f"What the task of run {row.run_id} has left was removed.")
+        else:
+            answers[id_] = CacheAnswered(id_, key, row.task_run_id, message, row.outputs, row.local_to)
     lately = _lately(connection, missed)
     for one in missed:
         message = _missed(one, lately.get(one.place, ()))
         answers[one.question.task_run_id] = CacheAnswered(one.question.task_run_id, one.key, message=message)
     return answers
+
+
+def _use(connection: Connection, sought: Sequence[_Sought], hits: Mapping[int, Any]) -> set[int]:
+    """Note that these entries were taken, for what nobody takes is removed; return those that were removed just now.
+
+    Those that were taken a moment ago stay (``artifact_retention.ENTRY_UNUSED``).
+    """
+    idle = {n: row for n, row in hits.items() if row.is_idle}
+    if not idle:
+        return set()
+    places = [
+        {
+            "n": n,
+            "tenant_id": sought[n].question.tenant_id,
+            "scope": sought[n].scope,
+            "key": sought[n].key,
+            "environment": row.environment,
+        }
+        for n, row in idle.items()
+    ]
+    by_entry = {(one["tenant_id"], one["scope"], one["key"], one["environment"]): one for one in places}
+    touched = {row[0] for row in connection.exec_driver_sql(_USED, (storable_json(list(by_entry.values())),))}
+    kept = {entry for entry, one in by_entry.items() if one["n"] in touched}
+    return {one["n"] for one in places if (one["tenant_id"], one["scope"], one["key"], one["environment"]) not in kept}
 
 
 def _lately(connection: Connection, missed: Sequence[_Sought]) -> dict[_Place, list[Any]]:

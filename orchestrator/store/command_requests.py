@@ -188,6 +188,12 @@ def find_wait(connection: Connection, token: str) -> Wait:
     return Wait(row.tenant_id, row.run_id, row.version_id, row.name, row.state, row.reason)
 
 
+def hold_token(connection: Connection, token: str) -> None:
+    """Let whoever else reports by this token wait until this transaction ends, so that :func:`find_report` then finds
+    what it has written."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(token, 0))))
+
+
 def find_report(connection: Connection, tenant_id: str, token: str, payload: Any) -> Row | None:
     """Return the report that was made before by this token, unless the leader has refused it.
 

@@ -20,7 +20,7 @@ from orchestrator.circuit import Circuit
 from orchestrator.config import normalise_database_url
 from orchestrator.errors import ConfigurationError, StoreUnavailable
 from orchestrator.store.patience import Silence, at_most, bounded, has_patience_left, spend
-from orchestrator.store.refusals import READ_ONLY, explain, is_away, sqlstate
+from orchestrator.store.refusals import READ_ONLY, explain, is_away, speaks_of_server, sqlstate
 
 MINIMUM_VERSION = 12
 
@@ -211,5 +211,7 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     lines = str(original).strip().splitlines()
     said = lines[0] if lines else type(original).__name__
     return StoreUnavailable(
-        f"PostgreSQL did not answer in time or refused ({said}); try again.", explanation=explain(original)
+        f"PostgreSQL did not answer in time or refused ({said}); try again.",
+        explanation=explain(original),
+        speaks_of_server=speaks_of_server(original),
     )

@@ -32,10 +32,11 @@ _NOTHING_WAITS = RUN_TERMINAL | {RunState.SCHEDULED, RunState.QUEUED}
 
 _RUN = text(
     "SELECT CAST(r.id AS text) AS id, r.state, r.reason, r.message, COALESCE(r.started_at, r.created_at) AS since, "
-    "p.name AS pipeline, p.paused, r.parent_run_id IS NOT NULL AS is_child, "
-    "(SELECT count(*) FROM runs a WHERE a.state IN ('running', 'paused', 'cancelling') AND a.parent_run_id IS NULL) "
-    "AS active, "
-    "(SELECT count(*) FROM runs b WHERE r.state = 'queued' AND b.state = 'queued' AND b.parent_run_id IS NULL "
+    "p.name AS pipeline, p.paused, r.parent_run_id IS NOT NULL AND r.generation = 1 AS is_child, "
+    "(SELECT count(*) FROM runs a WHERE a.state IN ('running', 'paused', 'cancelling') "
+    "AND (a.parent_run_id IS NULL OR a.generation > 1)) AS active, "
+    "(SELECT count(*) FROM runs b WHERE r.state = 'queued' AND b.state = 'queued' "
+    "AND (b.parent_run_id IS NULL OR b.generation > 1) "
     "AND (b.priority > r.priority OR (b.priority = r.priority AND b.seq < r.seq))) AS before_it, "
     "(SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp() - max(expires_at)) AS float8) FROM leases "
     "WHERE role = 'scheduler') AS unled "

@@ -19,22 +19,26 @@ from orchestrator.wire.messages import MAX_GRANT_BYTES
 _PART_BYTES = 256 * 1024
 _PART_ROWS = 1000
 
-# Of repeats only the last round is asked for, of maps maybe some indices.
+# Of repeats only the last round is asked for, of maps maybe some indices. A container that waits to expand anew has
+# left nothing, though its rows are still those of before.
 _INSIDE = text(
     "WITH RECURSIVE inside AS ("
     "SELECT t.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS w(id uuid, is_last boolean, indices jsonb) "
+    "JOIN task_runs c ON c.id = w.id AND (c.state <> 'pending' OR c.resumed) "
     "JOIN task_runs t ON t.parent_id = w.id AND NOT t.superseded "
     "AND (w.indices IS NULL OR w.indices @> to_jsonb(t.map_index)) "
     "AND (NOT w.is_last OR t.map_index = (SELECT max(map_index) FROM task_runs m WHERE m.parent_id = w.id "
     "AND NOT m.superseded)) "
-    "UNION ALL SELECT t.* FROM inside i JOIN task_runs t ON t.parent_id = i.id AND NOT t.superseded) "
+    "UNION ALL SELECT t.* FROM inside i JOIN task_runs t ON t.parent_id = i.id AND NOT t.superseded "
+    "AND (i.state <> 'pending' OR i.resumed)) "
     "SELECT CAST(id AS text) AS id, CAST(parent_id AS text) AS parent_id, name, map_index, position, state, "
     "CAST(child_run_id AS text) AS child_run_id, pg_column_size(outputs) AS bytes FROM inside "
     "ORDER BY parent_id, map_index, position"
 )
 _WIDTHS = text(
-    "SELECT CAST(parent_id AS text) AS id, max(map_index) + 1 AS width FROM task_runs "
-    "WHERE parent_id = ANY(CAST(:ids AS uuid[])) AND NOT superseded GROUP BY parent_id"
+    "SELECT CAST(c.id AS text) AS id, max(t.map_index) + 1 AS width FROM task_runs c "
+    "JOIN task_runs t ON t.parent_id = c.id AND NOT t.superseded "
+    "WHERE c.id = ANY(CAST(:ids AS uuid[])) AND (c.state <> 'pending' OR c.resumed) GROUP BY c.id"
 )
 _OUTPUTS = text(
     "SELECT CAST(id AS text) AS id, outputs, octet_length(CAST(outputs AS text)) AS bytes FROM task_runs "

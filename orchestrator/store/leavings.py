@@ -48,11 +48,13 @@ ON CONFLICT (tenant_id, uri) DO UPDATE SET digest = excluded.digest, size = excl
 _CACHED = """
 WITH written AS (
 INSERT INTO cache_entries AS t (tenant_id, scope, key, task_run_id, run_id, task, components, outputs, local_to,
-                                environment, expires_at)
+                                environment, expires_at, artifacts)
 SELECT DISTINCT ON (k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment) k.tenant_id,
        k.cache_detail->>'scope', k.cache_key, k.id, k.run_id, k.cache_detail->>'task', k.cache_detail->'components',
        k.outputs, k.local_to, l.environment,
-       clock_timestamp() + (k.cache_detail->>'ttl')::float8 * interval '1 second'
+       clock_timestamp() + (k.cache_detail->>'ttl')::float8 * interval '1 second',
+       ARRAY(SELECT DISTINCT u.uri #>> '{}' FROM
+             jsonb_path_query(k.outputs, 'strict $.** ? (@ starts with "artifact://")', '{}', true) AS u(uri))
 FROM task_runs k, LATERAL (SELECT COALESCE((SELECT w.environment FROM attempts a JOIN workers w ON w.id = a.worker_id
     WHERE a.task_run_id = k.id ORDER BY a.number DESC LIMIT 1), '') AS environment) l
 WHERE k.id = ANY(%s::uuid[]) AND k.state = 'success' AND k.cache_key <> '' AND k.cache_detail->>'key' = k.cache_key
@@ -60,7 +62,8 @@ WHERE k.id = ANY(%s::uuid[]) AND k.state = 'success' AND k.cache_key <> '' AND k
 ORDER BY k.tenant_id, k.cache_detail->>'scope', k.cache_key, l.environment, k.id
 ON CONFLICT (tenant_id, scope, key, environment) DO UPDATE SET task_run_id = excluded.task_run_id,
     run_id = excluded.run_id, task = excluded.task, components = excluded.components, outputs = excluded.outputs,
-    local_to = excluded.local_to, created_at = clock_timestamp(), expires_at = excluded.expires_at
+    local_to = excluded.local_to, created_at = clock_timestamp(), expires_at = excluded.expires_at,
+    artifacts = excluded.artifacts, used_at = clock_timestamp()
 RETURNING tenant_id, scope, key, environment)
 DELETE FROM cache_entries e USING written n
 WHERE (e.tenant_id, e.scope, e.key) = (n.tenant_id, n.scope, n.key) AND e.environment <> n.environment

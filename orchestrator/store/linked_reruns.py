@@ -15,6 +15,7 @@ from orchestrator.documents import all_texts
 from orchestrator.errors import Conflict, InvalidDefinition, Problem
 from orchestrator.expressions.templates import references
 from orchestrator.kernel.choosing import with_all_below
+from orchestrator.kernel.following import REUSED
 from orchestrator.plan_json import plan_from_json
 from orchestrator.records import Plan, PlannedTask
 from orchestrator.rerun_plan import FAILED, KEPT, Chosen, PastTask, RerunPlan, plan_rerun, run_of
@@ -23,13 +24,10 @@ from orchestrator.store.beside_rows import planned_tasks
 from orchestrator.store.definitions import find_run_target, read_version
 from orchestrator.store.reruns import Past, gone_outputs, read_past, require_over
 from orchestrator.store.run_requests import NewRun, NewTask, insert_run
-from orchestrator.store.tables import task_runs
+from orchestrator.store.tables import runs, task_runs
 from orchestrator.store.text_safety import storable_json
 
 PINNED, LATEST = "pinned", "latest"
-REUSED = "reused"
-"""Reason of task runs that a new run takes over from the one that it is a rerun of."""
-
 
 _INSIDE = text(
     "WITH RECURSIVE inside AS (SELECT id, parent_id FROM task_runs WHERE parent_id = ANY(CAST(:ids AS uuid[])) "
@@ -98,7 +96,7 @@ def start_linked(connection: Connection, tenant_id: str, run_id: str, wanted: Li
     other parameters make another task, or whose outputs are gone. A container is taken over as a whole or not at all.
 
     :raises NotFound: no such run of this tenant, or its pipeline was deleted.
-    :raises Conflict: it has not ended, or nothing of it would run.
+    :raises Conflict: it has not ended, or nothing of it would run, or it was started again while it was read.
     :raises InvalidDefinition: a name is none of its tasks, or of the version's; its parameters are refused.
     """
     planned = _planned(connection, tenant_id, run_id, wanted, site)
@@ -120,6 +118,7 @@ def start_linked(connection: Connection, tenant_id: str, run_id: str, wanted: Li
         ),
     )
     _take_over(connection, run_id, wanted, [name for name in found.reused if name in _names(plan)])
+    _require_unchanged(connection, past)
     return found
 
 
@@ -134,6 +133,21 @@ def _planned(connection: Connection, tenant_id: str, run_id: str, wanted: Linked
     if not found.again:
         raise Conflict(f"Nothing of run {run_id} would run again; name tasks, or run all of them with `all`.")
     return _Planned(past, plan, target, {**defaults, **given}, priority, found)
+
+
+def _require_unchanged(connection: Connection, past: Past) -> None:
+    """Refuse what was read of the run while the leader started it again: reading takes no lock, which that would wait
+    for.
+
+    Whatever changes a task run of a run that is over raises the run's generation, in the same transaction: where that
+    is as it was before the first row was read, all rows were of one moment.
+
+    :raises Conflict: it is not.
+    """
+    r = runs.c
+    now = connection.execute(select(r.state, r.generation).where(r.id == past.id)).one()
+    if (now.state, now.generation) != (past.row.state, past.row.generation):
+        raise Conflict(f"Run {past.id} was run again or marked meanwhile; look at it, and ask again once it has ended.")
 
 
 def _version(

@@ -57,16 +57,17 @@ _MAY_START = (
     "OR held_id IS NULL AND pipeline_id NOT IN (SELECT id FROM pipelines WHERE paused)) "
     "AND id <> ALL(CAST(:put_off AS uuid[]))"
 )
-# Runs that are tasks of others need no place; all but those of paused pipelines, and those that are to be stopped, are
-# taken.
+# Runs that are there as tasks of others (``RunRecord.is_inside``) need no place; all but those of paused pipelines, and
+# those that are to be stopped, are taken.
+_INSIDE = "(parent_run_id IS NOT NULL AND generation = 1)"
 _QUEUED_RUNS = text(
-    f"SELECT {_RUN_COLUMNS} FROM (SELECT next.*, sum(size) OVER (ORDER BY (depth = 0), priority DESC, seq) - size "  # noqa: S608
+    f"SELECT {_RUN_COLUMNS} FROM (SELECT next.*, sum(size) OVER (ORDER BY NOT {_INSIDE}, priority DESC, seq) - size "  # noqa: S608
     "AS before FROM (SELECT one.*, (SELECT count(*) FROM task_runs t WHERE t.run_id = one.id) AS size FROM ("
-    f"(SELECT runs.* FROM {_MAY_START} AND parent_run_id IS NOT NULL "
+    f"(SELECT runs.* FROM {_MAY_START} AND {_INSIDE} "
     "ORDER BY priority DESC, seq LIMIT :children) "
     "UNION ALL "
-    f"(SELECT runs.* FROM {_MAY_START} AND parent_run_id IS NULL ORDER BY priority DESC, seq LIMIT :limit)"
-    ") one) next) sized WHERE before < :most_tasks ORDER BY (depth = 0), priority DESC, seq"
+    f"(SELECT runs.* FROM {_MAY_START} AND NOT {_INSIDE} ORDER BY priority DESC, seq LIMIT :limit)"
+    f") one) next) sized WHERE before < :most_tasks ORDER BY NOT {_INSIDE}, priority DESC, seq"
 )
 _OPEN_RUNS = text(
     f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) "  # noqa: S608
@@ -85,7 +86,7 @@ _ENDED_RUNS = text(
 _TASK_RUNS = text(
     "SELECT id, run_id, name, state, reason, message, generation, attempts, failures, losses, attempt_id, local_to, "
     "parent_id, map_index, map_key, item, memory, queue, child_run_id, wait_token, cache_key, resumed, awaits_turn, "
-    "superseded, "
+    "superseded, ready_at IS NOT NULL OR started_at IS NOT NULL AS begun, "
     "CAST(EXTRACT(EPOCH FROM CASE WHEN state = 'retry_wait' THEN LEAST(retry_at - clock_timestamp(), retry_at - "
     "(SELECT a.ended_at FROM attempts a WHERE a.task_run_id = task_runs.id AND a.number = task_runs.attempts)) "
     "WHEN state NOT IN ('success', 'failed', 'upstream_failed', 'skipped', 'cancelled') "

@@ -14,6 +14,9 @@ _PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
 _PASSING = frozenset({READ_ONLY, "25P03", "25P04", "55P03"})
 """A server that only reads; transactions that idled or lasted too long; a lock that was not given in time."""
 
+_OF_THE_SERVER = frozenset({READ_ONLY, DISK_FULL, "53300", "57P01", "57P02", "57P03"})
+"""What no other call would have been spared: no room on its disk, no connection left, demoted, starting or stopping."""
+
 _SENTENCES: Mapping[str, str] = {
     READ_ONLY: "The database only reads at the moment (a standby, or a failover is under way).",
     DISK_FULL: "The database's disk is full; what is not yet stored is refused until there is room.",
@@ -38,6 +41,11 @@ def is_away(error: BaseException | None) -> bool:
     if code := sqlstate(error):
         return code in _PASSING or code[:2] in _PASSING_CLASSES
     return isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+
+
+def speaks_of_server(error: BaseException | None) -> bool:
+    """Say whether a smaller call would have been refused too; all that took too long, or was too much, may not."""
+    return sqlstate(error) in _OF_THE_SERVER
 
 
 def explain(error: BaseException | None) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, null, or_, select, text
 
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.kernel.following import reading_of
 from orchestrator.plan_json import plan_from_json
-from orchestrator.records import Plan
+from orchestrator.records import Plan, RunRecord
 from orchestrator.rerun_plan import Chosen, PastTask, RerunPlan, plan_rerun
 from orchestrator.states import RUN_TERMINAL, RunState, TaskState
 from orchestrator.store.artifact_queries import artifact_fates
+from orchestrator.store.beside_rows import KeptOutputs, planned_tasks
 from orchestrator.store.command_requests import insert_command
 from orchestrator.store.definitions import read_version
 from orchestrator.store.pages import Row
-from orchestrator.store.tables import runs, task_runs
+from orchestrator.store.tables import pipelines, runs, task_runs
 
 _NAMED = text(
     "SELECT t.name, u.uri #>> '{}' AS uri FROM task_runs t, "
@@ -33,6 +36,12 @@ class Past:
     row: Any
     plan: Plan
     tasks: list[PastTask]
+
+    @property
+    def record(self) -> RunRecord:
+        """What maps may name of it."""
+        row = self.row
+        return RunRecord(self.id, "", RunState(row.state), parameters=row.parameters, pipeline=row.pipeline)
 
 
 def preview_rerun(connection: Connection, tenant_id: str, run_id: str, chosen: Chosen) -> RerunPlan:
@@ -67,7 +76,7 @@ def request_rerun(connection: Connection, tenant_id: str, run_id: str, actor: st
 def _planned(connection: Connection, tenant_id: str, run_id: str, chosen: Chosen) -> tuple[Past, RerunPlan]:
     past = read_past(connection, tenant_id, run_id)
     require_over(past.row)
-    found = plan_rerun(past.plan, past.tasks, chosen, gone_outputs(connection, tenant_id, run_id))
+    found = plan_rerun(past.plan, past.tasks, chosen, gone_outputs(connection, tenant_id, run_id), run=past.record)
     if not found.again:
         raise Conflict(f"No task of run {run_id} has failed; name tasks to run again, or run all of them with `all`.")
     return past, found
@@ -81,9 +90,9 @@ def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
     """
     r = runs.c
     row = connection.execute(
-        select(r.state, r.generation, r.version_id, r.pipeline_id, r.parameters).where(
-            r.tenant_id == tenant_id, r.id == run_id
-        )
+        select(r.state, r.generation, r.version_id, r.pipeline_id, r.parameters, pipelines.c.name.label("pipeline"))
+        .select_from(runs.outerjoin(pipelines, pipelines.c.id == r.pipeline_id))
+        .where(r.tenant_id == tenant_id, r.id == run_id)
     ).first()
     if row is None:
         raise NotFound(f"There is no run {run_id!r}.")
@@ -91,17 +100,36 @@ def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
         plan = plan_from_json(read_version(connection, tenant_id, row.version_id)["plan"])
     except ValueError as error:
         raise Conflict(f"The plan of run {run_id} can't be read here: {error}") from error
-    t = task_runs.c
+    return Past(run_id, row, plan, list(_past_tasks(connection, tenant_id, run_id, plan)))
+
+
+def _past_tasks(connection: Connection, tenant_id: str, run_id: str, plan: Plan) -> Iterator[PastTask]:
+    """Yield the task runs that count; with their items and what the rules keep of their outputs only where what runs
+    again hangs on these."""
+    t, hangs_on_items = task_runs.c, any(reading_of(task).by_index for _, task in planned_tasks(plan))
+    columns = (t.id, t.name, t.state, t.reason, t.parent_id, t.map_index, t.map_key, t.attempts, t.resumed)
+    begun = or_(t.ready_at.is_not(None), t.started_at.is_not(None)).label("begun")
     found = connection.execute(
-        select(t.id, t.name, t.state, t.parent_id, t.map_index, t.map_key, t.attempts)
+        select(*columns, begun, t.item if hangs_on_items else null().label("item"))
         .where(t.tenant_id == tenant_id, t.run_id == run_id, ~t.superseded)
         .order_by(t.parent_id.nulls_first(), t.map_index, t.position)
     )
-    tasks = [
-        PastTask(one.id, one.name, TaskState(one.state), one.parent_id, one.map_index, one.map_key, one.attempts)
-        for one in found
-    ]
-    return Past(run_id, row, plan, tasks)
+    outputs = KeptOutputs(connection, {run_id: plan} if hangs_on_items else {})
+    for one in found:
+        yield PastTask(
+            one.id,
+            one.name,
+            TaskState(one.state),
+            one.parent_id,
+            one.map_index,
+            one.map_key,
+            one.attempts,
+            one.reason,
+            resumed=one.resumed,
+            item=one.item,
+            outputs=outputs.of(one.id),
+            begun=one.begun,
+        )
 
 
 def require_over(row: Any) -> None:

@@ -76,6 +76,7 @@ def task_run_record(row: RowMapping, now: float) -> TaskRunRecord:
         resumed=row["resumed"],
         awaits_turn=row["awaits_turn"],
         superseded=row["superseded"],
+        begun=row["begun"],
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, null, or_, select, text
+from sqlalchemy import Connection, Select, Text, and_, cast, func, null, or_, select, text
 
 from orchestrator.errors import NotFound
 from orchestrator.states import RUN_TERMINAL, RunState
@@ -32,6 +32,8 @@ WAIT_ORDERS = {"id": (t.c.id,)}
 _UNFINISHED = ", ".join(f"'{state.value}'" for state in RunState if state not in RUN_TERMINAL)
 ATTEMPT_ORDERS = {"number": (a.c.number, a.c.id)}
 EVENT_ORDERS = {"id": (e.c.id,)}
+_STORED_AT_WORST = 8
+"""Times as many bytes as its text has may jsonb take: of a list of small numbers it takes four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,19 @@ def all_tasks(connection: Connection, tenant_id: str, run_id: str, *, outputs: b
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
+def outputs_exceed(connection: Connection, tenant_id: str, run_id: str, most: int) -> bool:
+    """Say whether the outputs of the run's own tasks have more bytes together, as JSON.
+
+    What is too much by far as it is stored, which is compressed, is not unpacked to be counted.
+    """
+    own = [t.c.tenant_id == tenant_id, t.c.run_id == run_id, t.c.parent_id.is_(None), t.c.outputs.is_not(None)]
+    stored = select(func.coalesce(func.sum(func.pg_column_size(t.c.outputs)), 0)).where(*own)
+    if connection.execute(stored).scalar_one() > _STORED_AT_WORST * most:
+        return True
+    told = select(func.coalesce(func.sum(func.octet_length(cast(t.c.outputs, Text))), 0)).where(*own)
+    return bool(connection.execute(told).scalar_one() > most)
+
+
 def list_tasks(
     connection: Connection,
     tenant_id: str,
@@ -114,14 +129,18 @@ def list_tasks(
     operator: str | None = None,
     parent: str | None = None,
     outputs: bool = True,
+    superseded: bool = False,
 ) -> Page:
     """Return one page of the run's task runs, each with its latest attempt.
 
     :param parent: the container whose task runs are wanted, by its name in the run; ``None``: the run's own tasks.
     :param outputs: whether to read them; else they are ``None``.
+    :param superseded: also those that their container was expanded anew without, which count no more.
     :raises NotFound: the run has no such container.
     """
     query = _tasks(tenant_id, run_id, outputs=outputs)
+    if not superseded:
+        query = query.where(~t.c.superseded)
     if parent is None:
         query = query.where(t.c.parent_id.is_(None))
     else:
@@ -174,10 +193,8 @@ def list_waits(connection: Connection, tenant_id: str, window: Window, *, kind: 
 
 def children_of(connection: Connection, tenant_id: str, run_id: str, window: Window) -> Page:
     """Return one page of the runs that are tasks of this one, and of those that are reruns of it."""
-    # A rerun is a run of the same pipeline, by which it is found quickly.
-    pipeline = select(r.c.pipeline_id).where(r.c.id == run_id).scalar_subquery()
-    is_rerun = and_(r.c.pipeline_id == pipeline, r.c.rerun_of == run_id)
-    return read_page(connection, _runs(tenant_id).where(or_(r.c.parent_run_id == run_id, is_rerun)), window)
+    related = or_(r.c.parent_run_id == run_id, r.c.rerun_of == run_id)
+    return read_page(connection, _runs(tenant_id).where(related), window)
 
 
 def get_task(connection: Connection, tenant_id: str, run_id: str, task: str) -> Row:

@@ -128,7 +128,9 @@ def count_unfinished(connection: Connection, tenant_id: str, most: int) -> int:
     return min(most, int(connection.execute(select(unfinished + asked_for)).scalar_one()))
 
 
-def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str) -> str:
+def claim_idempotency_key(
+    connection: Connection, tenant_id: str, key: str, request_hash: str, run_id: str
+) -> str | None:
     """Bind the key to the run of this transaction, or return the run that it was bound to before.
 
     A second request with the key waits here until the first one's transaction ends, so one key makes one run (I5).
@@ -145,7 +147,7 @@ def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, requ
         .returning(idempotency_keys.c.run_id)
     ).first()
     if made is not None:
-        return run_id
+        return None
     known = connection.execute(
         select(idempotency_keys.c.request_hash, idempotency_keys.c.run_id).where(
             idempotency_keys.c.tenant_id == tenant_id, idempotency_keys.c.key == key
@@ -153,7 +155,8 @@ def claim_idempotency_key(connection: Connection, tenant_id: str, key: str, requ
     ).one()
     if known.request_hash != request_hash:
         raise Conflict(
-            f"Idempotency-Key {key!r} was used for run {known.run_id} with another body; send a new key for a new run."
+            f"Idempotency-Key {key!r} was used for run {known.run_id} with another body; send a new key for another "
+            "request."
         )
     return str(known.run_id)
 

@@ -160,6 +160,7 @@ runs = Table(
     ),
     Index("ix_runs_live", "state", postgresql_where=text("state IN ('running', 'paused', 'cancelling')")),
     Index("ix_runs_parent", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+    Index("ix_runs_rerun_of", "rerun_of", postgresql_where=text("rerun_of IS NOT NULL")),
 )
 
 task_runs = Table(
@@ -418,6 +419,7 @@ models = Table(
     Column("task", Text),
     _at("created_at", now=True),
     UniqueConstraint("tenant_id", "name", "version"),
+    Index("ix_models_uri", "tenant_id", "uri"),
 )
 
 artifacts = Table(
@@ -434,7 +436,13 @@ artifacts = Table(
     _at("expires_at"),
     _at("deleted_at"),
     _text("deleted_by"),
-    Index("ix_artifacts_expires_at", "expires_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("ix_artifacts_own_time", "expires_at", "uri", postgresql_where=text("deleted_at IS NULL")),
+    Index(
+        "ix_artifacts_age",
+        "created_at",
+        "uri",
+        postgresql_where=text("deleted_at IS NULL AND expires_at IS NULL"),
+    ),
     Index("ix_artifacts_run", "run_id"),
 )
 """What tasks left in the artifact store; the row outlives the object and names the rule that removed it."""
@@ -454,11 +462,14 @@ cache_entries = Table(
     Column("local_to", Text),
     _at("created_at", now=True),
     _at("expires_at"),
+    Column("artifacts", ARRAY(Text), nullable=False, server_default="{}"),
+    _at("used_at", now=True),
     Index("ix_cache_entries_task", "tenant_id", "scope", "task", "created_at"),
+    Index("ix_cache_entries_artifacts", "artifacts", postgresql_using="gin"),
 )
 """``scope`` is the pipeline's id, or empty for the tenant's own; ``components`` are the digests of what the key is
 made of, so that a miss can be told; ``environment`` is that of the worker that has left the outputs, empty where it did
-not say."""
+not say; ``artifacts`` are those that the outputs name."""
 
 learned_memory = Table(
     "learned_memory",

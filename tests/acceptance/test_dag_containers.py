@@ -154,16 +154,21 @@ def test_a_rerun_of_one_index_touches_only_that_and_what_is_downstream(system: S
         name: one-index
         tasks:
           - {name: each, operator: mishap, map: {over: [a, b, c]}}
-          - {name: below, operator: mishap, upstream_tasks: [each]}
+          - {name: mapped, operator: mishap, upstream_tasks: [each], map: {over: "{{ tasks.each.outputs }}"}}
+          - {name: below, operator: mishap, upstream_tasks: [mapped]}
           - {name: beside, operator: mishap}
         """,
     )
     run_id = start(system, name)
     system.succeed(run_id)
+    shown = system.client.preview_rerun(run_id, ["each[1]"])["run"]
+    assert {again["task"] for again in shown} == {"each", "each[1]", "mapped", "mapped[1]", "below"}
     assert system.client.rerun(run_id, ["each[1]"])["generation"] == 2
     run = system.succeed(run_id)
-    assert [task["attempt_number"] for task in inside(system, run_id, "each")] == [1, 2, 1]
-    assert {task["name"]: task["attempt_number"] for task in run["tasks"]} == {"each": 0, "below": 2, "beside": 1}
+    for name in ("each", "mapped"):
+        assert [task["attempt_number"] for task in inside(system, run_id, name)] == [1, 2, 1]
+    tried = {task["name"]: task["attempt_number"] for task in run["tasks"]}
+    assert tried == {"each": 0, "mapped": 0, "below": 2, "beside": 1}
 
 
 def test_a_loop_repeats_a_group_and_ends_with_a_round_that_fails(system: System) -> None:

@@ -136,6 +136,30 @@ def test_a_status_is_waited_for(service: Service, context: TaskContext) -> None:
     assert found == {"uri": service.url, "status": 200, "size": 0}
 
 
+@pytest.mark.parametrize("asked", ["999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "²"])
+def test_a_service_may_put_the_next_look_off_for_a_day_at_most(
+    service: Service, context: TaskContext, asked: str
+) -> None:
+    service.status, service.headers = 503, {"Retry-After": asked}
+    with pytest.raises(NotYet) as caught:
+        look(context, http={"url": service.url}, interval_seconds=3)
+    assert caught.value.retry_in == (3 if asked == "²" else 86_400)
+
+
+@pytest.mark.parametrize(("code", "waits"), [("AccessDenied", True), ("InvalidAccessKeyId", False)])
+def test_what_s3_denies_to_those_who_may_not_list_may_just_not_be_there_yet(
+    service: Service, tmp_path: Path, s3_server: dict[str, str], code: str, waits: bool
+) -> None:
+    service.status, service.body = 403, f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    options = {**s3_server, "aws_endpoint_url": f"http://{service.host}"}
+    with pytest.raises(NotYet if waits else OperatorFailure) as caught:
+        look(make_context(tmp_path, s3_options=options), file="s3://bucket/day/x.csv")
+    if isinstance(caught.value, NotYet):
+        assert "s3://bucket/day/x.csv is not there yet, or may not be read" in caught.value.message
+    else:
+        assert getattr(caught.value, "reason", "") == "unauthorised"
+
+
 @pytest.mark.parametrize(
     ("body", "condition", "is_met"),
     [
@@ -249,6 +273,10 @@ def test_a_clock_that_goes_back_ends_no_wait_and_begins_none_anew(
         ({}, ""),
         ({"file": "x", "http": {"url": "http://a"}}, "/http"),
         ({"http": {"url": "http://a", "equals": 1}}, "/http/path"),
+        ({"http": {"url": "http://a", "method": "HEAD", "path": "a"}}, "/http/path"),
+        ({"file": "http://a/b"}, "/file"),
+        ({"file": "s3://bucket"}, "/file"),
+        ({"file": "s3://bucket/day/"}, "/file"),
         ({"http": {"url": "jobs/7"}}, "/http/url"),
         ({"http": {"url": "ftp://a"}}, "/http/url"),
         ({"http": {"url": "http://a"}, "fingerprint": True}, "/fingerprint"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from typing import Any
 
 import pytest
 
+from orchestrator.store import command_requests
 from tests.integration.api_site import ApiSite
+from tests.integration.dag_site import until
 from tests.integration.waiting_site import (
     APPROVAL,
     EVENT,
@@ -131,6 +134,39 @@ def test_an_event_is_reported_by_its_token_once_however_often_it_is_delivered(ap
     [(kind, name, actor, payload)] = commands(api)
     assert (kind, name, actor, payload["payload"]) == ("event", "export", "operator", {"rows": 5})
     assert answer(api, "GET", task, status=200)["wait_token"] is None
+
+
+def test_of_reports_at_the_same_moment_one_counts_and_the_others_hear_of_it(
+    api: ApiSite, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, answers = wait_for_event(api, run, "any"), []
+    insert = command_requests.insert_command
+
+    def send(payload: str) -> None:
+        response = api.call("POST", f"/api/v1/events/{token}", {"payload": payload}, role="operator")
+        assert response.json is not None
+        answers.append((payload, response.status_code, response.json.get("command_id") is not None))
+
+    others = [threading.Thread(target=send, args=(payload,)) for payload in ("one", "two")]
+
+    def wait_or_end() -> bool:
+        held_up = api.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return held_up + sum(not other.is_alive() for other in others) == len(others)
+
+    def insert_while_others_come(*args: Any, **fields: Any) -> Any:
+        """Be in the middle of the transaction of the first report when the others begin theirs."""
+        monkeypatch.setattr(command_requests, "insert_command", insert)
+        for other in others:
+            other.start()
+        until(wait_or_end, 5)
+        return insert(*args, **fields)
+
+    monkeypatch.setattr(command_requests, "insert_command", insert_while_others_come)
+    send("one")
+    for other in others:
+        other.join()
+    assert [payload["payload"] for _, _, _, payload in commands(api)] == ["one"]
+    assert sorted(answers) == [("one", 202, False), ("one", 202, True), ("two", 409, False)]
 
 
 def test_a_report_that_is_another_as_json_is_refused(api: ApiSite, run: str) -> None:

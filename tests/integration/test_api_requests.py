@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from typing import Any
 
@@ -171,6 +172,57 @@ def test_a_preview_says_what_runs_what_is_kept_and_why_and_is_what_is_asked_for(
     assert [(kind, payload) for kind, _, _, payload in commands(api)] == [
         ("rerun", {"from": ["train[1]"], "generation": 1})
     ]
+
+
+def test_a_rerun_in_place_that_is_sent_again_with_its_key_runs_nothing_again(api: ApiSite) -> None:
+    run, key = over(api), {"Idempotency-Key": "again"}
+    path = f"/api/v1/runs/{run}/rerun"
+    first = api.call("POST", path, {}, headers=key)
+    assert first.status_code == 202
+    assert first.json is not None
+    assert first.json["command_id"]
+    assert "Idempotent-Replayed" not in first.headers
+    for state in ("failed", "running", "failed"):
+        # Before the leader has looked at it, while it runs, and when that has failed as well.
+        set_run(api, run, state)
+        again = api.call("POST", path, {}, headers=key)
+        assert (again.status_code, again.headers["Idempotent-Replayed"]) == (202, "true")
+        assert again.json is not None
+        assert (again.json["id"], again.json["command_id"]) == (run, None)
+        api.sql("UPDATE commands SET applied_at = now(), result = 'It runs again.'")
+        api.sql("UPDATE runs SET generation = 2")
+    other = answer(api, "POST", path, {"from": "all"}, status=409, headers=key, role="admin")
+    assert "with another body" in other["message"]
+    assert api.call("POST", path, {}, headers={"Idempotency-Key": "with space"}).status_code == 422
+    assert len(commands(api)) == 1
+    assert api.call("POST", path, {}, headers={"Idempotency-Key": "another"}).status_code == 202
+    assert len(commands(api)) == 2
+
+
+def test_reruns_in_place_at_once_with_one_key_are_one(api: ApiSite) -> None:
+    path, found = f"/api/v1/runs/{over(api)}/rerun", []
+
+    def send() -> None:
+        response = api.call("POST", path, {}, headers={"Idempotency-Key": "together"})
+        assert response.json is not None
+        found.append((response.status_code, response.json["command_id"] is not None))
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(202, False)] * 3 + [(202, True)]
+    assert len(commands(api)) == 1
+
+
+def test_a_rerun_in_place_that_is_refused_does_not_use_up_its_key(api: ApiSite) -> None:
+    run, key = over(api), {"Idempotency-Key": "later"}
+    set_run(api, run, "running")
+    assert api.call("POST", f"/api/v1/runs/{run}/rerun", {}, headers=key).status_code == 409
+    set_run(api, run, "failed")
+    assert api.call("POST", f"/api/v1/runs/{run}/rerun", {}, headers=key).status_code == 202
+    assert len(commands(api)) == 1
 
 
 def test_a_rerun_by_other_parameters_is_a_new_run_that_takes_over_what_it_may(api: ApiSite) -> None:

@@ -159,10 +159,10 @@ def test_following_goes_on_after_a_lost_chunk(api: ApiSite, attempt: tuple[str, 
 
 def test_a_log_settles_a_moment_after_the_end_that_the_database_tells(api: ApiSite, attempt: tuple[str, str]) -> None:
     path, _ = attempt
-    for ago, complete in (("0.5 seconds", False), ("3 seconds", True)):
+    for ago, complete, final in (("0.5 seconds", False, False), ("3 seconds", True, False), ("40 seconds", True, True)):
         api.sql(f"UPDATE attempts SET state = 'succeeded', ended_at = clock_timestamp() - interval '{ago}'")
         part = api.call("GET", f"{path}/logs", headers={"Accept": "application/json"}).json or {}
-        assert part["complete"] is complete
+        assert (part["complete"], part["final"]) == (complete, final)
 
 
 def test_a_task_that_was_never_tried_has_an_empty_log(api: ApiSite, attempt: tuple[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from api import run_view
 from orchestrator.wire.keys import Keys
 from orchestrator.wire.progress import Progress, publish_progress
 from tests.integration.api_site import ApiSite
@@ -58,6 +59,19 @@ def test_a_container_is_folded_in_its_run_and_read_page_by_page(api: ApiSite) ->
     top = read(api, f"/api/v1/runs/{run}/tasks")
     assert top["items"] == shown["tasks"]
     assert [(item["parent"], item["map_index"], item["map_key"]) for item in top["items"]] == [(None, None, None)] * 3
+
+
+def test_an_index_that_counts_no_more_is_listed_only_for_who_asks_for_it(api: ApiSite) -> None:
+    run = running(api, MAPPED, "mapped")
+    expand(api, run, "train", ["train[0]", "train[1]"])
+    api.sql("UPDATE task_runs SET superseded = true, reason = 'superseded' WHERE name = 'train[1]'")
+    path = f"/api/v1/runs/{run}/tasks?parent=train"
+    assert [item["name"] for item in read(api, path)["items"]] == ["train[0]"]
+    assert [item["name"] for item in read(api, f"{path}&state=success")["items"]] == ["train[0]"]
+    every = read(api, f"{path}&superseded=true")["items"]
+    assert [(item["name"], item["reason"]) for item in every] == [("train[0]", ""), ("train[1]", "superseded")]
+    assert read(api, f"/api/v1/runs/{run}/tasks/train[1]")["reason"] == "superseded", "by its name it is there"
+    assert read(api, f"/api/v1/runs/{run}/tasks/train")["inside"] == {"success": 1}
 
 
 def test_the_parent_of_a_list_is_a_container_of_the_own_tenant(api: ApiSite) -> None:
@@ -175,11 +189,47 @@ def test_a_run_and_its_tasks_are_shown_without_their_outputs_where_nobody_wants_
     assert answer(api, "GET", f"{path}?outputs=maybe", status=422)["errors"][0]["pointer"] == "/outputs"
 
 
+def test_a_run_that_has_left_much_is_shown_without_outputs_and_says_where_they_are(
+    api: ApiSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = running(api, MAPPED, "mapped")
+    path = f"/api/v1/runs/{run}"
+    left = {"text": "é" * 200, "n": 1}
+    set_task(api, run, "load", "success", outputs=left)
+    assert "outputs_left_out" not in read(api, path), "a small run looks as ever"
+    size = len(json.dumps(left, ensure_ascii=False).encode())
+    monkeypatch.setattr(run_view, "MOST_OUTPUTS", size)
+    assert read(api, path)["tasks"][0]["outputs"] == left
+    monkeypatch.setattr(run_view, "MOST_OUTPUTS", size - 1)
+    for query in ("", "?outputs=true"):
+        shown = read(api, f"{path}{query}")
+        assert [task["outputs"] for task in shown["tasks"]] == [None] * 3
+        assert f"GET {path}/tasks/NAME/outputs" in shown["outputs_left_out"]
+    assert "outputs_left_out" not in read(api, f"{path}?outputs=false"), "nobody has asked for them"
+    asked = answer(api, "POST", f"{path}/pause", status=202, role="operator", body={})
+    assert (asked["tasks"][0]["outputs"], "outputs_left_out" in asked) == (None, True)
+    assert read(api, f"{path}/tasks/load")["outputs"] == left
+    assert read(api, f"{path}/tasks/load/outputs") == {"outputs": left}
+
+
+def test_outputs_that_are_much_as_they_are_stored_are_not_unpacked_to_be_counted(
+    api: ApiSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = running(api, MAPPED, "mapped")
+    set_task(api, run, "load", "success", outputs={"text": "x" * 250_000})
+    set_task(api, run, "sum", "success", outputs={"text": uuid.uuid4().hex * 8})
+    monkeypatch.setattr(run_view, "MOST_OUTPUTS", 100_000)
+    assert "outputs_left_out" in read(api, f"/api/v1/runs/{run}"), "what is stored compressed counts as it is told"
+    monkeypatch.setattr(run_view, "MOST_OUTPUTS", 30)
+    assert "outputs_left_out" in read(api, f"/api/v1/runs/{run}")
+
+
 def test_the_outputs_of_a_container_are_those_inside_of_it(api: ApiSite) -> None:
     run = running(api, MAPPED, "mapped")
     expand(api, run, "train", ["train[0]", "train[1]"])
     set_task(api, run, "train[0]", "success", outputs={"loss": 1})
     set_task(api, run, "train[1]", "failed")
+    set_task(api, run, "train", "running")
     path = f"/api/v1/runs/{run}/tasks"
     assert read(api, f"{path}/train/outputs") == {"outputs": [{"loss": 1}, None]}
     assert read(api, f"{path}/train[0]/outputs") == {"outputs": {"loss": 1}}

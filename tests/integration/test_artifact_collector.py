@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -13,14 +14,20 @@ from sqlalchemy import Engine, text
 from orchestrator.artifacts import LocalArtifacts
 from orchestrator.effects import LearnMemory, SaveCircuit, SaveOutcome
 from orchestrator.errors import ArtifactMissing, LostLeadership, StoreUnavailable, TemplateError
+from orchestrator.events import OutcomeReceived
 from orchestrator.records import Outcome, Plan
 from orchestrator.states import AttemptState
 from orchestrator.store.artifact_queries import artifact_fates
+from orchestrator.store.artifact_retention import named_in_runs
 from orchestrator.store.grants import GrantedTask, build_specs, reason_of
 from orchestrator.store.writer import write
+from orchestrator.testing import make_context
+from scheduler import artifact_collector
 from scheduler.artifact_collector import ArtifactCollector
+from scheduler.missed_artifacts import tell_removals
 from tests.integration.led import EPOCH
 from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
+from tests.integration.led import limited_engine as limited_engine  # noqa: PLC0414 (a fixture)
 from tests.integration.seeded_runs import SeededRun, seed_run
 from tests.integration.test_sight import task
 from tests.integration.test_writer import dispatched, granted_attempt, rows
@@ -97,8 +104,8 @@ def test_what_is_still_needed_stays(engine: Engine, store: LocalArtifacts, neede
     statements = {
         "model": "INSERT INTO models (id, tenant_id, name, version, digest, uri) "
         "VALUES (:run, :tenant, 'm', '1', '', :uri)",
-        "cache": "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, outputs) "
-        "VALUES (:tenant, '', 'k', :run, :run, 'a', CAST(:outputs AS jsonb))",
+        "cache": "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, artifacts) "
+        "VALUES (:tenant, '', 'k', :run, :run, 'a', ARRAY[:uri])",
         "run": "UPDATE task_runs SET outputs = CAST(:outputs AS jsonb) WHERE run_id = :run AND name = 'b'; "
         "UPDATE runs SET state = 'running'",
     }
@@ -106,6 +113,199 @@ def test_what_is_still_needed_stays(engine: Engine, store: LocalArtifacts, neede
         connection.execute(text(statements[needed_by]), values)
     assert ArtifactCollector(engine, EPOCH, store, 30).collect() == 0
     assert store.exists(uri)
+
+
+def entries(engine: Engine, run: SeededRun, uri: str, *, unused: float = 0.0, over: float | None = None) -> None:
+    """An entry of the cache that nobody has taken for so many days, and whose time has been over for so many."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, artifacts, used_at, "
+                "expires_at) VALUES (:tenant, '', gen_random_uuid()::text, :run, :run, 'a', ARRAY[:uri], "
+                "now() - :unused * interval '1 day', now() - CAST(:over AS float8) * interval '1 day')"
+            ),
+            {"tenant": run.tenant_id, "run": run.id, "uri": uri, "unused": unused, "over": over},
+        )
+
+
+def test_an_entry_of_the_cache_that_nobody_takes_goes_and_so_does_what_only_it_needed(
+    engine: Engine, store: LocalArtifacts
+) -> None:
+    run, uri = made(engine, store, "x")
+    entries(engine, run, uri, unused=31)
+    age(engine, store, 40)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 0
+    assert len(rows(engine, "SELECT 1 FROM cache_entries")) == 1, "for ever is the default"
+    entries(engine, run, uri, unused=29)
+    assert ArtifactCollector(engine, EPOCH, store, 30).collect() == 0
+    assert len(rows(engine, "SELECT 1 FROM cache_entries")) == 1
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE cache_entries SET used_at = used_at - interval '2 days'"))
+    assert ArtifactCollector(engine, EPOCH, store, 30).collect() == 1
+    assert rows(engine, "SELECT 1 FROM cache_entries") == []
+    entries(engine, run, uri)
+    ArtifactCollector(engine, EPOCH, store, 0).collect()
+    assert len(rows(engine, "SELECT 1 FROM cache_entries")) == 1, "a task may be taking it right now"
+
+
+def test_an_entry_whose_time_is_over_is_told_of_for_a_day_and_goes(engine: Engine, store: LocalArtifacts) -> None:
+    run, uri = made(engine, store, "x", retention_seconds=0)
+    entries(engine, run, uri, over=0.5)
+    entries(engine, run, uri, over=1.5)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+    assert len(rows(engine, "SELECT 1 FROM cache_entries")) == 1
+
+
+def test_all_that_is_past_its_time_goes_in_small_parts(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_collector, "BATCH", 2)
+    for n in range(3):
+        made(engine, store, f"own{n}", retention_seconds=0)
+        made(engine, store, f"ours{n}")
+    age(engine, store, 31)
+    _, young = made(engine, store, "young", retention_seconds=3600)
+    assert ArtifactCollector(engine, EPOCH, store, 30).collect() == 6
+    assert rows(engine, "SELECT uri FROM artifacts WHERE deleted_at IS NULL") == [(young,)]
+
+
+def test_what_runs_name_is_found_though_it_is_read_in_parts_and_though_they_have_begun_since(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_collector, "TASKS_AT_ONCE", 1)
+    monkeypatch.setattr(artifact_collector, "RUNS_AT_ONCE", 1)
+    left = [made(engine, store, f"x{n}", retention_seconds=0) for n in range(5)]
+    running = [seed_run(engine) for _ in range(3)]
+    named = [(running[0], "a"), (running[0], "b"), (running[1], "b"), (running[2], "a")]
+    with engine.begin() as connection:
+        for (run, name), (_, uri) in zip(named, left, strict=False):
+            connection.execute(
+                text(
+                    "UPDATE task_runs SET outputs = jsonb_build_object('deep', jsonb_build_array(CAST(:uri AS text))) "
+                    "WHERE run_id = :run AND name = :name"
+                ),
+                {"uri": uri, "run": run.id, "name": name},
+            )
+        connection.execute(text("UPDATE runs SET state = 'success' WHERE id = :id"), {"id": running[2].id})
+        connection.execute(
+            text("UPDATE runs SET state = 'running' WHERE CAST(id AS text) = ANY(:ids)"),
+            {"ids": [run.id for run in running[:2]]},
+        )
+    collector = ArtifactCollector(engine, EPOCH, store, None)
+
+    def begun_since(*args: Any) -> Any:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE runs SET state = 'running' WHERE id = :id"), {"id": running[2].id})
+        return named_in_runs(*args)
+
+    monkeypatch.setattr("scheduler.artifact_collector.named_in_runs", begun_since)
+    assert collector.collect() == 1
+    assert [store.exists(uri) for _, uri in left] == [True] * 4 + [False]
+
+
+def test_the_store_is_asked_outside_of_transactions(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalArtifacts(tmp_path, scope="local:here")
+    made(engine, store, "x", retention_seconds=0)
+    open_ones: list[int] = []
+    for name in ("exists", "stat", "delete"):
+        plain = getattr(LocalArtifacts, name)
+
+        def counting(self: LocalArtifacts, uri: str, plain: Any = plain) -> Any:
+            open_ones.append(engine.pool.checkedout())  # type: ignore[attr-defined]
+            return plain(self, uri)
+
+        monkeypatch.setattr(LocalArtifacts, name, counting)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+    assert open_ones == [0, 0, 0]
+
+
+def test_a_large_cache_does_not_stop_the_collection(limited_engine: Engine, store: LocalArtifacts) -> None:
+    run, uri = made(limited_engine, store, "old", retention_seconds=0)
+    _, cached = made(limited_engine, store, "cached", retention_seconds=0)
+    entries(limited_engine, run, cached)
+    with limited_engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, outputs, artifacts) "
+                "SELECT CAST(:tenant AS uuid), '', i::text, gen_random_uuid(), gen_random_uuid(), 'm', "
+                "jsonb_build_object('uri', o.uri, 'metrics', repeat(md5(i::text), 60)), ARRAY[o.uri] "
+                "FROM generate_series(1, 20000) i, LATERAL (SELECT 'artifact://' || md5(i::text) AS uri) o"
+            ),
+            {"tenant": run.tenant_id},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO artifacts (tenant_id, uri, digest, size, run_id, task, expires_at) "
+                "SELECT CAST(:tenant AS uuid), 'artifact://' || md5(i::text), '', 1, :run, 'm', now() "
+                "FROM generate_series(1, 2000) i"
+            ),
+            {"tenant": run.tenant_id, "run": run.id},
+        )
+    began = time.monotonic()
+    assert ArtifactCollector(limited_engine, EPOCH, store, 30).collect() == 1
+    assert time.monotonic() - began < 15, "twenty batches, of which each takes milliseconds"
+    assert not store.exists(uri)
+    assert store.exists(cached)
+
+
+def saving(engine: Engine, store: LocalArtifacts, run: SeededRun, task: str, folder: Path) -> dict[str, Any]:
+    """What another attempt of this run, which is at work, has saved and not told of yet."""
+    folder.mkdir()
+    records: list[Any] = []
+    context = make_context(folder, artifacts=store, tenant_id=run.tenant_id)
+    context.save_artifact(b"same", retention_days=0.5)
+    records += context.records
+    attempt = dispatched(run, task)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO attempts (id, tenant_id, run_id, task_run_id, number, state, token, queue, host_id, "
+                "worker_id, cpu, memory, gpus, granted_at) VALUES (:id, :tenant, :run, :task, 1, 'running', :token, "
+                "'cpu', 'h', 'w', 1, 1, 0, now() - interval '1 day')"
+            ),
+            {"id": attempt.id, "tenant": run.tenant_id, "run": run.id, "task": run.tasks[task], "token": attempt.token},
+        )
+    return {field: value for field, value in records[0].items() if field != "kind"}
+
+
+@pytest.mark.parametrize("hours", [13.0, 12.99])
+def test_what_a_task_has_saved_again_is_left_alone_until_it_tells_of_it(
+    engine: Engine, store: LocalArtifacts, tmp_path: Path, hours: float
+) -> None:
+    """Thirteen hours after the first, or right after it."""
+    run, attempt = granted_attempt(engine)
+    saved = store.put_bytes(f"{run.tenant_id}/sha256/{hashlib.sha256(b'same').hexdigest()}", b"same")
+    told = {"uri": saved.uri, "digest": saved.fingerprint, "size": 4, "retention_seconds": 43_200}
+    leave(engine, run, attempt.id, told)
+    if hours == 13:
+        age(engine, store, 13 / 24)
+    again = saving(engine, store, run, "b", tmp_path / "work")
+    if hours != 13:
+        age(engine, store, 13 / 24)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE artifacts SET expires_at = created_at + interval '12 hours'"))
+        connection.execute(text("UPDATE runs SET state = 'success'"))
+    collector = ArtifactCollector(engine, EPOCH, store, None)
+    assert collector.collect() == 0
+    leave(engine, run, attempt.id, again)
+    assert rows(engine, "SELECT deleted_at, expires_at > now() AS lives FROM artifacts") == [(None, True)]
+    assert store.exists(saved.uri)
+
+
+def test_what_nobody_at_work_can_have_saved_goes(engine: Engine, store: LocalArtifacts, tmp_path: Path) -> None:
+    run, attempt = granted_attempt(engine)
+    saved = store.put_bytes(f"{run.tenant_id}/sha256/{hashlib.sha256(b'same').hexdigest()}", b"same")
+    leave(engine, run, attempt.id, {"uri": saved.uri, "digest": "", "size": 4, "retention_seconds": 43_200})
+    saving(engine, store, run, "b", tmp_path / "work")
+    age(engine, store, 13 / 24)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE artifacts SET expires_at = created_at + interval '12 hours'"))
+        connection.execute(text("UPDATE runs SET state = 'success'"))
+        connection.execute(text("UPDATE attempts SET state = 'failed' WHERE id <> :id"), {"id": attempt.id})
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+    assert not store.exists(saved.uri)
 
 
 def test_an_old_leader_removes_nothing(engine: Engine, store: LocalArtifacts) -> None:
@@ -222,6 +422,30 @@ def test_made_again_it_is_there_again(engine: Engine, store: LocalArtifacts) -> 
     [(attempt,)] = rows(engine, "SELECT id FROM attempts")
     leave(engine, run, attempt, {"uri": uri, "digest": "d", "size": 1})
     assert rows(engine, "SELECT deleted_at, deleted_by, expires_at FROM artifacts") == [(None, "", None)]
+
+
+def test_who_looks_for_a_removed_artifact_in_vain_is_told_the_rule(engine: Engine, store: LocalArtifacts) -> None:
+    run, attempt = granted_attempt(engine)
+    uris = [store.put_bytes(f"{run.tenant_id}/{run.id}/a/{name}", b"x").uri for name in ("removed", "there")]
+    leave(engine, run, attempt.id, {"uri": uris[0], "retention_seconds": 0}, {"uri": uris[1]})
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET state = 'success'"))
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+
+    def told(attempt_id: str, *missed: Any, state: AttemptState = AttemptState.FAILED) -> str:
+        records = tuple({"kind": "missing_artifact", "uri": uri} for uri in missed)
+        event = OutcomeReceived("w", attempt_id, "", Outcome(state, "artifact_missing", "It is gone.", records=records))
+        with engine.connect() as connection:
+            [found] = tell_removals(connection, [event])
+        assert isinstance(found, OutcomeReceived)
+        return found.outcome.message
+
+    named = told(attempt.id, *reversed(uris))
+    assert named.startswith("It is gone. It was removed at ")
+    assert named.endswith("the time that its task keeps it for was over.")
+    for untold in ((attempt.id, uris[1]), (attempt.id, 5), (attempt.id,), ("no-id", uris[0]), (run.id, uris[0])):
+        assert told(*untold) == "It is gone."
+    assert told(attempt.id, uris[0], state=AttemptState.SUCCEEDED) == "It is gone."
 
 
 def granted(run: SeededRun, plan: Plan, name: str) -> GrantedTask:

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from orchestrator.cache_files import FoundFiles, SeenFiles, WantedFiles
 from orchestrator.effects import SaveOutcome, Transition
 from orchestrator.events import CacheAnswered
 from orchestrator.paths import DataRoots
 from orchestrator.records import CachePlan, InputLink, Outcome, Plan
 from orchestrator.states import AttemptState, Entity, TaskState
+from orchestrator.store.artifact_queries import artifact_fates
+from orchestrator.store.artifact_retention import delete_old_entries
 from orchestrator.store.cache import Question, look_up
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.plans import PlanCache
@@ -58,11 +61,22 @@ def begun(engine: Engine, plan: Plan, content: str = "sha256:a", **parameters: A
     return run
 
 
+class LookedAtHere:
+    """Looks at files at once, as a thread of the scheduler does in between."""
+
+    def __init__(self, roots: DataRoots | None = None) -> None:
+        self._seen = SeenFiles(roots)
+
+    def of(self, task_run_id: str, wanted: WantedFiles) -> FoundFiles:
+        assert task_run_id
+        return self._seen.look(wanted)
+
+
 def asked(engine: Engine, run: SeededRun, plan: Plan, roots: DataRoots | None = None) -> CacheAnswered:
     [(pipeline,)] = rows(engine, "SELECT pipeline_id FROM runs WHERE id = :id", id=run.id)
     question = Question(run.tasks["train"], run.tenant_id, pipeline, plan)
     with engine.begin() as connection:
-        [answer] = look_up(connection, PlanCache(), [question], roots)
+        [answer] = look_up(connection, PlanCache(), [question], LookedAtHere(roots))
         connection.execute(
             text("UPDATE task_runs SET cache_key = :key, state = 'ready' WHERE id = :id"),
             {"key": answer.key, "id": run.tasks["train"]},
@@ -109,6 +123,39 @@ def test_an_equal_task_is_found_though_its_dataset_lies_elsewhere(engine: Engine
     assert first.id in hit.message
     [(detail,)] = rows(engine, "SELECT cache_detail FROM task_runs WHERE id = :id", id=second.tasks["train"])
     assert detail["hit"] is True
+
+
+def test_an_entry_knows_the_artifacts_it_names_and_when_it_was_taken(engine: Engine) -> None:
+    plan = cached()
+    first = begun(engine, plan)
+    asked(engine, first, plan)
+    one, two = (f"artifact://{first.tenant_id}/{name}" for name in ("one", "two"))
+    succeed(engine, first, {"deep": [{"uri": one}, one, "no artifact://", {"uri": two}]})
+    assert [sorted(row[0]) for row in rows(engine, "SELECT artifacts FROM cache_entries")] == [[one, two]]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE cache_entries SET used_at = now() - interval '40 days'"))
+    assert asked(engine, begun(engine, plan), plan).origin == first.tasks["train"]
+    assert rows(engine, "SELECT used_at > now() - interval '1 minute' FROM cache_entries") == [(True,)]
+
+
+def test_an_entry_that_is_removed_while_it_is_taken_is_no_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = cached()
+    first = begun(engine, plan)
+    asked(engine, first, plan)
+    succeed(engine, first, {"model": 1})
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE cache_entries SET used_at = now() - interval '40 days'"))
+
+    def removed(*args: Any) -> Any:
+        with engine.begin() as connection:
+            assert delete_old_entries(connection, 30, 10) == 1
+        return artifact_fates(*args)
+
+    monkeypatch.setattr("orchestrator.store.cache.artifact_fates", removed)
+    missed = asked(engine, begun(engine, plan), plan)
+    assert (missed.origin, missed.message) == (None, f"What the task of run {first.id} has left was removed.")
 
 
 def test_a_miss_names_what_differs(engine: Engine) -> None:
@@ -258,7 +305,7 @@ def test_looking_at_files_for_long_leaves_questions_for_the_next_round(
         [(pipeline,)] = rows(engine, "SELECT pipeline_id FROM runs WHERE id = :id", id=run.id)
         questions.append(Question(run.tasks["train"], run.tenant_id, pipeline, plan))
     with engine.begin() as connection:
-        answers = look_up(connection, PlanCache(), questions)
+        answers = look_up(connection, PlanCache(), questions, LookedAtHere())
     assert [answer.task_run_id for answer in answers] == [questions[0].task_run_id]
 
 

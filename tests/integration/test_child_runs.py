@@ -16,6 +16,7 @@ from orchestrator.events import ChildRefused, RunSubmitted
 from orchestrator.records import ChildPlan, Plan, RunInput
 from orchestrator.store.children import Asked, start_children
 from orchestrator.store.engine import create_store_engine
+from orchestrator.store.loader import load_queued_runs
 from orchestrator.store.plans import PlanCache
 from orchestrator.store.run_requests import count_unfinished
 from tests.integration.seeded_runs import SeededRun, planned, seed_run
@@ -159,3 +160,18 @@ def test_many_children_are_made_at_once_in_their_order_and_only_so_many(engine: 
     ]  # fmt: skip
     assert rows(engine, "SELECT count(*) FROM task_runs WHERE run_id = :id", id=ids[3]) == [(2,)]
     assert rows(engine, "SELECT count(*) FROM events WHERE run_id = :id", id=ids[3]) == [(1,)]
+
+
+def test_one_that_is_run_again_by_itself_is_read_only_where_there_is_a_place(engine: Engine, parent: SeededRun) -> None:
+    def read(limit: int) -> list[str]:
+        with engine.begin() as connection:
+            found = load_queued_runs(connection, PlanCache(), 100.0, limit=limit)
+        return [one.run.id for one in found if one.run.id != parent.id]
+
+    made = started(engine, parent, ChildPlan("other"), data="x.csv")
+    assert isinstance(made, RunSubmitted)
+    assert read(0) == [made.run.id]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET generation = 2 WHERE id = :id"), {"id": made.run.id})
+    assert read(0) == []
+    assert read(10) == [made.run.id]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import InvalidDefinition
 from orchestrator.records import Outcome
+from orchestrator.store.reruns import preview_rerun
 from orchestrator.wire.messages import GrantSpec
 from tests.integration.dag_site import DagSite, Played, failed, goes_on, left, script, until
 
@@ -224,6 +226,47 @@ def test_a_rerun_of_one_index_touches_that_index_and_what_is_downstream(dag: Dag
         until(lambda: dag.rows("SELECT 1 FROM runs WHERE generation = 3"))
         dag.ended(run)
     assert sorted(played.ran) == ["next", *(f"t[{at}]" for at in range(4))]
+
+
+def test_of_the_maps_downstream_a_rerun_of_one_index_touches_that_index_alone_and_the_preview_says_so(
+    dag: DagSite,
+) -> None:
+    made = iter(range(100))
+    played = Played(t=lambda spec: left(n=next(made), of=spec.task))
+    by_index = {"over": "{{ tasks.t.outputs }}", "key": "n{{ map.item.n }}"}
+    body = [script("a", arguments={"it": "{{ map.item }}"}), script("b", "a", arguments={"of": "{{ map.item.of }}"})]
+    tasks = (
+        script("t", map={"over": {"range": 3}}),
+        script("u", "t", map=by_index, arguments={"it": "{{ map.item.n }}"}),
+        {"name": "g", "upstream_tasks": ["t"], "map": {"over": "{{ tasks.t.outputs }}"}, "tasks": body},
+        script("all", "u", arguments={"all": "{{ tasks.u.outputs }}"}),
+        script("whole", "t", map={"over": by_index["over"]}, arguments={"all": "{{ tasks.t.outputs }}"}),
+    )
+    stop = dag.lead()
+    with dag.worker(played):
+        run = dag.run(*tasks)
+        dag.ended(run)
+        wanted = ["t[1]", "u[1]", "g[1].a", "g[1].b", "all"]
+        for generation in (2, 3):
+            played.ran = []
+            with dag.engine.connect() as connection:
+                shown = preview_rerun(connection, dag.tenant, run, ["t[1]"])
+            assert sorted(shown.again) == sorted([*wanted, "t", "u", "g", "whole"])
+            assert {"t[0]", "u[0]", "u[2]", "g[2].b"} <= set(shown.reused)
+            dag.rerun(run, "t[1]")
+            until(partial(dag.rows, "SELECT 1 FROM runs WHERE generation = :n", n=generation))
+            dag.ended(run)
+            assert sorted(played.ran) == sorted([*wanted, *(f"whole[{at}]" for at in range(3))])
+            # The next one goes on from the rows of this one alone.
+            stop()
+            stop = dag.lead()
+    outputs = dag.outputs(run)
+    now = [outputs[f"t[{at}]"] for at in range(3)]
+    assert len({item["n"] for item in now}) == 3
+    assert outputs["all"] == {"all": [{"it": item["n"]} for item in now]}
+    for at in range(3):
+        assert (dag.task(run, f"u[{at}]").item, dag.task(run, f"u[{at}]").map_key) == (now[at], f"n{now[at]['n']}")
+        assert outputs[f"g[{at}].a"] == {"it": now[at]}
 
 
 def test_a_map_that_is_expanded_anew_with_fewer_items_leaves_the_others_behind(dag: DagSite) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.records import Outcome
+from orchestrator.store import command_requests
+from orchestrator.store.command_queries import get_command
 from orchestrator.wire.messages import GrantSpec
 from tests.integration.dag_site import DagSite, Played, failed, goes_on, left, script, until
 
@@ -194,6 +196,28 @@ def test_an_approval_lets_the_run_go_on_with_what_the_person_gave(dag: DagSite) 
     assert dag.outputs(run)["go"] == {"by": "ann", "n": 3}
     told = dag.rows("SELECT actor FROM events WHERE task = 'ask' AND after = 'success'")
     assert [row.actor for row in told] == ["ann"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_decisions_at_the_same_moment_the_second_is_refused(dag: DagSite, first: bool) -> None:
+    """Both have been accepted before the leader has looked at either."""
+    stop = dag.lead()
+    run = dag.run({"name": "ask", "approval": {"message": ""}}, {"name": "other", "approval": {"message": ""}})
+    dag.becomes(run, "ask", "waiting", "approval")
+    stop()
+    with dag.engine.begin() as one, dag.engine.begin() as two:
+        asked = [
+            command_requests.request_approval(connection, dag.tenant, run, "ask", who, approve=approve)["id"]
+            for connection, who, approve in ((one, "ann", first), (two, "bob", not first))
+        ]
+    dag.lead()
+    until(lambda: dag.rows("SELECT id FROM commands WHERE applied_at IS NULL") == [])
+    with dag.engine.connect() as connection:
+        told = [get_command(connection, dag.tenant, id_) for id_ in asked]
+    state = "success" if first else "failed"
+    assert [command["state"] for command in told] == ["done", "refused"]
+    assert told[1]["result"].startswith(f"Refused: task ask of run {run} is {state} already")
+    assert dag.task(run, "ask").state == state
 
 
 @pytest.mark.parametrize(("on_reject", "states"), [("fail", ("failed", "upstream_failed")), ("skip", ("skipped",) * 2)])

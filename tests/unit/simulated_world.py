@@ -148,7 +148,7 @@ class World(Site):
             yield from taken
         yield from self._commanded()
         for run in self.store.queued_runs():
-            if self.kernel.run_slots_free() > 0 or run.parent_task_run_id is not None:
+            if self.kernel.run_slots_free() > 0 or run.is_inside:
                 yield self._submission(run)
         if reconcile:
             yield ReconcileDue()

@@ -34,14 +34,14 @@ def test_failures_that_lie_too_far_apart_do_not_count_together() -> None:
 
 
 def test_after_the_hold_one_attempt_finds_out_and_the_others_wait() -> None:
-    probed = failing(FAILURES).sent("p")
+    probed = failing(FAILURES).sent("p", 30.0)
     assert probed.state == "half_open"
-    assert not probed.lets_through(1e6)
+    assert not probed.lets_through(29.9 + LONGEST_HOLD)
     assert probed.succeeded("p") == Circuit("warehouse")
 
 
 def test_while_it_is_open_only_the_one_that_finds_out_counts() -> None:
-    probed = failing(FAILURES).sent("p")
+    probed = failing(FAILURES).sent("p", 30.0)
     assert probed.succeeded("earlier") == probed
     assert probed.failed("earlier", "unreachable", 40.0) == probed
     assert probed.told_nothing("earlier") == probed
@@ -51,17 +51,33 @@ def test_each_failure_of_it_doubles_the_hold_up_to_ten_minutes() -> None:
     circuit, now, holds = failing(FAILURES), 0.0, []
     for n in range(8):
         now = circuit.open_until
-        circuit = circuit.sent(f"p{n}").failed(f"p{n}", "rate_limited", now)
+        circuit = circuit.sent(f"p{n}", now).failed(f"p{n}", "rate_limited", now)
         holds.append(circuit.open_until - now)
     assert holds == [60, 120, 240, 480, LONGEST_HOLD, LONGEST_HOLD, LONGEST_HOLD, LONGEST_HOLD]
 
 
 def test_when_it_ends_without_telling_anything_another_finds_out() -> None:
-    circuit = failing(FAILURES).sent("p").told_nothing("p")
+    circuit = failing(FAILURES).sent("p", 30.0).told_nothing("p")
     assert circuit.state == "open"
     assert circuit.lets_through(30.0)
 
 
+def test_while_one_takes_long_another_finds_out_every_ten_minutes_and_each_of_them_counts() -> None:
+    first = failing(FAILURES).sent("p", 30.0)
+    assert first.lets_through(30.0 + LONGEST_HOLD)
+    second = first.sent("q", 30.0 + LONGEST_HOLD)
+    assert not second.lets_through(29.9 + 2 * LONGEST_HOLD)
+    assert second.succeeded("p") == second.succeeded("q") == Circuit("warehouse")
+    assert second.failed("p", "unreachable", 700.0).open_until == 760.0
+
+
+def test_only_the_end_of_the_latest_lets_another_go_at_once() -> None:
+    both = failing(FAILURES).sent("p", 30.0).sent("q", 640.0)
+    assert not both.told_nothing("p").lets_through(650.0)
+    assert both.told_nothing("q").lets_through(650.0)
+    assert both.told_nothing("q").succeeded("p") == Circuit("warehouse")
+
+
 def test_after_it_has_closed_it_holds_for_half_a_minute_again() -> None:
-    circuit = failing(FAILURES).sent("p").failed("p", "unreachable", 30.0).sent("q").succeeded("q")
+    circuit = failing(FAILURES).sent("p", 30.0).failed("p", "unreachable", 30.0).sent("q", 90.0).succeeded("q")
     assert failing(FAILURES, now=500.0, circuit=circuit).open_until == 530.0

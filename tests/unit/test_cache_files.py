@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cache_files import MOST_READ, MOST_TEXTS, WHOLE, SeenFiles, component_of
+from orchestrator.cache_files import MOST_READ, MOST_TEXTS, WHOLE, SeenFiles, component_of, wanted_files
 from orchestrator.errors import ForbiddenPath
 from orchestrator.paths import DataRoots
 from orchestrator.records import InputLink, PlannedTask
@@ -42,7 +42,7 @@ def digests(
 ) -> dict[str, str]:
     roots = DataRoots({} if folder is None else {"data": folder})
     task = PlannedTask("t", operator, (), links=links)
-    return SeenFiles(roots).digests(task, parameters, told, contents or {})
+    return dict(SeenFiles(roots).look(wanted_files(task, parameters, told, contents or {})).digests)
 
 
 @pytest.mark.parametrize(("operator", "parameter"), READERS)

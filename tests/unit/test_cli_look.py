@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
-from orchestrator.cli import printing
+from orchestrator.cli import main, printing
 from orchestrator.client import Client
 from tests.unit.played_api import Play
 from tests.unit.test_cli_runs import BEGAN, invoke, run_of, task_of
@@ -99,6 +100,28 @@ def test_the_log_of_what_has_ended_is_waited_for(play: Play, arguments: list[str
     assert invoke("logs", *arguments).output.endswith("one\n")
 
 
+@pytest.mark.parametrize("arguments", [["-f", "r1", "a"], ["r1", "a"], ["-f", "r1"], ["r1"]])
+def test_the_log_of_what_has_long_ended_is_asked_for_once(play: Play, arguments: list[str]) -> None:
+    run = [(200, run_of("success", task_of("a")))] * ("a" not in arguments)
+    _, api = play(*run, (200, {"text": "one\n", "next_offset": 4, "ended": True, "complete": True, "final": True}))
+    assert invoke("logs", *arguments).output.endswith("one\n")
+    assert [line for line in api.sent() if "/logs" in line] == [
+        "GET /api/v1/runs/r1/tasks/a/logs?offset=0" + ("" if "a" in arguments else "&attempt=1")
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["logs", "r1"], ["logs", "-f", "r1"], ["tasks", "r1", "m"], ["runs", "show", "r1"]]
+)
+def test_what_needs_no_outputs_does_not_ask_for_them(play: Play, arguments: list[str]) -> None:
+    inside = {"items": [task_of("m[0]", attempt_number=0)], "next_cursor": None}
+    answers = [(200, run_of("success", task_of("m", kind="map", attempt_number=0)))] * ("tasks" not in arguments)
+    _, api = play(*answers, (200, inside))
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert all("outputs=false" in line for line in api.sent())
+
+
 def test_the_log_of_what_runs_is_not_waited_for(play: Play) -> None:
     running = {"text": "one\n", "next_offset": 4, "ended": False, "complete": False}
     _, api = play((200, running), (200, {**running, "text": ""}))
@@ -167,7 +190,8 @@ def test_the_newest_run_need_not_be_named(play: Play) -> None:
     newest = [{"id": "r10", "parent_run_id": "r9"}, {"id": "r9", "parent_run_id": None}, {"id": "r8"}]
     _, api = play((200, {"items": newest, "next_cursor": None}), (200, run_of("success", task_of("a"))))
     assert invoke("runs", "show", "latest").exit_code == 0
-    assert api.sent() == ["GET /api/v1/runs?limit=50", "GET /api/v1/runs/r9"], "not the run that is a task of it"
+    shown = "GET /api/v1/runs/r9?outputs=false"
+    assert api.sent() == ["GET /api/v1/runs?limit=50", shown], "not the run that is a task of it"
 
 
 def test_without_a_run_there_is_no_newest(play: Play) -> None:
@@ -203,7 +227,7 @@ def test_a_table_that_is_piped_cuts_nothing(play: Play) -> None:
     _, api = play((200, {"items": [task], "next_cursor": None}))
     result = invoke("tasks", "r1", "train", "--state", "ready")
     assert result.output.splitlines()[1] == f"{name}  x         ready  1    infeasible  {message.rstrip()}"
-    assert api.sent() == ["GET /api/v1/runs/r1/tasks?parent=train&state=ready"]
+    assert api.sent() == ["GET /api/v1/runs/r1/tasks?parent=train&state=ready&outputs=false"]
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -228,3 +252,34 @@ def test_what_waits_for_somebody_is_listed_with_the_token_of_an_event(play: Play
         "r1   p         export  event  t-1    It waits for an event.",
     ]
     assert api.sent() == ["GET /api/v1/waits?kind=event"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["waits"], "Nothing waits."),
+        (["runs", "list"], "There is no such run."),
+        (["attempts", "r1", "a"], "It has not been tried yet."),
+        (["artifacts", "r1"], "Nothing of it is in the artifact store."),
+        (["pipelines", "list"], "No pipeline is saved yet."),
+        (["workers"], "No worker has registered."),
+    ],
+)
+def test_an_empty_list_is_told_in_a_sentence_beside_the_output(play: Play, arguments: list[str], said: str) -> None:
+    play((200, {"items": [], "next_cursor": None}))
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"{said}\n")
+    if arguments != ["attempts", "r1", "a"]:
+        assert json.loads(invoke(*arguments, "--json").stdout) == []
+
+
+def test_what_the_terminal_can_not_say_is_no_error(play: Play) -> None:
+    held = blocker("infeasible", "Größe 😀", unblock="Ask for less.")
+    answer = {"state": "ready", "blockers": [held], "decided": None, "cache": None}
+    play((200, answer))
+    runner = CliRunner(charset="latin-1")
+    told = runner.invoke(main, ["explain", "r1", "a"])
+    assert told.exit_code == 0
+    assert "Größe ?" in told.output
+    assert "? Ask for less." in told.output
+    assert json.loads(runner.invoke(main, ["explain", "r1", "a", "--json"]).output) == answer

@@ -97,6 +97,23 @@ def test_an_interrupt_says_how_to_cancel_and_leaves_the_run(play: Play, how: str
     assert "goes on. `orchestrator cancel r1` cancels it." in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "answers"),
+    [
+        (["logs", "-f", "r1"], []),
+        (["cancel", "r1", "--wait"], [(202, {"command_id": 7}), (200, {"state": "done", "result": ""})]),
+        (["rerun", "r1"], [(202, {"id": "r1", "state": "failed", "generation": 1, "command_id": 7})]),
+    ],
+)
+def test_an_interrupt_of_any_command_says_that_the_run_goes_on(
+    play: Play, arguments: list[str], answers: list[tuple[int, Any]]
+) -> None:
+    play(*answers, KeyboardInterrupt())
+    result = invoke(*arguments)
+    assert result.exit_code == 130
+    assert "run r1 goes on, and what was asked of it stays asked for" in result.stderr
+
+
 def test_a_terminal_shows_a_table_until_the_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(live, "Console", lambda: Console(file=screen, force_terminal=True, width=100, height=20))
@@ -234,6 +251,8 @@ def test_a_preview_starts_nothing(play: Play) -> None:
     ]
     assert json.loads(invoke("rerun", "r1", "--preview", "--json").output) == preview
     assert api.sent() == ["POST /api/v1/runs/r1/rerun/preview"] * 2
+    refused = invoke("rerun", "r1", "--json")
+    assert (refused.exit_code, len(api.sent())) == (2, 2)
 
 
 def test_a_task_is_marked_with_outputs_from_a_file(play: Play, tmp_path: Path) -> None:
@@ -275,6 +294,15 @@ def test_a_person_decides_with_an_input(play: Play, verdict: str) -> None:
     assert invoke(verdict, "r1", "ask", "-i", "stage=production", "-i", "share=0.5").output == "success\n"
     assert api.sent()[0] == f"POST /api/v1/runs/r1/tasks/ask/{verdict}"
     assert api.bodies()[0] == {"input": {"stage": "production", "share": 0.5}}
+
+
+@pytest.mark.parametrize("verdict", ["approve", "reject"])
+def test_a_decision_that_came_too_late_is_not_shown_as_one(play: Play, verdict: str) -> None:
+    said = "Refused: task ask of run r1 is success already, and stays it; the run's events say who decided that."
+    play((202, {"command_id": 7}), (200, {"id": 7, "state": "refused", "result": said}))
+    result = invoke(verdict, "r1", "ask")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert said in result.stderr
 
 
 def test_an_outside_event_is_reported(play: Play) -> None:

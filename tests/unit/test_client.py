@@ -80,6 +80,34 @@ def test_waiting_ends_with_the_run_and_tells_of_changes_only(play: Play) -> None
     assert seen == ["running", "success"]
 
 
+@pytest.mark.parametrize("outputs", [True, False])
+def test_waiting_asks_for_the_outputs_at_most_once(play: Play, outputs: bool) -> None:
+    client, api = play((200, {"state": "running"}), (200, {"state": "running"}), (200, {"state": "success"}))
+    client.wait("r1", pause=0.0, outputs=outputs)
+    assert api.sent() == ["GET /api/v1/runs/r1?outputs=false"] * 3 + ["GET /api/v1/runs/r1"] * outputs
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("send_event", ("t1", {"rows": 1})), ("pause_pipeline", ("p1",)), ("resume_pipeline", ("p1",))],
+)
+def test_what_is_harmless_to_repeat_is_repeated(play: Play, method: str, arguments: tuple[Any, ...]) -> None:
+    client, api = play((503, {"message": "Not now."}), (202, {"command_id": None}))
+    getattr(client, method)(*arguments)
+    assert len(api.sent()) == 2
+
+
+def test_json_of_another_service_is_said_not_to_be_ours(play: Play) -> None:
+    client, _ = play((200, {"status": "ok"}))
+    for what in (client.runs, client.workers):
+        with pytest.raises(ApiError, match=r"not our API's JSON; check the address"):
+            list(what())
+    for errors in (["bad"], "bad", {"a": 1}, 5):
+        client, _ = play((400, {"message": "No.", "errors": errors}))
+        with pytest.raises(ApiError, match="No"):
+            client.get_run("r1")
+
+
 def test_waiting_has_an_end(play: Play) -> None:
     client, _ = play((200, {"state": "running"}))
     with pytest.raises(TimeoutError, match="it is running"):
@@ -151,7 +179,7 @@ def test_a_rerun_is_waited_for_until_it_has_its_generation(play: Play, arguments
     result = CliRunner().invoke(cli.main, ["runs", "rerun", "r1", *arguments])
     assert result.output == "queued as generation 2\n"
     assert json.loads(api.requests[0].body or "") == {"from": chosen}
-    assert api.sent() == ["POST /api/v1/runs/r1/rerun", *["GET /api/v1/runs/r1"] * 2]
+    assert api.sent() == ["POST /api/v1/runs/r1/rerun", *["GET /api/v1/runs/r1?outputs=false"] * 2]
 
 
 def test_a_rerun_can_be_waited_for_to_its_end(play: Play) -> None:
@@ -173,7 +201,7 @@ def test_a_rerun_that_the_leader_refuses_says_why_at_once(play: Play) -> None:
     with pytest.raises(ApiError, match="Refused: the plan of run r1") as error:
         client.rerun("r1", pause=0.0)
     assert error.value.status == 409
-    assert api.sent()[1:] == ["GET /api/v1/commands/7", "GET /api/v1/runs/r1"] * 2
+    assert api.sent()[1:] == ["GET /api/v1/commands/7", "GET /api/v1/runs/r1?outputs=false"] * 2
 
 
 def test_a_rerun_that_came_second_shows_the_run_that_the_first_one_started(play: Play) -> None:

@@ -92,6 +92,36 @@ def test_runs_that_are_tasks_take_no_place() -> None:
     assert driver.kernel.run_slots_free() == 0
 
 
+def test_a_run_that_was_a_task_takes_a_place_when_it_runs_again_by_itself() -> None:
+    driver = with_inner(max_runs=1)
+    driver.run(child("sub"))
+    inner = inner_of(driver)
+    driver.finish("a", run_id=inner, outcome=BAD)
+    driver.finish(*driver.queued(inner), run_id=inner)
+    assert driver.run_state() is RunState.FAILED
+    driver.run(task("other"), run_id="r2")
+    driver.again(run_id=inner)
+    assert driver.run_state(inner) is RunState.QUEUED
+    driver.finish("other", run_id="r2")
+    driver.feed(driver.submission(inner), Tick())
+    assert driver.run_state(inner) is RunState.RUNNING
+    assert driver.kernel.run_slots_free() == 0
+    driver.take_over()
+    assert driver.kernel.run_slots_free() == 0
+
+
+def test_a_run_that_was_a_task_is_not_paused_with_the_one_it_is_no_task_of_any_more() -> None:
+    driver = with_inner()
+    driver.run(child("sub"), task("long"))
+    inner = inner_of(driver)
+    driver.finish("a", run_id=inner, outcome=BAD)
+    driver.finish(*driver.queued(inner), run_id=inner)
+    assert driver.run_state(inner) is RunState.FAILED
+    driver.ask("pause")
+    driver.again(run_id=inner)
+    assert driver.run_state(inner) is RunState.RUNNING
+
+
 def test_a_run_that_is_not_waited_for_lets_the_task_go_on_at_once() -> None:
     driver = with_inner()
     driver.run(child("sub", wait=False), task("next", "sub"))

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.effects import Count
 from orchestrator.events import ReconcileDue, Tick
 from orchestrator.expressions import Expression
 from orchestrator.expressions.effort import Effort
-from orchestrator.kernel import evaluating
+from orchestrator.kernel import decide, evaluating, expanding
+from orchestrator.kernel.evaluating import Evaluating
+from orchestrator.kernel.expanding import Expanding
 from orchestrator.records import RateLimit
 from orchestrator.states import RunState, TaskState
 from tests.unit.kernel_driver import task
@@ -19,6 +22,7 @@ from tests.unit.written_driver import Written, gave, mapped, repeated
 
 P, R, K, F = TaskState.PENDING, TaskState.RUNNING, TaskState.SKIPPED, TaskState.FAILED
 LARGE = {"l": [1] * 50_000}
+ONE: dict[str, Any] = {"parameters": {"x": 1}}
 
 
 @pytest.fixture
@@ -124,6 +128,42 @@ def test_what_waits_for_its_turn_is_cancelled_or_taken_over_and_is_no_repair(mon
     next_round(driver)
     assert sum(driver.told(f"t{n}")[0] is TaskState.CANCELLED for n in range(4)) == 2
     assert driver.run_state() is RunState.CANCELLED
+
+
+def test_what_waits_for_its_turn_waits_for_it_again_after_its_run_was_stopped_and_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluating, "MOST_IN_ROUND", 1)
+    driver = started(*(task(f"t{n}", when=f"params.x > {n - 9}") for n in range(4)), parameters={"x": 1})
+    assert [driver.told(f"t{n}") for n in range(1, 4)] == [(P, "conditions")] * 3
+    driver.ask("cancel")
+    while driver.run_state() is not RunState.CANCELLED:
+        driver.finish(*driver.queued())
+    assert not driver.kernel.evaluating.is_due, "a run that is over has nothing to wait for"
+    assert driver.again("all").startswith("Run r1 starts again")
+    for _ in range(4):
+        next_round(driver)
+    assert driver.queued() == ["t0", "t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("queue", ["evaluating", "expanding"])
+def test_what_a_queue_has_lost_is_put_back_by_the_next_reconcile_and_is_a_repair(
+    queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "MOST_IN_ROUND", 1)
+    monkeypatch.setattr(expanding, "MOST_IN_ROUND", 1)
+    tasks = [task(f"t{n}", when="params.x == 1") for n in range(2)]
+    driver = started(*(tasks if queue == "evaluating" else [mapped(f"t{n}", over=[1]) for n in range(2)]), **ONE)
+    (node,) = (node for node in driver.kernel.tasks.values() if node.name == "t1")
+    waiting: Evaluating | Expanding = getattr(driver.kernel, queue)
+    assert waiting.awaits(node)
+    assert not repairs(driver)
+    waiting.forget(node)
+    assert repairs(driver) == 1
+
+
+def repairs(driver: Written) -> int:
+    return sum(isinstance(e, Count) and e.what == "repaired" for e in decide(driver.kernel, ReconcileDue(), driver.now))
 
 
 def test_a_rate_limits_key_reads_the_round_before() -> None:

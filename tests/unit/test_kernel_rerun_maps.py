@@ -54,18 +54,6 @@ def test_one_index_is_chosen_by_its_number_or_its_key() -> None:
     assert "no task 'train[7]'" in driver.again(["train[7]"])
 
 
-def test_a_map_downstream_of_an_index_that_runs_again_goes_over_the_new_list_as_a_whole() -> None:
-    driver = started(mapped("first", over=[1, 2]), mapped("second", "first", over="{{ tasks.first.outputs }}"))
-    for name in ("first[0]", "first[1]"):
-        driver.finish(name, outcome=gave(of=name))
-    driver.finish("second[0]", "second[1]")
-    driver.again(["first[1]"])
-    assert driver.queued() == ["first[1]"]
-    driver.finish("first[1]", outcome=gave(of="another"))
-    assert driver.queued() == ["second[0]", "second[1]"]
-    assert [driver.row(f"second[{n}]").item for n in range(2)] == [{"of": "first[0]"}, {"of": "another"}]
-
-
 def test_an_index_that_failed_again_fails_the_map_again() -> None:
     driver = with_one_broken_index()
     driver.again(["train[1]"])

@@ -99,6 +99,20 @@ def test_a_probe_that_tells_nothing_makes_way_for_another() -> None:
     assert driver.dispatched() == ["t6"]
 
 
+def test_a_probe_that_runs_for_hours_keeps_the_others_waiting_for_ten_minutes_each() -> None:
+    driver = failing()
+    wait(driver, 30.0)
+    driver.start("t5")
+    wait(driver, 590.0)
+    assert driver.state("t6") is TaskState.READY
+    wait(driver, 15.0)
+    assert (driver.state("t6"), driver.state("t7")) == (TaskState.QUEUED, TaskState.READY)
+    driver.start("t6")
+    driver.end("t6")
+    assert circuits(driver)[-1] == ("warehouse", "closed")
+    assert set(driver.dispatched()) == {"t7", "t8", "t9"}
+
+
 def test_a_success_of_an_attempt_that_began_before_does_not_close_it() -> None:
     driver = site(*(using(f"t{n}") for n in range(7)))
     driver.worker("w2", host="b", slots=5, cpu=100_000, memory=100 * GIB)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from orchestrator.effects import Transition
+from orchestrator.effects import CloseCommand, Transition
+from orchestrator.events import Command
 from orchestrator.records import ApprovalPlan, EventPlan, Outcome, PlannedTask
 from orchestrator.states import AttemptState, RunState, TaskState
 from tests.unit.kernel_driver import NO_JITTER, task
@@ -33,7 +36,21 @@ def test_an_approval_waits_without_a_slot_and_lets_go_on_with_what_the_person_ga
     assert driver.ask("approve", task="gate", input={"ok": True}, at="2026-01-01") == "Task gate of run r1 is approved."
     assert driver.row("gate").outputs == {"approved": True, "by": "ann", "at": "2026-01-01", "input": {"ok": True}}
     assert driver.queued() == ["yes"]
-    assert driver.ask("approve", task="gate").startswith("Nothing to do: task gate of run r1 is success already")
+
+
+def test_a_second_decision_is_refused_whatever_it_says() -> None:
+    for first, second, state in (("approve", "reject", "success"), ("reject", "approve", "failed")):
+        driver = started(gate(), signal())
+        driver.feed(
+            Command(1, first, "ann", "r1", "gate", payload={}), Command(2, second, "bob", "r1", "gate", payload={})
+        )
+        told = [one.result for one in driver.of(CloseCommand)]
+        assert not told[0].startswith("Refused")
+        assert told[1].startswith(f"Refused: task gate of run r1 is {state} already")
+        assert driver.state("gate") == state
+    driver = started(gate(timeout=60.0, on_timeout="approve"), signal())
+    driver.tick(after=61)
+    assert driver.ask("reject", task="gate").startswith("Refused: task gate of run r1 is success already")
 
 
 def test_a_message_that_is_too_long_is_cut_and_says_so() -> None:
@@ -99,7 +116,9 @@ def test_an_event_is_reported_by_its_token_once() -> None:
     driver.ask("event", task="signal", token=token, payload={"n": 1}, at="2026-01-01")
     assert driver.row("signal").outputs == {"payload": {"n": 1}, "at": "2026-01-01"}
     assert driver.queued() == ["next"]
-    assert "already" in driver.ask("event", task="signal", token=token, payload={"n": 2})
+    assert driver.ask("event", task="signal", token=token, payload={"n": 2}).startswith(
+        "Refused: task signal of run r1 is success already"
+    )
 
 
 @pytest.mark.parametrize(("on_timeout", "after"), [("fail", TaskState.FAILED), ("skip", TaskState.SKIPPED)])
@@ -150,6 +169,15 @@ def test_what_is_not_there_yet_is_looked_at_again_and_charged_to_nobody() -> Non
     driver.tick(after=31)
     driver.finish("wait")
     assert driver.run_state() is RunState.SUCCESS
+
+
+def test_a_look_is_put_off_for_a_day_at_most() -> None:
+    for asked in (999_999_999.0, 1e300):
+        driver = started(task("wait"))
+        driver.finish("wait", outcome=replace(NOT_YET, retry_after=asked))
+        assert "The next look is in 86400 s." in driver.row("wait").message
+        driver.tick(after=86_401)
+        assert driver.state("wait") is not TaskState.WAITING
 
 
 def test_a_wait_is_cancelled_between_two_looks() -> None:

@@ -254,6 +254,12 @@ def without_an_end_of_what_is_left_inside(patch: pytest.MonkeyPatch) -> type[Sim
     return Simulation
 
 
+def without_a_new_beginning_of_what_is_inside(patch: pytest.MonkeyPatch) -> type[Simulation]:
+    """A container that a rerun settles without running it keeps what it had expanded into before."""
+    patch.setattr(Changes, "_leave_nothing_inside", lambda _self, _node: None)
+    return Simulation
+
+
 def without_the_end_of_runs_that_are_tasks(patch: pytest.MonkeyPatch) -> type[Simulation]:
     patch.setattr(settle, "give_back", lambda _changes, _run: None)
     return Simulation
@@ -292,6 +298,7 @@ MUTATIONS = {
     without_mercy_for_the_preempted: "I12: .* charged for having been preempted",
     without_waiting_until_a_map_is_certain: "map: ",
     without_an_end_of_what_is_left_inside: "I4: .* of .* is (skipped|upstream_failed), and .* pending",
+    without_a_new_beginning_of_what_is_inside: "end: of run .* there is something left inside of it",
     without_the_end_of_runs_that_are_tasks: "I4: task sub of .* is running without an owner",
     without_a_look_at_what_runs_before_it_is_marked: "I3: ",
 }
@@ -300,6 +307,7 @@ SEED = 20261123
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.usefixtures("examples_of_the_seed_alone")
 @pytest.mark.parametrize(("mutate", "finding"), MUTATIONS.items(), ids=[mutate.__name__ for mutate in MUTATIONS])
 def test_the_simulation_finds_a_violation_without_this_fence(
     mutate: Callable[[pytest.MonkeyPatch], type[Simulation]], finding: str, monkeypatch: pytest.MonkeyPatch

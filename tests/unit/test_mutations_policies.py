@@ -20,9 +20,10 @@ from orchestrator.kernel.nodes import TaskNode
 from orchestrator.kernel.waiting import Waiting
 from orchestrator.limits import Dispatches
 from orchestrator.placement import Wait
+from orchestrator.records import Plan
 from tests.unit import simulated_world
 from tests.unit.simulated_judge import Violation
-from tests.unit.simulated_policies import PLANS
+from tests.unit.simulated_policies import PLANS, slot, task
 from tests.unit.test_simulation_policies import PolicySimulation
 
 RATED = next(plan for plan in PLANS if any(task.rate_limit for task in plan.tasks))
@@ -30,6 +31,8 @@ RATED = next(plan for plan in PLANS if any(task.rate_limit for task in plan.task
 
 CALLING = next(plan for plan in PLANS if sum(task.child is not None or task.map is not None for task in plan.tasks) > 1)
 """It asks for more runs than are made in one transaction."""
+CROWD = Plan(tuple(task(f"k{n}", **slot(1, key=f"own {n}")) for n in range(12)))
+"""More lines of one ask than there are slots for."""
 
 
 class SimulationOfSuccessors(PolicySimulation):
@@ -48,15 +51,28 @@ class SimulationOfSuccessors(PolicySimulation):
 class SimulationOfUnmadeRuns(PolicySimulation):
     """A leader that has asked for runs is followed by another before all of them were made."""
 
-    @rule(turns=st.integers(0, 2))
-    def a_leader_that_has_asked_for_runs_is_followed_by_another(self, turns: int) -> None:
+    @rule(runs=st.integers(2, 4), turns=st.integers(0, 2))
+    def a_leader_that_has_asked_for_runs_is_followed_by_another(self, runs: int, turns: int) -> None:
+        """Several runs that begin at once ask for more than one transaction makes."""
         self.world.mend()
-        if len(self.world.store.runs) < 8:
+        for _ in range(min(runs, 10 - len(self.world.store.runs))):
             self.world.submit(CALLING, 1)
         self.world.step([])
         self.world.change_leader(lose_tail=False, keep_old=False)
         for _ in range(turns):
             self.world.everyone_works()
+
+
+class SimulationOfCrowds(PolicySimulation):
+    """Tasks with keys of their own want more slots than there are, and get them one after the other."""
+
+    @rule()
+    def more_ask_for_the_same_than_can_have_it(self) -> None:
+        self.world.mend()
+        if len(self.world.store.runs) < 4:
+            self.world.submit(CROWD, 1)
+        self.world.step([])
+        self.world.everyone_works()
 
 
 def without_slots(patch: pytest.MonkeyPatch) -> None:
@@ -144,10 +160,12 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
 RULES_OF_THEIR_OWN: dict[Callable[[pytest.MonkeyPatch], None], type[PolicySimulation]] = {
     without_the_dispatches_of_the_leader_before: SimulationOfSuccessors,
     without_asking_again_for_runs_never_made: SimulationOfUnmadeRuns,
+    without_waking_lines_that_rest: SimulationOfCrowds,
 }
 
 
 @pytest.mark.timeout(170)
+@pytest.mark.usefixtures("examples_of_the_seed_alone")
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_a_limit_that_is_not_kept_is_noticed(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch

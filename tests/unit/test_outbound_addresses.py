@@ -109,6 +109,7 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
     assert retry_after_seconds(later.strftime("%a, %d %b %Y %H:%M:%S GMT"), now) == 90
     assert retry_after_seconds("Wed, 31 Dec 2025 00:00:00 GMT", now) == 0
     assert retry_after_seconds("soon", now) is None
+    assert retry_after_seconds("²", now) is None
     assert retry_after_seconds(None, now) is None
 
 

@@ -146,6 +146,7 @@ class FakeLeader:
     plans = None
     taking: tuple[int, ...] = ()
     starting: tuple[str, ...] = ()
+    is_answered_soon = False
 
     def __init__(self) -> None:
         self.rounds: list[Round] = []
@@ -324,3 +325,14 @@ def test_many_hopeless_reports_in_a_row_do_not_end_the_process(
     leader.fails = lambda round_: None if is_rebuild(round_) or not round_.events else ValueError("unforeseen")
     run_for(term, clock, 300)
     assert not redis.entries
+
+
+@pytest.mark.parametrize("speaks_of_server", [True, False])
+def test_a_run_is_put_off_for_a_round_that_was_too_much_and_not_for_a_full_disk(
+    term: Term, leader: FakeLeader, clock: Clock, speaks_of_server: bool
+) -> None:
+    leader.starting = ("r1",)
+    error = StoreUnavailable("It was refused.", speaks_of_server=speaks_of_server)
+    leader.fails = lambda round_: None if is_rebuild(round_) else error
+    run_for(term, clock, 60)
+    assert leader.rounds[-1].put_off_runs == (frozenset() if speaks_of_server else {"r1"})

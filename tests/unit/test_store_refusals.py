@@ -7,7 +7,7 @@ import psycopg2.errors
 import pytest
 
 from orchestrator.circuit import Circuit
-from orchestrator.store.refusals import explain, is_away, sqlstate
+from orchestrator.store.refusals import explain, is_away, speaks_of_server, sqlstate
 
 
 def said(code: str) -> psycopg2.Error:
@@ -55,6 +55,17 @@ def test_a_driver_that_got_no_answer_has_no_code() -> None:
 @pytest.mark.parametrize(("code", "word"), [("53100", "disk is full"), ("25006", "only reads"), ("57P03", "starting")])
 def test_a_client_is_told_why(code: str, word: str) -> None:
     assert word in explain(said(code))
+
+
+@pytest.mark.parametrize("code", ["53100", "53300", "25006", "57P01", "57P02", "57P03"])
+def test_a_server_that_would_refuse_anything_says_nothing_of_what_was_asked(code: str) -> None:
+    assert speaks_of_server(said(code))
+
+
+@pytest.mark.parametrize("code", ["57014", "25P03", "55P03", "53200", "40001", "08006"])
+def test_what_took_too_long_or_was_too_much_may_be_the_fault_of_what_was_asked(code: str) -> None:
+    assert is_away(said(code))
+    assert not speaks_of_server(said(code))
 
 
 def test_an_open_circuit_lets_one_caller_ask_in_each_hold() -> None:
