@@ -44,6 +44,10 @@ class Share:
             (self.folder / name).write_text("1")
             self.held[name] = threading.Event()
 
+    def holds_all_threads(self) -> bool:
+        with self.looks._lock:
+            return all(one.job is not None and one.text in self.read for one in self.looks._lookers)
+
     def seen(self, task: str, *names: str) -> FoundFiles:
         """Ask until there is an answer."""
         wanted = WantedFiles(names)
@@ -129,8 +133,8 @@ def test_a_share_that_hangs_keeps_so_many_threads_and_no_more_and_all_tasks_are_
     left = list(names)
     rounds = 0
     while left:
-        # Those at work have all been begun before the clock goes on.
-        until(lambda: len(share.read) % 4 == 0 or len(share.read) >= len(names))
+        # Before the clock goes on every thread is held by a file: one that had not come to it would give up.
+        until(share.holds_all_threads)
         share.now += LONGEST_LOOK + 0.1
         for name in list(left):
             if not share.looks.is_waiting(name):
