@@ -21,7 +21,8 @@ from orchestrator.outbound.address import checked_addresses, parse_target
 from orchestrator.reach import is_below
 
 WAIT_FOR = "wait_for"
-_TEMPLATE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+"""Looks at each character once, whatever the text: megabytes of opening brackets come here too."""
 _HOST_ENDS = re.compile(r"[/?#\\]")
 _UPWARD = re.compile(r"(?:^|[/\\:])(?:\.|%2e){2}(?:$|[/\\:])", re.IGNORECASE)
 

@@ -24,6 +24,14 @@ _HALF = re.compile("[\ud800-\udfff]")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
+_SORTED = (
+    orjson.OPT_SORT_KEYS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+
+
 def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
     """Return what makes this object unfit as the parameters of a run, whatever the pipeline."""
     if not isinstance(parameters, Mapping):
@@ -193,14 +201,14 @@ def is_same_json(one: object, other: object) -> bool:
 
 
 def canonical_json(value: object) -> bytes:
-    """Return the JSON text of a value in UTF-8, the same for equal values: compact, with the fields in order.
+    """Return the JSON text of a storable value in UTF-8, the same for equal values: compact, with the fields in order.
 
     :raises TypeError: it holds what is no JSON value.
     """
     try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(value, option=_SORTED)
     except orjson.JSONEncodeError:
-        # Whole numbers of more than 64 bits, and what is deeper than any definition may be.
+        # Whole numbers of more than 64 bits, what is deeper than any definition may be, and types of one's own.
         return _CANONICAL(value).encode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -82,3 +83,10 @@ def test_what_a_template_stands_for_is_left_to_the_worker(value: str, is_refused
 @pytest.mark.parametrize("document", [{}, {"tasks": 1}, {"tasks": [1, {"parameters": [1]}, {"tasks": {"a": 1}}]}])
 def test_what_is_no_definition_is_left_to_others(document: dict[str, Any]) -> None:
     assert pointers(document) == []
+
+
+@pytest.mark.parametrize("value", ["{" * 2**20, "{{a" * 2**18, "{{ a }}" * 2**17, "/" * 2**20, "." * 2**20])
+def test_a_text_of_a_megabyte_is_looked_at_once(value: str) -> None:
+    began = time.process_time()
+    pointers({"tasks": [task(script_path=value, data_url=value)]})
+    assert time.process_time() - began < 5.0

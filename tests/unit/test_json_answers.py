@@ -46,3 +46,9 @@ def test_the_canonical_text_is_the_same_whatever_the_order_and_the_size_of_numbe
     assert canonical_json({"b": (1, 2), "a": "ü"}) == '{"a":"ü","b":[1,2]}'.encode()
     assert canonical_json({"b": 2**70, "a": "ü"}) == f'{{"a":"ü","b":{2**70}}}'.encode()
     assert json_bytes("ü") == 4
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 1, 2, tzinfo=UTC), {1, 2}, object()])
+def test_what_is_no_json_has_no_canonical_text(value: object) -> None:
+    with pytest.raises(TypeError):
+        canonical_json({"a": value})
