@@ -84,7 +84,8 @@ def compile_pipeline(
     tasks = placed_tasks(reading)
     flow = Flow(tasks)
     verbatim = _verbatim(tasks, operators)
-    problems = [*reading.problems, *_task_faults(reading, tasks, flow, operators, verbatim, site)]
+    faults, reads = _task_faults(reading, tasks, flow, operators, verbatim, site)
+    problems = [*reading.problems, *faults]
     problems += [*graph_problems(tasks, flow), *width_problems(tasks)]
     declared: dict[str, Declaration] = {}
     wirings: dict[str, Wiring] = {}
@@ -95,7 +96,7 @@ def compile_pipeline(
         problems += found
     if reading.spec is None or problems:
         _refuse(problems)
-    plan = make_plan(reading.spec, tasks, Parts(flow, wirings, declared, verbatim, operators, site, version_of))
+    plan = make_plan(reading.spec, tasks, Parts(flow, wirings, declared, verbatim, operators, site, version_of, reads))
     definition = to_document(reading.spec)
     everything = list(all_tasks(plan))
     needs = tuple(
@@ -186,8 +187,9 @@ def _task_faults(
     operators: Mapping[str, type[Operator]],
     verbatim: Mapping[str, frozenset[str]],
     site: Site,
-) -> list[Problem]:
-    """Return what is wrong with each task: by itself, with what it waits for, and with what it names."""
+) -> tuple[list[Problem], frozenset[str]]:
+    """Return what is wrong with each task: by itself, with what it waits for, and with what it names; and the run's
+    parameters that templates read."""
     groups = {task.spec.name: task.container for task in tasks}
     is_complete = reading.is_complete
     # Asked for by every expression that reads a parameter which is not declared, and looks at all tasks.
@@ -207,7 +209,7 @@ def _task_faults(
         if len(found) > MAX_LOOKED:
             break
     found += pipeline_problems(reading.concurrency, names)
-    return found
+    return found, frozenset(names.read)
 
 
 def _verbatim(tasks: Sequence[Placed], operators: Mapping[str, type[Operator]]) -> dict[str, frozenset[str]]:

@@ -90,6 +90,8 @@ class Names:
         self._groups = groups
         self._shapes = shapes
         self.parameters = parameters
+        self.read: set[str] = set()
+        """Parameters of the run that templates of the tasks read that were looked at: without them it fails."""
         self._is_complete = complete and not flow.cycle
         self._sorted = sorted(names)
         self._defaults: dict[Path, tuple[Schema, str | None]] = {}
@@ -287,7 +289,7 @@ def _policy_problems(spec: TaskSpec, here: str, names: Names, view: View) -> Ite
         yield from _template_problems(given, f"{here}/pipeline/parameters", names, view)
     if spec.approval is not None:
         yield from _template_problems(spec.approval.get("message"), f"{here}/approval/message", names, view)
-    if isinstance(spec.cache, Mapping):
+    if spec.cache is not None and isinstance(spec.cache, Mapping):
         yield from _template_problems(spec.cache.get("key", ""), f"{here}/cache/key", names, view)
     if not (spec.concurrency or spec.rate_limit):
         return
@@ -302,7 +304,7 @@ def pipeline_problems(limits: tuple[Mapping[str, Any], ...], names: Names) -> It
     """Yield what is wrong with the keys of a pipeline's own limits."""
     view = View("", why_no_tasks=_OF_LIMITS)
     for at, limit in enumerate(limits):
-        yield from _template_problems(limit.get("key"), f"/concurrency/{at}/key", names, view)
+        yield from template_problems(limit.get("key"), f"/concurrency/{at}/key", lambda path: names.fault(path, view))
 
 
 def parameters_read(spec: TaskSpec, verbatim: frozenset[str]) -> frozenset[str]:
@@ -326,7 +328,12 @@ def parameters_read(spec: TaskSpec, verbatim: frozenset[str]) -> frozenset[str]:
 
 
 def _template_problems(value: Any, pointer: str, names: Names, view: View) -> list[Problem]:
-    return template_problems(value, pointer, lambda path: names.fault(path, view))
+    def fault(path: Path) -> str | None:
+        if path[0] == "params" and len(path) > 1:
+            names.read.add(str(path[1]))
+        return names.fault(path, view)
+
+    return template_problems(value, pointer, fault)
 
 
 def _expression_problems(text: str, pointer: str, names: Names, view: View) -> list[Problem]:

@@ -9,9 +9,11 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.compile_graph import Flow, Placed
-from orchestrator.compile_names import is_inner, parameters_read
+from orchestrator.compile_names import is_inner
 from orchestrator.compile_site import Site
+from orchestrator.documents import fingerprint
 from orchestrator.expressions.templates import holds_template
+from orchestrator.lasting import maker_of
 from orchestrator.operator import Operator
 from orchestrator.operator_checks import Declaration
 from orchestrator.records import (
@@ -49,7 +51,9 @@ class Parts:
     operators: Mapping[str, type[Operator]]
     site: Site
     version_of: Callable[[type[Operator]], str]
-    policies: dict[tuple[RetryPolicy, str], RetryPolicy] = field(default_factory=dict)
+    reads: frozenset[str]
+    """Parameters of the run that templates of tasks read."""
+    policies: dict[tuple[RetryPolicy, object], RetryPolicy] = field(default_factory=dict)
     """Those with rules, by what they are without them and the rules as written: most tasks say the same."""
 
 
@@ -58,15 +62,12 @@ def make_plan(spec: PipelineSpec, tasks: Sequence[Placed], parts: Parts) -> Plan
     inside: dict[str, list[Placed]] = {}
     for task in sorted(tasks, key=lambda task: parts.flow.position[task.spec.name]):
         inside.setdefault(task.container, []).append(task)
-    read = frozenset[str]().union(
-        *(parameters_read(task.spec, parts.verbatim.get(task.spec.name, frozenset())) for task in tasks)
-    )
     return Plan(
         tasks=_level("", inside, parts),
         deadline=spec.deadline_seconds,
         max_active_runs=spec.max_active_runs,
         concurrency=_limits(spec.concurrency),
-        reads=tuple(sorted(read - spec.parameters.keys())),
+        reads=tuple(sorted(parts.reads - spec.parameters.keys())),
     )
 
 
@@ -74,19 +75,22 @@ def _level(container: str, inside: Mapping[str, Sequence[Placed]], parts: Parts)
     return tuple(_planned(task, inside, parts) for task in inside[container])
 
 
+_planned_task = maker_of(PlannedTask)
+
+
 def _planned(task: Placed, inside: Mapping[str, Sequence[Placed]], parts: Parts) -> PlannedTask:
     spec = task.spec
     if task.body:
         body = Plan(_level(spec.name, inside, parts))
-        return PlannedTask(spec.name, "group", **_in_graph(spec), **_container(spec), body=body, is_group=True)
+        return _planned_task(spec.name, "group", **_in_graph(spec), **_container(spec), body=body, is_group=True)
     own = _executed(spec, parts) if spec.operator else _waiting(spec)
     if spec.map is None and spec.repeat is None:
-        return PlannedTask(spec.name, **own, **_in_graph(spec))
+        return _planned_task(spec.name, **own, **_in_graph(spec))
     # What decides when a container starts and ends is its own, the rest is of its body.
     asks_each = is_inner(spec)
-    inner = PlannedTask(spec.name, **own, when=spec.when if asks_each else "")
+    inner = _planned_task(spec.name, **own, when=spec.when if asks_each else "")
     outer = {**_in_graph(spec), **({"when": ""} if asks_each else {})}
-    return PlannedTask(spec.name, own["operator"], **outer, **_container(spec), body=Plan((inner,)))
+    return _planned_task(spec.name, own["operator"], **outer, **_container(spec), body=Plan((inner,)))
 
 
 def _container(spec: TaskSpec) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def queue_of(resources: Resources, site: Site) -> str:
     return "highmem" if resources.memory > site.highmem_threshold * GIB else "cpu"
 
 
-def _retry(task: TaskSpec, site: Site, known: dict[tuple[RetryPolicy, str], RetryPolicy]) -> RetryPolicy:
+def _retry(task: TaskSpec, site: Site, known: dict[tuple[RetryPolicy, object], RetryPolicy]) -> RetryPolicy:
     delay = site.retry_delay if task.retry_delay_seconds is None else task.retry_delay_seconds
     # The site's cap is for its own delays; a task that asks for a longer one gets it.
     most = max(site.retry_max_delay, delay) if task.retry_max_delay_seconds is None else task.retry_max_delay_seconds
@@ -213,7 +217,7 @@ def _retry(task: TaskSpec, site: Site, known: dict[tuple[RetryPolicy, str], Retr
     policy = _shared_policy(retries, delay, factor, most)
     if task.retry is None:
         return policy
-    written = (policy, repr(task.retry))
+    written = (policy, fingerprint(task.retry))
     if written not in known:
         known[written] = _with_rules(policy, task.retry)
     return known[written]

@@ -91,7 +91,9 @@ def _retry_problems(task: TaskSpec, here: str, site: Site) -> Iterator[Problem]:
         message = f"The longest delay ({most:g} s) is below the first ({delay:g} s); raise it."
         yield Problem(f"{here}/retry_max_delay_seconds", message)
     for at, rule in enumerate((task.retry or {}).get("on", ())):
-        more, place = rule.get("resources", {}), f"{here}/retry/on/{at}/resources"
+        if not (more := rule.get("resources")):
+            continue
+        place = f"{here}/retry/on/{at}/resources"
         if "queue" in more:
             yield from _queue_problems(more["queue"], f"{place}/queue", site)
             if more["queue"] == "cpu" and task.gpu:

@@ -24,12 +24,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
-_SORTED = (
-    orjson.OPT_SORT_KEYS
-    | orjson.OPT_PASSTHROUGH_DATETIME
-    | orjson.OPT_PASSTHROUGH_DATACLASS
-    | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
+_PLAIN = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 def parameter_problems(parameters: object, pointer: str = "") -> list[Problem]:
@@ -206,7 +201,7 @@ def canonical_json(value: object) -> bytes:
     :raises TypeError: it holds what is no JSON value.
     """
     try:
-        return orjson.dumps(value, option=_SORTED)
+        return orjson.dumps(value, option=_PLAIN | orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:
         # Whole numbers of more than 64 bits, what is deeper than any definition may be, and types of one's own.
         return _CANONICAL(value).encode()
@@ -215,6 +210,14 @@ def canonical_json(value: object) -> bytes:
 def json_bytes(value: object) -> int:
     """Return the size of a value as JSON."""
     return len(canonical_json(value))
+
+
+def fingerprint(value: object) -> object:
+    """Return what only values have in common that are the same JSON, in the same order: to look them up by."""
+    try:
+        return orjson.dumps(value, option=_PLAIN)
+    except orjson.JSONEncodeError:
+        return repr(value)
 
 
 def all_texts(value: object) -> Iterator[str]:

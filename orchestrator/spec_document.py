@@ -52,15 +52,16 @@ _FOR_OPERATORS = frozenset({"parameters", "gpu"})
 
 
 _VALUES = attrgetter(*TASK_FIELDS)
+_LEFT_OUT = tuple(_LEFT_OUT_WHEN.get(name) for name in TASK_FIELDS)
 
 
 def _task_document(task: TaskSpec) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    for name, value in zip(TASK_FIELDS, _VALUES(task), strict=True):
-        if value is None or (name in _LEFT_OUT_WHEN and value == _LEFT_OUT_WHEN[name]):
+    for name, value, left_out in zip(TASK_FIELDS, _VALUES(task), _LEFT_OUT, strict=True):
+        if value is None or value == left_out:
             continue
         if name == "tasks":
             document[name] = [_task_document(inner) for inner in task.tasks]
-        elif not (name in _FOR_OPERATORS and not task.operator):
+        elif task.operator or name not in _FOR_OPERATORS:
             document[name] = list(value) if isinstance(value, tuple) else value
     return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.documents import all_texts, json_bytes, kind_of
+from orchestrator.documents import all_texts, fingerprint, json_bytes, kind_of
 from orchestrator.errors import Problem
 from orchestrator.field_checks import (
     Check,
@@ -125,15 +125,14 @@ _OF_ALL = frozenset({
 """What every kind of task may have; the rest is for what a worker executes."""
 
 
-def _inside_problems(task: Mapping[str, Any], pointer: str, sound: set[tuple[str, str]]) -> list[Problem]:
+def _inside_problems(task: Mapping[str, Any], pointer: str, sound: set[tuple[str, object]]) -> list[Problem]:
     """Return what is wrong inside of fields. Most tasks of a definition say the same there: it is looked at once."""
     found: list[Problem] = []
     for name in _INSIDE.keys() & task.keys():
         value, problems = task[name], _INSIDE[name]
         if not isinstance(value, list if name == "concurrency" else (dict, Mapping)):
             continue
-        # JSON values write themselves: equal texts are equal values.
-        if (written := (name, repr(value))) in sound:
+        if (written := (name, fingerprint(value))) in sound:
             continue
         if faults := list(problems(value, f"{pointer}/{name}")):
             found += faults
@@ -142,7 +141,7 @@ def _inside_problems(task: Mapping[str, Any], pointer: str, sound: set[tuple[str
     return found
 
 
-def task_problems(task: object, pointer: str, sound: set[tuple[str, str]]) -> list[Problem]:
+def task_problems(task: object, pointer: str, sound: set[tuple[str, object]]) -> list[Problem]:
     """Return what is wrong with the fields of a task.
 
     :param sound: what fields of other tasks were found to hold in order; what is found here is added.

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.documents import kind_of, unstorable
 from orchestrator.errors import Problem
 from orchestrator.field_checks import field_problems
+from orchestrator.lasting import maker_of
 from orchestrator.spec import PipelineSpec, TaskSpec
 from orchestrator.spec_fields import PIPELINE_FIELDS, task_problems
 from orchestrator.spec_policies import concurrency_problems
@@ -119,7 +120,7 @@ class _Found:
     problems: list[Problem]
     names: dict[str, str]
     """Of tasks, with their pointers."""
-    sound: set[tuple[str, str]]
+    sound: set[tuple[str, object]]
     """What fields hold that need not be looked at again."""
 
 
@@ -159,7 +160,10 @@ def _read_task(
     if "tasks" in values:
         values["tasks"] = tuple(item.spec for item in body)
         faulty = faulty if body else faulty | {"tasks"}
-    return ReadTask(pointer, TaskSpec(**values), tuple(body), faulty)
+    return ReadTask(pointer, _task_spec(**values), tuple(body), faulty)
+
+
+_task_spec = maker_of(TaskSpec)
 
 
 def _name_problems(task: Mapping[str, Any], pointer: str, names: dict[str, str]) -> list[Problem]:

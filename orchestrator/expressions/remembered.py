@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Generic, TypeVar
@@ -26,7 +27,8 @@ class Remembered(Generic[_Read]):
         """
         self._read = read
         self._most = most
-        self._known: dict[str, _Read] = {}
+        # The first entry of a plain dictionary is sought behind all that were taken out before it.
+        self._known: OrderedDict[str, _Read] = OrderedDict()
         self._lock = threading.Lock()
         self.characters = 0
         update_wrapper(self, read)
@@ -48,6 +50,5 @@ class Remembered(Generic[_Read]):
             self._known[text] = read
             self.characters += len(text) + _EACH
             while self.characters > (self._most or MOST_CHARACTERS):
-                first = next(iter(self._known))
-                del self._known[first]
+                first, _ = self._known.popitem(last=False)
                 self.characters -= len(first) + _EACH
