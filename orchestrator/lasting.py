@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from typing import Any, TypeVar
 
+COLLECT_AFTER = (50_000, 20, 20)
+"""Objects made until Python looks for cycles. With its own 700 it walked twice through all of the leader's memory while
+a map of 10,000 expanded, which took 0.69 s of the processor; with these 0.53 s."""
 _Record = TypeVar("_Record")
+
+
+def collect_rarely() -> None:
+    """Set a process up that keeps much and makes few cycles: what it has loaded is never looked at again, and what it
+    makes is looked at more seldom."""
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 @contextmanager
