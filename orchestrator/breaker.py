@@ -72,9 +72,14 @@ class Circuit:
         return Circuit(self.service) if attempt_id in self.probes else self
 
     def failed(self, attempt_id: str, reason: str, now: float) -> Circuit:
-        """Note that an attempt has failed by the service."""
+        """Note that an attempt has failed by the service. While open, those that were let through after it still find
+        out; those before it have asked the service earlier than that, and nothing they say counts any more."""
         if self.opened:
-            return _opened(self, reason, now) if attempt_id in self.probes else self
+            if attempt_id not in self.probes:
+                return self
+            later = self.probes[self.probes.index(attempt_id) + 1 :]
+            opened = _opened(self, reason, now)
+            return replace(opened, probes=later, probed_until=self.probed_until) if later else opened
         failed_at = (*(at for at in self.failed_at if now - at <= WITHIN), now)[-FAILURES:]
         changed = replace(self, failed_at=failed_at, reason=reason)
         return _opened(changed, reason, now) if len(failed_at) >= FAILURES else changed

@@ -29,6 +29,7 @@ class DataRoots:
     """
 
     def __init__(self, roots: Mapping[str, Path], scripts_root: Path | None = None) -> None:
+        self._written = dict(roots)
         self._roots = {name: Path(os.path.realpath(folder)) for name, folder in roots.items()}
         self._scripts = Path(os.path.realpath(scripts_root)) if scripts_root is not None else None
 
@@ -72,6 +73,17 @@ class DataRoots:
             if real.is_relative_to(root):
                 return f"{name}:{real.relative_to(root).as_posix()}"
         raise ForbiddenPath(f"{path} lies in none of the data roots ({', '.join(self._roots)}).")
+
+    def root_of(self, user_path: str) -> str:
+        """Return the name of the root that this path names or lies in, as it is written; empty: any of them.
+
+        Looks at no file.
+        """
+        if user_path.startswith("/"):
+            folders = ((name, folder) for named in (self._written, self._roots) for name, folder in named.items())
+            return next((name for name, folder in folders if Path(user_path).is_relative_to(folder)), "")
+        name, colon, _ = user_path.partition(":")
+        return name if colon and name in self._roots else ""
 
     def script(self, path: str) -> Path:
         """Return the real path of a script inside the scripts root.

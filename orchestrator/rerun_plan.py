@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.errors import InvalidDefinition, Problem
 from orchestrator.kernel.choosing import Choice, chosen_by, tasks_named, with_all_below
+from orchestrator.kernel.following import Following
 from orchestrator.kernel.nodes import RunNode, TaskNode
 from orchestrator.kernel.scopes import populate, recount
 from orchestrator.kernel.shape import Shape
@@ -90,8 +91,9 @@ def plan_rerun(
     known, gone = run_of(plan, past, run), gone or {}
     starts = _starts(known, chosen)
     missing: dict[str, str] = {}
+    following = Following(known)
     while True:
-        choice = with_all_below(known, starts)
+        choice = with_all_below(known, starts, following)
         read = list(_read_by(choice))
         joining = [node for node in read if node.name in gone]
         if not joining:

@@ -10,9 +10,10 @@ no harm.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from orchestrator.artifacts import ArtifactStore
 from orchestrator.effects import Count
@@ -24,7 +25,8 @@ from orchestrator.store.artifact_retention import (
     NamedByRuns,
     PastArtifact,
     RemovedArtifact,
-    delete_old_entries,
+    delete_entries_over,
+    delete_entries_unused,
     find_mark,
     mark_removed,
     may_be_anothers,
@@ -47,6 +49,10 @@ TASKS_AT_ONCE = 100
 ENTRIES_AT_ONCE = 500
 PAUSE = 60.0
 """Seconds between two walks over all that is past its time."""
+UNUSED_EVERY = 3_600.0
+"""Seconds between two looks for entries of the cache that nobody takes: each reads all of them."""
+_RUNS_ANEW = 60.0
+"""Seconds after which what runs name is read anew: all that has ended since is read with each batch."""
 
 
 class ArtifactCollector(threading.Thread):
@@ -67,6 +73,7 @@ class ArtifactCollector(threading.Thread):
         self._undeleted: dict[RemovedArtifact, None] = {}
         """Marked as removed, but the store did not answer."""
         self._has_begun = False
+        self._unused_due = 0.0
 
     def run(self) -> None:
         while not self._ended.is_set():
@@ -93,13 +100,14 @@ class ArtifactCollector(threading.Thread):
         self._remove(self._undeleted)
         self._delete_old_entries()
         removed, last = 0, None
-        by_runs: NamedByRuns | None = None
+        by_runs, runs_due = NamedByRuns(), 0.0
         while not self._ended.is_set():
             with unanswered_is_unavailable(), self._engine.begin() as connection:
                 lock_epoch(connection, self._epoch)
                 found = past_artifacts(connection, self._days, last, BATCH)
-            if by_runs is None:
-                by_runs = self._named_by_runs() if found else NamedByRuns()
+            if found and time.monotonic() >= runs_due:
+                by_runs = self._named_by_runs()
+                runs_due = time.monotonic() + _RUNS_ANEW
             marked = self._mark(found, by_runs)
             self._undeleted.update(dict.fromkeys(marked))
             removed += self._remove(marked)
@@ -121,17 +129,31 @@ class ArtifactCollector(threading.Thread):
         self.join()
 
     def _delete_old_entries(self) -> None:
-        """Delete the entries of the cache that are of no use; what only they needed goes next."""
+        """Delete the entries of the cache that are of no use; what only they needed goes next. Artifacts go though this
+        fails."""
+        days, now = self._days, time.monotonic()
+        try:
+            self._delete_entries(delete_entries_over)
+            if days is not None and now >= self._unused_due:
+                self._unused_due = now + UNUSED_EVERY
+                self._delete_entries(lambda connection, limit: delete_entries_unused(connection, days, limit))
+        except LostLeadership:
+            raise
+        except Exception:
+            log.exception("cache_entries_not_deleted")
+
+    def _delete_entries(self, delete: Callable[[Connection, int], int]) -> None:
         deleted = ENTRIES_AT_ONCE
         while deleted == ENTRIES_AT_ONCE and not self._ended.is_set():
             with unanswered_is_unavailable(), self._engine.begin() as connection:
                 lock_epoch(connection, self._epoch)
-                deleted = delete_old_entries(connection, self._days, ENTRIES_AT_ONCE)
+                deleted = delete(connection, ENTRIES_AT_ONCE)
 
     def _named_by_runs(self) -> NamedByRuns:
         """Return what the runs name that are not over, however much they have left."""
         with unanswered_is_unavailable(), self._engine.begin() as connection:
-            runs = unfinished_runs(connection)
+            lock_epoch(connection, self._epoch)
+            runs, last_event = unfinished_runs(connection)
         named: set[tuple[str, str]] = set()
         for start in range(0, len(runs), RUNS_AT_ONCE):
             after: tuple[str, str] | None = None
@@ -141,7 +163,7 @@ class ArtifactCollector(threading.Thread):
                 named |= found
                 if after is None:
                     break
-        return NamedByRuns(frozenset(runs), frozenset(named))
+        return NamedByRuns(frozenset(runs), frozenset(named), last_event)
 
     def _mark(self, found: list[PastArtifact], by_runs: NamedByRuns) -> list[RemovedArtifact]:
         is_shared = self._artifacts.scope == "shared"
@@ -161,9 +183,12 @@ class ArtifactCollector(threading.Thread):
             return False
 
     def _remove(self, marked: Iterable[RemovedArtifact]) -> int:
-        """Delete the objects that are still to go, and return how many that were."""
+        """Delete the objects that are still to go, and return how many that were. When the collector is to end, the
+        rest is left to the next leader."""
         removed = 0
         for one in list(marked):
+            if self._ended.is_set():
+                break
             try:
                 if self._may_go(one):
                     self._artifacts.delete(one.uri)

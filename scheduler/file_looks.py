@@ -3,7 +3,7 @@ that name it, and those not for ever.
 
 A round asks and goes on; what was seen is taken in a later one. What is not seen in time is never taken for unchanged:
 the task runs without the cache, and its message says why. A thread that a share holds is left behind, and what it looks
-at is looked at no more until it is back.
+at is looked at no more until it is back; nor is the rest of a data root that holds several.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ MOST_JOBS = 1_000
 _AT_ONCE = 4
 _MOST_THREADS = 16
 """When so many are held by files that do not answer, nothing is looked at until one of them is back."""
+_MOST_OF_ROOT = 4
+"""When so many are held by files of one root, nothing in it is looked at until one of them is back."""
+_SCRIPTS = "scripts:"
 _SOON = 0.5
 
 
@@ -51,6 +54,7 @@ class _Looker:
 
     job: _Job | None = None
     text: str = ""
+    root: str = ""
 
 
 class _GivenUpError(Exception):
@@ -79,6 +83,7 @@ class FileLooks:
         self._lookers: set[_Looker] = set()
         self._seen: Seen = {}
         self._asked_last = -1.0
+        self._answered_last = float("-inf")
 
     def begin(self) -> None:
         """Begin a look: what an earlier one has seen of a file may have changed since."""
@@ -158,9 +163,13 @@ class FileLooks:
             text = next((one.text for one in self._lookers if one.job is job), "") or "A data root"
             job.answer = not_seen(text, f"could not be looked at by the scheduler within {LONGEST_LOOK:g} seconds")
             log.warning("files_not_seen", what=text)
-        elif job.begun is None and (now - job.asked > LONGEST_WAIT or len(self._held(now)) >= _MOST_THREADS):
-            text = next(iter((*job.wanted.inputs, job.wanted.script, *job.wanted.perhaps)), "") or "A file"
-            job.answer = not_seen(text, "could not be looked at in time, for other files do not answer")
+            return
+        is_full = len(self._held(now)) >= _MOST_THREADS
+        if job.begun is None and (is_full or now - job.asked > LONGEST_WAIT):
+            text = next(filter(None, (*job.wanted.inputs, job.wanted.script, *job.wanted.perhaps)), "A file")
+            is_slow = not is_full and now - self._answered_last <= LONGEST_LOOK
+            why = "many others are looked at first" if is_slow else "other files do not answer"
+            job.answer = not_seen(text, f"could not be looked at in time, for {why}")
 
     def _held(self, now: float) -> list[_Looker]:
         """Return the threads that something does not let go."""
@@ -178,8 +187,12 @@ class FileLooks:
         wanted = min(len(self._queue), _AT_ONCE - at_work, _MOST_THREADS - len(self._lookers))
         for _ in range(wanted):
             looker = _Looker()
+            try:
+                threading.Thread(target=self._work, args=(looker,), name="file-looks", daemon=True).start()
+            except RuntimeError as error:  # the host has no more threads: it is tried again when somebody asks
+                log.warning("file_look_not_started", why=str(error))
+                return
             self._lookers.add(looker)
-            threading.Thread(target=self._work, args=(looker,), name="file-looks", daemon=True).start()
 
     def _work(self, looker: _Looker) -> None:
         """Look at the files of one task run after the other until none is left."""
@@ -190,11 +203,12 @@ class FileLooks:
                     self._lookers.discard(looker)
                     return
                 job.begun = self._clock()
-                looker.job, looker.text = job, ""
+                looker.job, looker.text, looker.root = job, "", ""
             answer = self._look(looker, job)
             with self._lock:
                 looker.job = None
                 job.answer = job.answer or answer
+                self._answered_last = self._clock()
 
     def _next(self) -> _Job | None:
         while self._queue:
@@ -203,16 +217,23 @@ class FileLooks:
         return None
 
     def _look(self, looker: _Looker, job: _Job) -> FoundFiles | ForbiddenPath | OSError | None:
+        roots: DataRoots | None = None
+
         def before(text: str) -> None:
+            root = _SCRIPTS if text == job.wanted.script else roots.root_of(text) if roots is not None else ""
             with self._lock:
                 if job.answer is not None:
                     raise _GivenUpError
-                if any(one.text == text for one in self._held(self._clock())):
+                held = self._held(self._clock())
+                if any(one.text == text for one in held):
                     raise not_seen(text, "does not answer the scheduler")
-                looker.text = text
+                if sum(one.root == root for one in held if one.text) >= _MOST_OF_ROOT:
+                    raise not_seen(text, "lies where other files do not answer the scheduler")
+                looker.text, looker.root = text, root
 
         try:
-            return SeenFiles(self._opened(), job.seen).look(job.wanted, before)
+            roots = self._opened()
+            return SeenFiles(roots, job.seen).look(job.wanted, before)
         except _GivenUpError:
             return None
         except (ForbiddenPath, OSError) as error:

@@ -98,6 +98,8 @@ class Questions:
         for effect in effects:
             if isinstance(effect, LookUp):
                 self._looks[effect.task_run_id] = effect
+                # It may have asked before, and its files may have changed since.
+                self._files.forget(effect.task_run_id)
             elif isinstance(effect, StartChild):
                 self._children[effect.child_run_id] = effect
             elif isinstance(effect, CreateTasks):
@@ -145,6 +147,7 @@ class Questions:
         answers = look_up(connection, self._plans, questions, self._files) if questions else []
         for answer in answers:
             del self._looks[answer.task_run_id]
+            self._files.forget(answer.task_run_id)
         if any(one.task_run_id in self._looks and not self._files.is_waiting(one.task_run_id) for one in questions):
             # It took long to work keys out: the others wait for the next round, and workers are heard before it.
             self._looked = MOST_LOOKS

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from sqlalchemy import Engine
 
@@ -19,7 +18,6 @@ from orchestrator.events import Event, ReconcileDue
 from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.kernel.hearing import Hearing
 from orchestrator.logs import get_logger
-from orchestrator.paths import DataRoots
 from orchestrator.states import Entity
 from orchestrator.store.engine import unanswered_is_unavailable
 from orchestrator.store.lease import Lease
@@ -32,6 +30,7 @@ from orchestrator.wire.messages import DesiredState
 from orchestrator.wire.redis import Client
 from orchestrator.wire.seal import Seal
 from scheduler.drift import find_drift
+from scheduler.file_looks import FileLooks
 from scheduler.inbox import Gathered, Inbox
 from scheduler.lease_keeper import LeaseKeeper
 from scheduler.outbox import HintsLost, Outbox, messages_of
@@ -50,6 +49,7 @@ class Term:
     """The leading scheduler. Make one per term; it drops and rebuilds its memory as often as it must.
 
     :param stop: set when the process is to end.
+    :param files: looks at files for the keys of the cache; one for all terms, for it may be held by some.
     :param take_counts: returns what others (the log collector) have refused since the last call.
     """
 
@@ -62,6 +62,7 @@ class Term:
         *,
         pulse: Pulse,
         stop: threading.Event,
+        files: FileLooks | None = None,
         take_counts: Callable[[], list[Count]] = list,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,7 +90,7 @@ class Term:
             lease.epoch,
             connections=settings.connections,
             registry_url=settings.model_registry_url or None,
-            open_roots=partial(DataRoots.from_settings, settings),
+            files=files,
         )
         self._kernel: Kernel | None = None
         self._heard_until = clock()

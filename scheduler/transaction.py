@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
@@ -13,7 +13,6 @@ from orchestrator.compile import Site
 from orchestrator.effects import Annotate, Count, Effect, Fault, RowEffect, SendGrant, Transition, is_durable
 from orchestrator.events import Command, Event, OutcomeReceived, RunSubmitted, Tick
 from orchestrator.kernel import Kernel, decide, would_publish
-from orchestrator.paths import DataRoots
 from orchestrator.records import AttemptRecord, Outcome
 from orchestrator.states import RUN_TERMINAL, AttemptState, Entity, RunState
 from orchestrator.store.engine import unanswered_is_unavailable
@@ -125,7 +124,7 @@ class Leader:
     """Runs the rules inside transactions at one epoch.
 
     :param connections: the site's named connections, for grants.
-    :param open_roots: tells where the files of tasks are found, for the keys of the cache.
+    :param files: looks at the files of tasks, for the keys of the cache; none: they are found nowhere.
     """
 
     def __init__(
@@ -135,14 +134,14 @@ class Leader:
         *,
         connections: Mapping[str, Mapping[str, Any]],
         registry_url: str | None,
-        open_roots: Callable[[], DataRoots] | None = None,
+        files: FileLooks | None = None,
     ) -> None:
         self._engine = engine
         self._epoch = epoch
         self._connections = connections
         self._registry_url = registry_url
         self.plans = PlanCache()
-        self._files = FileLooks(open_roots)
+        self._files = files or FileLooks()
         self._questions = Questions(self.plans, Site(connections=frozenset(connections)), self._files)
         self.taking: tuple[int, ...] = ()
         """The commands in the present transaction, or in the one that failed."""

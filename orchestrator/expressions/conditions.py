@@ -35,6 +35,8 @@ _REFUSED = {
 _OPERATORS = (ast.unaryop, ast.operator, ast.cmpop)
 _LEAVES = frozenset({*OPERATORS, ast.Name, ast.Constant})
 """What holds no other part."""
+_SIGNS = frozenset({ast.Load, ast.And, ast.Or})
+"""What says only that a part is read, or how those beside it go together."""
 
 
 @Remembered
@@ -117,7 +119,7 @@ def _hint(text: str, offset: int) -> str:
 
 
 def _walked(tree: ast.expr) -> Iterator[ast.AST]:
-    """Yield every part, and stop where there are too many or they are nested too deep."""
+    """Yield every part, each before what it holds; stop where there are too many or they are nested too deep."""
     open_: list[tuple[ast.AST, int]] = [(tree, 1)]
     count = 0
     while open_:
@@ -129,17 +131,13 @@ def _walked(tree: ast.expr) -> Iterator[ast.AST]:
             raise ExpressionError(f"The expression is nested more than {MAX_DEPTH} deep; make it flatter.")
         yield node
         if type(node) not in _LEAVES:
-            open_ += [(child, depth + 1) for child in _children(node)]
-
-
-def _children(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of a part, but for what says only that it is read, or is ``and`` or ``or``."""
-    for name in node._fields:
-        value = getattr(node, name)
-        if isinstance(value, list):
-            yield from value
-        elif isinstance(value, ast.AST) and not isinstance(value, (ast.expr_context, ast.boolop)):
-            yield value
+            depth += 1
+            for name in node._fields:
+                value = getattr(node, name)
+                if type(value) is list:
+                    open_ += [(part, depth) for part in value]
+                elif isinstance(value, ast.AST) and type(value) not in _SIGNS:
+                    open_.append((value, depth))
 
 
 def _require_known_call(node: ast.Call) -> None:

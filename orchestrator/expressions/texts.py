@@ -18,6 +18,9 @@ text is simply made."""
 _MOST_KNOWN, _MOST_REMEMBERED, _MOST_BEGUN = 10_000, 16 * 2**20, 1_000
 """Texts, their characters, and beginnings of texts that are remembered."""
 _PLAIN = frozenset({int, float, bool, type(None)})
+_LASTING = frozenset({list, dict})
+"""Of these the texts are remembered. A mapping of ours is made anew each time that it is looked up, and holds on to the
+task that it tells of."""
 
 
 def as_text(value: Any) -> str:
@@ -68,6 +71,8 @@ class Texts:
             if left <= 0:
                 break
         begun = "".join(found)
+        if type(value) not in _LASTING:
+            return begun
         if len(self._begun) >= _MOST_BEGUN:
             self._begun.clear()
         self._begun[id(value)] = value, begun
@@ -89,6 +94,8 @@ class Texts:
         self.read += _LOOKED_AT_FIRST
         text = as_text(value)
         self.read += len(text) - _LOOKED_AT_FIRST
+        if type(value) not in _LASTING:
+            return text
         if len(self._known) >= _MOST_KNOWN or self._remembered + len(text) > _MOST_REMEMBERED:
             self._known.clear()
             self._remembered = 0

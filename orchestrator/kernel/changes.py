@@ -258,7 +258,10 @@ class Changes(Ledgered):
         node.keep(None)
         columns |= dict.fromkeys(("cached_from", "cache_detail", "ready_at", "queued_at", "started_at"))
         columns["ended_at"] = None if after is TaskState.PENDING else ("in", 0.0)
-        node.state, node.reason, node.begun = after, reason, False
+        node.state, node.reason, node.begun = after, reason, node.begun and after is not TaskState.PENDING
+        if node.begun:
+            # What a person says of it undoes nothing of it. How long it took is not told by a mark.
+            columns["ready_at"] = ("in", 0.0)
         if before is TaskState.READY:
             self.kernel.waiting_lines.drop(node)
         why = (cause, reason, message, actor, node.run.id, node.name)

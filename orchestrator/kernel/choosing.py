@@ -88,7 +88,7 @@ def chosen_by(run: RunNode, wanted: Any) -> list[TaskNode]:
     return [node for name in wanted for node in tasks_named(run, name)]
 
 
-def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
+def with_all_below(run: RunNode, chosen: Iterable[TaskNode], following: Following | None = None) -> Choice:
     """Return what runs again with these.
 
     - All that is downstream of a chosen one runs again too, in its own scope and below each container around it. These
@@ -98,8 +98,10 @@ def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
     - Of a repeat that goes on with what is inside of it the rounds count no more that come after one that runs again.
     - Any other container that is downstream of a chosen task, or is chosen itself, expands anew.
     - What was set up and has been taken down is set up again, if anything that runs again works on it.
+
+    :param following: of this run, for who asks more than once.
     """
-    again, setups = _Again(run), set[TaskNode]()
+    again, setups = _Again(Following(run) if following is None else following), set[TaskNode]()
     fresh, partly = again.fresh, again.partly
     looked_at = 0
     again.take(chosen)
@@ -126,17 +128,20 @@ def with_all_below(run: RunNode, chosen: Iterable[TaskNode]) -> Choice:
 class _Again:
     """What runs again, as it is found."""
 
-    __slots__ = ("_followers", "_following", "_touched", "fresh", "partly")
+    __slots__ = ("_followers", "_following", "_joined", "_touched", "fresh", "partly")
 
-    def __init__(self, run: RunNode) -> None:
+    def __init__(self, following: Following) -> None:
         self.fresh: dict[TaskNode, None] = {}
         """What begins anew, as a whole."""
         self.partly: dict[TaskNode, None] = {}
         """Containers of which something inside does; if they are not fresh as well, they go on with it."""
         self._touched: set[Scope] = set()
         """Indices and rounds in which something runs again."""
-        self._following = Following(run)
-        self._followers: set[TaskNode] = set()
+        self._following = following
+        self._followers: dict[TaskNode, list[TaskNode]] = {}
+        """By container of which a part runs again, the maps below it of which then the same indices do."""
+        self._joined: set[TaskNode] = set()
+        """Such maps whose indices that have not succeeded run again too."""
 
     def take(self, nodes: Iterable[TaskNode]) -> None:
         """Add these and what is downstream of them; of the containers around them a part runs again."""
@@ -148,12 +153,14 @@ class _Again:
             self.fresh[node] = None
             open_nodes += _below(node)
             for scope in node.scope.outward():
-                if scope.owner is None or scope in self._touched:
+                owner = scope.owner
+                if owner is None or scope in self._touched:
                     break
                 self._touched.add(scope)
-                self.partly[scope.owner] = None
-                for down in _below(scope.owner):
-                    open_nodes += self._of(down, scope.owner, scope.index)
+                if owner not in self.partly:
+                    self.partly[owner] = None
+                    open_nodes += self._below_part(owner)
+                open_nodes += self._in_step_with(owner, scope.index)
 
     def cut(self) -> dict[TaskNode, int]:
         """Return the repeats that do not begin anew as a whole, with the first of the rounds that come after one in
@@ -165,15 +172,23 @@ class _Again:
                 found[owner] = min(found.get(owner, scope.index + 1), scope.index + 1)
         return found
 
-    def _of(self, node: TaskNode, above: TaskNode, index: int) -> Iterable[TaskNode]:
-        """Return what runs again of a task below a container of which this index does."""
-        if node.inside is None or not self._following.follows(node, above):
-            return (node,)
-        tasks = node.inside.scopes[index].tasks
-        if node in self._followers:
-            return tasks
-        self._followers.add(node)
-        return (*tasks, *left_to_run(node))
+    def _below_part(self, owner: TaskNode) -> Iterator[TaskNode]:
+        """Yield what runs again below a container of which any part does; told once, however many parts there are."""
+        followers = self._followers[owner] = list[TaskNode]()
+        for down in _below(owner):
+            if not self._following.follows(down, owner):
+                yield down
+                continue
+            followers.append(down)
+            if down not in self._joined:
+                self._joined.add(down)
+                yield from left_to_run(down)
+
+    def _in_step_with(self, owner: TaskNode, index: int) -> Iterator[TaskNode]:
+        """Yield what runs again with this index of a container, of the maps that follow it."""
+        for down in self._followers[owner]:
+            if down.inside is not None and down not in self.fresh:
+                yield from down.inside.scopes[index].tasks
 
 
 def _below(node: TaskNode) -> list[TaskNode]:

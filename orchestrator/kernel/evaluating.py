@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CONDITIONS = "conditions"
 """Reason of a task run whose condition is worked out in the next round."""
+CONDITION_ERROR = "condition_error"
+"""Reason of what has failed because a condition of it can't be worked out."""
 MOST_IN_ROUND = 20_000_000
 """Units that one round may spend (:mod:`orchestrator.expressions.effort`): some 0.2 s."""
 _READ, _READ_A_CHARACTER = 3_000, 100

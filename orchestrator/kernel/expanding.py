@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 EXPANSION = "expansion"
 """Reason of what could begin, and whose turn comes in the next round."""
+TOO_MANY = "too_many_items"
+"""Reason of a container that would expand into too much."""
 MOST_IN_ROUND = MAX_EXPANDED
 MOST_CHARACTERS = 16 * 2**20
 """Of JSON in the keys and items of all the task runs that one map makes, for each has a copy of its own; and in all
@@ -174,6 +176,10 @@ class Room:
     @property
     def taken(self) -> int:
         return MOST_CHARACTERS - self._left
+
+    def key_of(self, value: Any) -> str | None:
+        """Return a value as the key of an index; ``None``: it does not fit."""
+        return self.texts.of(value, self._left // self._size)
 
     def take(self, key: str, item: Any) -> bool:
         """Return whether the rows of this index still fit."""

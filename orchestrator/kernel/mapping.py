@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.errors import OrchestratorError, SweepError
 from orchestrator.expressions import lookup_in
 from orchestrator.expressions.templates import resolve
-from orchestrator.expressions.texts import Texts, as_text
+from orchestrator.expressions.texts import Texts
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import (
     first_broken,
@@ -19,8 +19,8 @@ from orchestrator.kernel.containers import (
     supersede,
     tell_progress,
 )
-from orchestrator.kernel.expanding import BUILT, TOO_LARGE, Room, has_room, is_put_off, put_off, too_many
-from orchestrator.kernel.following import reading_of
+from orchestrator.kernel.expanding import BUILT, TOO_LARGE, TOO_MANY, Room, has_room, is_put_off, put_off, too_many
+from orchestrator.kernel.following import goes_by_index
 from orchestrator.kernel.inside import Inside
 from orchestrator.kernel.nodes import TEMPLATE, Scope, TaskNode
 from orchestrator.kernel.stopping import Stop, stop_inside, stop_left_inside
@@ -31,7 +31,7 @@ from orchestrator.rules import map_result
 from orchestrator.states import RunState, TaskState
 from orchestrator.sweep import items
 
-UNMAPPABLE, TOO_MANY, SAME_KEY, EMPTY = "map", "too_many_items", "map_key", "empty"
+UNMAPPABLE, SAME_KEY, EMPTY = "map", "map_key", "empty"
 SHOWN = 100
 """Characters of a key that a sentence shows."""
 INDEX_FAILED, FAIL_FAST, ALL_SKIPPED = "index_failed", "fail_fast", "all_skipped"
@@ -71,7 +71,7 @@ def is_up_to_date(changes: Changes, node: TaskNode) -> bool:
     """
     map_, inside = node.planned.map, node.inside
     assert inside is not None
-    if map_ is None or not reading_of(node.planned).by_index:
+    if map_ is None or not goes_by_index(node.planned):
         return True
     anew = [scope for scope in inside.scopes if all(task.state is TaskState.PENDING for task in scope.tasks)]
     if not anew:
@@ -137,11 +137,11 @@ def _keys(node: TaskNode, map_: MapPlan, found: list[Any], room: Room) -> list[s
     values = values_in(node.scope)
     keys: list[str] = []
     for index, item in enumerate(found):
-        key = str(index)
+        key: str | None = str(index)
         if map_.key:
             values["map"] = {"item": item, "index": index, "key": key}
-            key = as_text(resolve(map_.key, lookup_in(values), "/map/key", texts=room.texts))
-        if not room.take(key, item):
+            key = room.key_of(resolve(map_.key, lookup_in(values), "/map/key", texts=room.texts))
+        if key is None or not room.take(key, item):
             raise SweepError(TOO_LARGE, too_many=True)
         keys.append(key)
     return keys

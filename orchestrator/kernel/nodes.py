@@ -10,7 +10,7 @@ from orchestrator.kernel.keeping import MOST_KEPT, kept_of, size_of
 from orchestrator.kernel.shape import Path, Shape
 from orchestrator.placement import Ask
 from orchestrator.records import PlannedTask, RunRecord, TaskRunRecord
-from orchestrator.states import RunState, TaskState
+from orchestrator.states import TASK_TERMINAL, RunState, TaskState
 
 if TYPE_CHECKING:
     from orchestrator.kernel.gates import Gate
@@ -260,8 +260,9 @@ class TaskNode:
         """Of a pending container: whether it goes on with what it has expanded into before, or expands anew."""
         self.awaits_turn, self.superseded = record.awaits_turn, record.superseded
         """What its row says of the index it belongs to: see :mod:`orchestrator.kernel.scopes`."""
-        self.begun = record.begun
-        """Whether it has been let begin in its generation: whatever ended it then, it was not settled beforehand."""
+        self.begun = record.begun or record.state not in (TaskState.PENDING, *TASK_TERMINAL)
+        """Whether it has been let begin since it was pending last: whatever ended it then, and whatever a person has
+        said of it since, it was not settled beforehand."""
         self.ask: Ask | None = None
         """What it asks of placement, while it is ready."""
         self.ticket = 0
@@ -322,11 +323,9 @@ class TaskNode:
 
     @property
     def has_started(self) -> bool:
-        """Whether anything of it has been at work: what it has set up is to be torn down. Its attempts are those of
-        earlier generations too, so that it counts for nothing that it has some where its upstreams have settled it."""
-        return not self.was_settled and bool(
-            self.attempts or self.child_run_id or self.inside is not None or (self.state is TaskState.SUCCESS)
-        )
+        """Whether anything of it has been at work: what it has set up is to be torn down. Its attempts and its outputs
+        of earlier generations count for nothing, for they were torn down with these."""
+        return self.begun or self.state is TaskState.SUCCESS
 
     @property
     def was_settled(self) -> bool:

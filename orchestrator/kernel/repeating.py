@@ -5,15 +5,14 @@ from __future__ import annotations
 from orchestrator.effects import Annotate
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.containers import REPEATING, first_broken, place, run_container, start_scopes, supersede
-from orchestrator.kernel.evaluating import may_begin
-from orchestrator.kernel.expanding import has_room, put_off, too_many
+from orchestrator.kernel.evaluating import CONDITION_ERROR, may_begin
+from orchestrator.kernel.expanding import TOO_MANY, has_room, put_off, too_many
 from orchestrator.kernel.nodes import Scope, TaskNode
 from orchestrator.kernel.values import values_after
 from orchestrator.kernel.working_out import work_out
 from orchestrator.states import Entity, TaskState
 
 DELAY, ROUND_FAILED, ROUND_SKIPPED, MAX_ROUNDS = "repeat_delay", "round_failed", "round_skipped", "max_rounds"
-CONDITION_ERROR, TOO_MANY = "condition_error", "too_many_items"
 
 SHORT_DELAY = 0.1
 """Seconds that the next round waits when much else was expanded at the same time."""

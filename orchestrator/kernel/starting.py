@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.kernel.changes import Changes
 from orchestrator.kernel.children import start_child
 from orchestrator.kernel.containers import resume
-from orchestrator.kernel.evaluating import may_begin
+from orchestrator.kernel.evaluating import CONDITION_ERROR, may_begin
 from orchestrator.kernel.expanding import is_put_off
 from orchestrator.kernel.gates import gate_of, has_keys_to_read
 from orchestrator.kernel.mapping import expand, is_up_to_date
@@ -16,7 +16,7 @@ from orchestrator.kernel.waits import wait_for_approval, wait_for_event
 from orchestrator.kernel.working_out import work_out
 from orchestrator.states import RunState, TaskState
 
-CONDITION, CONDITION_ERROR, NO_SETUP = "condition", "condition_error", "setup_not_run"
+CONDITION, NO_SETUP = "condition", "setup_not_run"
 
 
 def start(changes: Changes, node: TaskNode) -> None:

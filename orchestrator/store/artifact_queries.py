@@ -52,7 +52,7 @@ def artifact_fates(connection: Connection, named: Iterable[Named]) -> dict[Named
 def artifact_removals(connection: Connection, named: Iterable[Named]) -> dict[Named, str]:
     """Return a sentence about each of these artifacts that one of our rules has removed: when, and which."""
     return {
-        (row.tenant_id, row.uri): f"It {_fate(row)}."
+        (row.tenant_id, row.uri): f"{row.uri} {_fate(row)}."
         for row in _removed(connection, named)
         if row.deleted_by != NOT_IN_STORE
     }

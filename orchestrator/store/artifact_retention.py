@@ -1,7 +1,7 @@
 """Which artifacts may go: those past their time that nothing needs any more. The rows outlive the objects.
 
 What the runs that are not over name is read before, run after run, for their outputs may be more than a transaction can
-look through; in it only those count that were not looked at.
+look through; in it only those count that were not looked at, and what has ended since.
 """
 
 from __future__ import annotations
@@ -41,25 +41,37 @@ _NAMED_IN = text(
     "FROM task_runs t WHERE t.run_id = ANY(CAST(:runs AS uuid[])) AND t.outputs IS NOT NULL "
     "AND (t.run_id, t.name) > (CAST(:run AS uuid), :name) ORDER BY t.run_id, t.name LIMIT :limit"
 )
+_LAST_EVENT = text("SELECT COALESCE(max(id), 0) FROM events")
+# What has ended since is found by the events: to look through all task runs takes long where there are many. The query
+# of the cache is planned for all that it finds: PostgreSQL expects many, of which the first would soon be found without
+# the index, and so read 40,000 entries for each artifact.
 _NEEDED = text(
     "WITH v AS MATERIALIZED (SELECT tenant_id, uri FROM "
-    "jsonb_to_recordset(CAST(:named AS jsonb)) AS n(tenant_id uuid, uri text)) "
+    "jsonb_to_recordset(CAST(:named AS jsonb)) AS n(tenant_id uuid, uri text)), "
+    "since AS MATERIALIZED (SELECT DISTINCT CASE WHEN entity = 'task_run' THEN CAST(entity_id AS uuid) END AS id "
+    "FROM events WHERE id > :last_event AND entity = 'task_run'), "
+    "unfinished AS MATERIALIZED ("
+    "SELECT id FROM runs WHERE state IN ('scheduled', 'queued', 'running', 'paused', 'cancelling')), "
+    "f AS (SELECT t.tenant_id, t.outputs FROM since JOIN task_runs t ON t.id = since.id "
+    "WHERE t.run_id IN (SELECT id FROM unfinished) "
+    "UNION ALL SELECT t.tenant_id, t.outputs FROM unfinished r JOIN task_runs t ON t.run_id = r.id "
+    "WHERE NOT EXISTS (SELECT 1 FROM unnest(CAST(:looked AS uuid[])) AS l(id) WHERE l.id = r.id)) "
     "SELECT CAST(v.tenant_id AS text) AS tenant_id, v.uri FROM v WHERE "
     "EXISTS (SELECT 1 FROM models m WHERE m.tenant_id = v.tenant_id AND m.uri = v.uri) "
-    "OR EXISTS (SELECT 1 FROM cache_entries e WHERE e.tenant_id = v.tenant_id AND e.artifacts @> ARRAY[v.uri] "
-    "AND (e.expires_at IS NULL OR e.expires_at > clock_timestamp())) "
-    "UNION SELECT CAST(v.tenant_id AS text), v.uri FROM v JOIN ("
-    "SELECT t.tenant_id, u.uri #>> '{}' AS uri FROM runs r JOIN task_runs t ON t.run_id = r.id, "
-    "jsonb_path_query(t.outputs, 'strict $.** ? (@ starts with \"artifact://\")', '{}', true) AS u(uri) "
-    "WHERE r.state IN ('scheduled', 'queued', 'running', 'paused', 'cancelling') AND t.outputs IS NOT NULL "
-    "AND NOT EXISTS (SELECT 1 FROM unnest(CAST(:looked AS uuid[])) AS l(id) WHERE l.id = r.id)"
-    ") f ON f.tenant_id = v.tenant_id AND f.uri = v.uri"
+    "OR EXISTS (WITH found AS MATERIALIZED (SELECT 1 FROM cache_entries e "
+    "WHERE e.tenant_id = v.tenant_id AND e.artifacts @> ARRAY[v.uri] "
+    "AND (e.expires_at IS NULL OR e.expires_at > clock_timestamp())) SELECT 1 FROM found) "
+    "UNION SELECT CAST(v.tenant_id AS text), v.uri FROM f, "
+    "jsonb_path_query(f.outputs, 'strict $.** ? (@ starts with \"artifact://\")', '{}', true) AS u(uri), v "
+    "WHERE f.outputs IS NOT NULL AND v.tenant_id = f.tenant_id AND v.uri = u.uri #>> '{}'"
 )
-_OLD_ENTRIES = text(
+_ENTRIES_OVER = text(
     "DELETE FROM cache_entries WHERE ctid = ANY(ARRAY(SELECT ctid FROM cache_entries "
-    "WHERE expires_at <= clock_timestamp() - :told * interval '1 second' "
-    "OR used_at <= clock_timestamp() - CAST(:unused AS float8) * interval '1 second' "
-    "LIMIT :limit FOR UPDATE SKIP LOCKED))"
+    "WHERE expires_at <= clock_timestamp() - :seconds * interval '1 second' LIMIT :limit FOR UPDATE SKIP LOCKED))"
+)
+_ENTRIES_UNUSED = text(
+    "DELETE FROM cache_entries WHERE ctid = ANY(ARRAY(SELECT ctid FROM cache_entries "
+    "WHERE used_at <= clock_timestamp() - :seconds * interval '1 second' LIMIT :limit FOR UPDATE SKIP LOCKED))"
 )
 _MARK = text(
     "UPDATE artifacts AS a SET deleted_at = clock_timestamp(), deleted_by = v.rule "
@@ -121,6 +133,8 @@ class NamedByRuns:
     runs: frozenset[str] = frozenset()
     artifacts: frozenset[tuple[str, str]] = field(default_factory=frozenset)
     """Tenant and URI."""
+    last_event: int = 2**63 - 1
+    """The last one that the leader had written before they were read: what has ended since is not among them."""
 
 
 NOTHING_LOOKED_AT = NamedByRuns()
@@ -153,9 +167,11 @@ def past_artifacts(
     return found
 
 
-def unfinished_runs(connection: Connection) -> list[str]:
-    """Return the ids of all runs that are not over."""
-    return list(connection.execute(_UNFINISHED_RUNS).scalars())
+def unfinished_runs(connection: Connection) -> tuple[list[str], int]:
+    """Return the ids of all runs that are not over, and of the last event; the caller holds the epoch, so that no
+    event that the leader writes later has a lower one."""
+    last_event = int(connection.execute(_LAST_EVENT).scalar_one())
+    return list(connection.execute(_UNFINISHED_RUNS).scalars()), last_event
 
 
 def named_in_runs(
@@ -176,21 +192,30 @@ def still_needed(
 ) -> set[tuple[str, str]]:
     """Return tenant and URI of those that a model, an entry of the cache or a run that is not over names.
 
-    :param by_runs: what was looked at before; the other runs are looked at now.
+    :param by_runs: what was looked at before; the other runs, and what has ended since, are looked at now.
     """
     named = {(one.tenant_id, one.uri) for one in artifacts}
     needed = named & by_runs.artifacts
     if asked := [{"tenant_id": tenant_id, "uri": uri} for tenant_id, uri in sorted(named - needed)]:
-        values = {"named": storable_json(asked), "looked": sorted(by_runs.runs)}
+        values = {
+            "named": storable_json(asked),
+            "looked": sorted(by_runs.runs),
+            "last_event": by_runs.last_event,
+        }
         needed |= {(row.tenant_id, row.uri) for row in connection.execute(_NEEDED, values)}
     return needed
 
 
-def delete_old_entries(connection: Connection, days: float | None, limit: int) -> int:
-    """Delete so many entries of the cache whose time is over, or that nobody has taken for these days; return how many
-    that were."""
-    unused = None if days is None else max(days * 86_400.0, ENTRY_UNUSED)
-    return connection.execute(_OLD_ENTRIES, {"told": ENTRY_TOLD, "unused": unused, "limit": limit}).rowcount
+def delete_entries_over(connection: Connection, limit: int) -> int:
+    """Delete so many entries of the cache whose time is over; return how many that were."""
+    return connection.execute(_ENTRIES_OVER, {"seconds": ENTRY_TOLD, "limit": limit}).rowcount
+
+
+def delete_entries_unused(connection: Connection, days: float, limit: int) -> int:
+    """Delete so many entries of the cache that nobody has taken for these days; return how many that were. Reads the
+    whole table, for an index would have to be written with each hit."""
+    values = {"seconds": max(days * 86_400.0, ENTRY_UNUSED), "limit": limit}
+    return connection.execute(_ENTRIES_UNUSED, values).rowcount
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,15 +38,15 @@ _INSIDE = text(
 _TAKE_OVER = text(
     "UPDATE task_runs AS t SET state = o.state, reason = :reused, message = o.message, outputs = o.outputs, "
     "local_to = o.local_to, child_run_id = o.child_run_id, cached_from = COALESCE(o.cached_from, o.id), "
-    "started_at = o.started_at, ended_at = o.ended_at FROM task_runs o "
+    "ready_at = o.ready_at, started_at = o.started_at, ended_at = o.ended_at FROM task_runs o "
     "WHERE t.run_id = :run AND t.name = o.name AND o.run_id = :origin AND o.parent_id IS NULL AND o.name = ANY(:names)"
 ).bindparams(reused=REUSED)
 _COPY = text(
     "INSERT INTO task_runs (id, tenant_id, run_id, name, position, operator, state, reason, message, outputs, "
-    "local_to, parent_id, map_index, map_key, item, child_run_id, cached_from, started_at, ended_at) "
+    "local_to, parent_id, map_index, map_key, item, child_run_id, cached_from, ready_at, started_at, ended_at) "
     "SELECT c.id, o.tenant_id, :run, o.name, o.position, o.operator, o.state, :reused, o.message, o.outputs, "
     "o.local_to, c.parent_id, o.map_index, o.map_key, o.item, o.child_run_id, COALESCE(o.cached_from, o.id), "
-    "o.started_at, o.ended_at FROM jsonb_to_recordset(CAST(:copies AS jsonb)) "
+    "o.ready_at, o.started_at, o.ended_at FROM jsonb_to_recordset(CAST(:copies AS jsonb)) "
     "AS c(id uuid, parent_id uuid, origin uuid) JOIN task_runs o ON o.id = c.origin"
 ).bindparams(reused=REUSED)
 _TELL = text(

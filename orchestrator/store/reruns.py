@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, null, or_, select, text
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.kernel.following import reading_of
+from orchestrator.kernel.following import goes_by_index
 from orchestrator.plan_json import plan_from_json
 from orchestrator.records import Plan, RunRecord
 from orchestrator.rerun_plan import Chosen, PastTask, RerunPlan, plan_rerun
@@ -106,7 +106,7 @@ def read_past(connection: Connection, tenant_id: str, run_id: str) -> Past:
 def _past_tasks(connection: Connection, tenant_id: str, run_id: str, plan: Plan) -> Iterator[PastTask]:
     """Yield the task runs that count; with their items and what the rules keep of their outputs only where what runs
     again hangs on these."""
-    t, hangs_on_items = task_runs.c, any(reading_of(task).by_index for _, task in planned_tasks(plan))
+    t, hangs_on_items = task_runs.c, any(goes_by_index(task) for _, task in planned_tasks(plan))
     columns = (t.id, t.name, t.state, t.reason, t.parent_id, t.map_index, t.map_key, t.attempts, t.resumed)
     begun = or_(t.ready_at.is_not(None), t.started_at.is_not(None)).label("begun")
     found = connection.execute(

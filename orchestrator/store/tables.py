@@ -465,7 +465,9 @@ cache_entries = Table(
     Column("artifacts", ARRAY(Text), nullable=False, server_default="{}"),
     _at("used_at", now=True),
     Index("ix_cache_entries_task", "tenant_id", "scope", "task", "created_at"),
-    Index("ix_cache_entries_artifacts", "artifacts", postgresql_using="gin"),
+    # With a list of entries that are still to be put into it, a look-up costs more than reading the whole table.
+    Index("ix_cache_entries_artifacts", "artifacts", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    Index("ix_cache_entries_over", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 """``scope`` is the pipeline's id, or empty for the tenant's own; ``components`` are the digests of what the key is
 made of, so that a miss can be told; ``environment`` is that of the worker that has left the outputs, empty where it did

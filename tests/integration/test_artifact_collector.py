@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.artifacts import LocalArtifacts
-from orchestrator.effects import LearnMemory, SaveCircuit, SaveOutcome
+from orchestrator.effects import LearnMemory, SaveCircuit, SaveOutcome, Transition
 from orchestrator.errors import ArtifactMissing, LostLeadership, StoreUnavailable, TemplateError
 from orchestrator.events import OutcomeReceived
 from orchestrator.records import Outcome, Plan
-from orchestrator.states import AttemptState
+from orchestrator.states import AttemptState, Entity, TaskState
 from orchestrator.store.artifact_queries import artifact_fates
-from orchestrator.store.artifact_retention import named_in_runs
+from orchestrator.store.artifact_retention import PastArtifact, named_in_runs, still_needed
 from orchestrator.store.grants import GrantedTask, build_specs, reason_of
 from orchestrator.store.writer import write
 from orchestrator.testing import make_context
@@ -203,6 +204,85 @@ def test_what_runs_name_is_found_though_it_is_read_in_parts_and_though_they_have
     assert [store.exists(uri) for _, uri in left] == [True] * 4 + [False]
 
 
+def test_what_a_run_has_taken_since_it_was_looked_at_stays(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hit of the cache does, right before the time of the entry is over."""
+    _, taken = made(engine, store, "taken", retention_seconds=0)
+    _, other = made(engine, store, "other", retention_seconds=0)
+    running = seed_run(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET state = 'running' WHERE id = :id"), {"id": running.id})
+
+    def taken_since(*args: Any) -> Any:
+        found = named_in_runs(*args)
+        hit = Transition(
+            Entity.TASK_RUN,
+            running.tasks["a"],
+            TaskState.PENDING,
+            TaskState.SUCCESS,
+            "cache",
+            run_id=running.id,
+            changes={"outputs": {"uri": taken}},
+        )
+        with engine.begin() as connection:
+            write(connection, [hit], EPOCH)
+        return found
+
+    monkeypatch.setattr("scheduler.artifact_collector.named_in_runs", taken_since)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+    assert store.exists(taken)
+    assert not store.exists(other)
+
+
+def test_entries_of_the_cache_that_can_t_be_deleted_keep_no_artifact_from_going(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(engine, store, "x", retention_seconds=0)
+
+    def slow(*_args: Any) -> int:
+        raise StoreUnavailable("The statement took too long.")
+
+    monkeypatch.setattr(artifact_collector, "delete_entries_over", slow)
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 1
+
+
+def test_entries_that_nobody_takes_are_looked_for_once_an_hour(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, uri = made(engine, store, "x")
+    collector = ArtifactCollector(engine, EPOCH, store, 30)
+    entries(engine, run, uri, unused=31)
+    collector.collect()
+    entries(engine, run, uri, unused=31)
+    collector.collect()
+    assert len(rows(engine, "SELECT 1 FROM cache_entries")) == 1
+    monkeypatch.setattr(artifact_collector, "UNUSED_EVERY", 0.0)
+    collector._unused_due = 0.0
+    collector.collect()
+    assert rows(engine, "SELECT 1 FROM cache_entries") == []
+
+
+def test_a_collector_that_is_stopped_leaves_the_rest_to_the_next(
+    engine: Engine, store: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        made(engine, store, f"x{n}", retention_seconds=0)
+    collector = ArtifactCollector(engine, EPOCH, store, None)
+    delete = LocalArtifacts.delete
+
+    def stopping(self: LocalArtifacts, uri: str) -> None:
+        collector._ended.set()
+        delete(self, uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifacts, "delete", stopping)
+        assert collector.collect() == 1
+    assert len(rows(engine, "SELECT 1 FROM artifacts WHERE deleted_at IS NOT NULL")) == 3
+    assert ArtifactCollector(engine, EPOCH, store, None).collect() == 0
+    assert not [row for row in rows(engine, "SELECT uri FROM artifacts") if store.exists(row.uri)]
+
+
 def test_the_store_is_asked_outside_of_transactions(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +311,7 @@ def test_a_large_cache_does_not_stop_the_collection(limited_engine: Engine, stor
                 "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, outputs, artifacts) "
                 "SELECT CAST(:tenant AS uuid), '', i::text, gen_random_uuid(), gen_random_uuid(), 'm', "
                 "jsonb_build_object('uri', o.uri, 'metrics', repeat(md5(i::text), 60)), ARRAY[o.uri] "
-                "FROM generate_series(1, 20000) i, LATERAL (SELECT 'artifact://' || md5(i::text) AS uri) o"
+                "FROM generate_series(1, 40000) i, LATERAL (SELECT 'artifact://' || md5(i::text) AS uri) o"
             ),
             {"tenant": run.tenant_id},
         )
@@ -243,6 +323,23 @@ def test_a_large_cache_does_not_stop_the_collection(limited_engine: Engine, stor
             ),
             {"tenant": run.tenant_id, "run": run.id},
         )
+    with limited_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE cache_entries"))
+    with limited_engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO cache_entries (tenant_id, scope, key, task_run_id, run_id, task, artifacts) "
+                "SELECT CAST(:tenant AS uuid), '', i::text, gen_random_uuid(), gen_random_uuid(), 'm', "
+                "ARRAY['artifact://' || md5(i::text)] FROM generate_series(40001, 41000) i"
+            ),
+            {"tenant": run.tenant_id},
+        )
+    now = datetime.now(UTC)
+    needless = [PastArtifact(run.tenant_id, f"artifact://needless/{n}", now, "", now, True) for n in range(100)]
+    began = time.monotonic()
+    with limited_engine.begin() as connection:
+        assert still_needed(connection, needless) == set()
+    assert time.monotonic() - began < 0.3, "it takes milliseconds"
     began = time.monotonic()
     assert ArtifactCollector(limited_engine, EPOCH, store, 30).collect() == 1
     assert time.monotonic() - began < 15, "twenty batches, of which each takes milliseconds"
@@ -441,7 +538,7 @@ def test_who_looks_for_a_removed_artifact_in_vain_is_told_the_rule(engine: Engin
         return found.outcome.message
 
     named = told(attempt.id, *reversed(uris))
-    assert named.startswith("It is gone. It was removed at ")
+    assert named.startswith(f"It is gone. {uris[0]} was removed at ")
     assert named.endswith("the time that its task keeps it for was over.")
     for untold in ((attempt.id, uris[1]), (attempt.id, 5), (attempt.id,), ("no-id", uris[0]), (run.id, uris[0])):
         assert told(*untold) == "It is gone."

@@ -17,7 +17,7 @@ from orchestrator.paths import DataRoots
 from orchestrator.records import CachePlan, InputLink, Outcome, Plan
 from orchestrator.states import AttemptState, Entity, TaskState
 from orchestrator.store.artifact_queries import artifact_fates
-from orchestrator.store.artifact_retention import delete_old_entries
+from orchestrator.store.artifact_retention import delete_entries_unused
 from orchestrator.store.cache import Question, look_up
 from orchestrator.store.engine import create_store_engine
 from orchestrator.store.plans import PlanCache
@@ -150,7 +150,7 @@ def test_an_entry_that_is_removed_while_it_is_taken_is_no_answer(
 
     def removed(*args: Any) -> Any:
         with engine.begin() as connection:
-            assert delete_old_entries(connection, 30, 10) == 1
+            assert delete_entries_unused(connection, 30, 10) == 1
         return artifact_fates(*args)
 
     monkeypatch.setattr("orchestrator.store.cache.artifact_fates", removed)

@@ -198,6 +198,25 @@ def test_a_linked_rerun_takes_over_what_succeeded_maps_too(dag: DagSite) -> None
         assert dag.outputs(latest)["last"] == {"new": True}
 
 
+def test_a_linked_rerun_takes_over_what_a_person_has_said_and_knows_that_it_was_asked(dag: DagSite) -> None:
+    """What waits for a person is never ready nor running: when it began is all that tells it from what never did."""
+    ask = {"name": "ask", "approval": {"message": "Go?", "on_reject": "skip"}}
+    each = {"name": "each", "map": {"over": [1]}, "tasks": [{**ask, "name": "inner"}]}
+    never = script("never", "ask")
+    dag.lead()
+    with dag.worker(Played(last=failed("broken"))):
+        run = dag.run(ask, each, never, script("last", "ask", "each", trigger_rule="all_done"))
+        for name in ("ask", "each[0].inner"):
+            dag.becomes(run, name, "waiting", "approval")
+            dag.answer(run, name, approve=False)
+        dag.ended(run, "failed")
+        _, new = linked(dag, run)
+        dag.ended(new, "failed")
+    begun = "ready_at IS NOT NULL OR started_at IS NOT NULL"
+    rows = dag.rows(f"SELECT name, {begun} FROM task_runs WHERE run_id = :id AND reason = 'reused'", id=new)
+    assert dict(map(tuple, rows)) == {"ask": True, "each": True, "each[0].inner": True, "never": False}
+
+
 def test_a_rerun_in_place_does_what_its_preview_says(dag: DagSite) -> None:
     played = Played(b=failed("broken"))
     dag.lead()

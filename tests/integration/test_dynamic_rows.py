@@ -213,13 +213,15 @@ def test_a_task_run_is_found_in_its_plan_by_its_name() -> None:
         ((TaskState.PENDING, TaskState.RUNNING, TaskState.SKIPPED), True),
         ((TaskState.PENDING, TaskState.WAITING, TaskState.FAILED), True),
         ((TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED, TaskState.PENDING), False),
+        ((TaskState.PENDING, TaskState.RUNNING, TaskState.FAILED, TaskState.SKIPPED), True),
     ],
 )
 def test_a_row_says_whether_its_task_run_has_begun(engine: Engine, states: tuple[TaskState, ...], begun: bool) -> None:
     run = seed_run(engine)
     for before, after in pairwise(states):
-        # What the kernel adds to the two transitions of which the state alone does not tell.
-        columns: dict[str, Any] = {"ready_at": ("in", 0.0)} if after is TaskState.WAITING else {}
+        # What the kernel adds to the transitions of which the state alone does not tell: a wait, a rerun and a mark.
+        is_told = after is TaskState.WAITING or before is TaskState.FAILED
+        columns: dict[str, Any] = {"ready_at": ("in", 0.0), "started_at": None} if is_told else {}
         columns = {"ready_at": None, "started_at": None} if after is TaskState.PENDING else columns
         effect = Transition(Entity.TASK_RUN, run.tasks["a"], before, after, "x", "", "", "ann", run.id, "a")
         commit(engine, replace(effect, changes=columns))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from orchestrator.kernel import Kernel, KernelSettings
 from orchestrator.paths import DataRoots
 from orchestrator.records import CachePlan, ChildPlan, MapPlan, Outcome, Plan, PlannedTask
 from orchestrator.states import AttemptState
+from orchestrator.store.command_requests import request_cancel
 from orchestrator.store.loader import load_snapshot
+from orchestrator.store.reruns import request_rerun
 from orchestrator.wire.messages import GrantSpec
 from scheduler import file_looks, questions
 from scheduler.drift import find_drift
+from scheduler.file_looks import FileLooks
 from scheduler.transaction import Committed, Leader, Round
 from tests.integration.led import EPOCH
 from tests.integration.led import engine as engine  # noqa: PLC0414 (a fixture)
@@ -40,8 +43,8 @@ class Site:
     def __init__(self, engine: Engine, roots: DataRoots | None = None) -> None:
         self.engine = engine
         self.now = 100.0
-        opened = None if roots is None else lambda: roots
-        self.leader = Leader(engine, EPOCH, connections={}, registry_url=None, open_roots=opened)
+        files = None if roots is None else FileLooks(lambda: roots)
+        self.leader = Leader(engine, EPOCH, connections={}, registry_url=None, files=files)
         self.kernel = Kernel(KernelSettings(new_id=lambda: str(uuid.uuid4()), max_runs=1), self.now)
         self.granted: list[GrantSpec] = []
         self.take_in(HeartbeatSeen(heartbeat()))
@@ -209,6 +212,60 @@ def test_a_share_that_hangs_holds_up_the_task_that_names_it_and_not_for_ever(
         assert detail["message"].startswith("Not cached, for no key can be worked out: x.csv could not be looked at")
     site.work()
     assert rows(engine, "SELECT state FROM runs") == [("success",)]
+
+
+def test_a_rerun_is_not_answered_with_the_file_as_it_was_before(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    gate.set()
+    plain = cache_files.digest_of_file
+
+    def slow(path: Path, whole: int = WHOLE) -> str:
+        digest = plain(path, whole)
+        begun.set()
+        gate.wait(30)
+        return digest
+
+    monkeypatch.setattr(cache_files, "digest_of_file", slow)
+    (tmp_path / "x.csv").write_text("old")
+    reading = replace(cached("load"), operator="data_validation", parameters={"input_path": "x.csv"})
+    site = Site(engine, DataRoots({"data": tmp_path}))
+    ran: list[str] = []
+
+    def work() -> bool:
+        ran.extend(site.work())
+        return rows(engine, "SELECT DISTINCT state FROM runs") == [("success",)]
+
+    seed_run(engine, plan=Plan((reading,)))
+    site.take_in(poll=True)
+    until(work)
+    gate.clear()
+    begun.clear()
+    try:
+        run = seed_run(engine, plan=Plan((reading,)))
+        site.take_in(poll=True)
+        assert begun.wait(10)
+        with engine.begin() as connection:
+            request_cancel(connection, run.tenant_id, run.id, "me")
+        site.take_in(poll=True)
+        (tmp_path / "x.csv").write_text("new")
+        with engine.begin() as connection:
+            request_rerun(connection, run.tenant_id, run.id, "me", "all")
+        site.take_in(poll=True)
+        site.take_in(poll=True)
+        assert states(engine, run)["load"] == ("ready", "cache_lookup")
+    finally:
+        gate.set()
+    until(work)
+    assert ran == ["load", "load"], "what is cached was made of the old file"
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_expansion_survives_a_new_leader_and_its_outputs_are_read_from_the_rows(engine: Engine) -> None:

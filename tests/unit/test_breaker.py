@@ -81,3 +81,19 @@ def test_only_the_end_of_the_latest_lets_another_go_at_once() -> None:
 def test_after_it_has_closed_it_holds_for_half_a_minute_again() -> None:
     circuit = failing(FAILURES).sent("p", 30.0).failed("p", "unreachable", 30.0).sent("q", 90.0).succeeded("q")
     assert failing(FAILURES, now=500.0, circuit=circuit).open_until == 530.0
+
+
+def test_an_earlier_one_that_fails_takes_no_word_from_a_later_one() -> None:
+    both = failing(FAILURES).sent("p", 30.0).sent("q", 640.0)
+    failed = both.failed("p", "unreachable", 700.0)
+    assert (failed.state, failed.failures) == ("half_open", FAILURES + 1)
+    assert not failed.lets_through(1239.9), "the later one has time until then"
+    assert failed.succeeded("q") == Circuit("warehouse")
+    assert failed.told_nothing("q").state == "open"
+
+
+def test_once_a_later_one_has_failed_an_earlier_one_has_nothing_more_to_tell() -> None:
+    failed = failing(FAILURES).sent("p", 30.0).sent("q", 640.0).failed("q", "unreachable", 700.0)
+    assert failed.state == "open"
+    assert failed.succeeded("p") == failed.failed("p", "unreachable", 710.0) == failed
+    assert failed.lets_through(760.0)

@@ -22,6 +22,7 @@ class Share:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        self.roots = {"data": folder}
         self.held: dict[str, threading.Event] = {}
         self.read: list[str] = []
         self.now = 100.0
@@ -37,7 +38,7 @@ class Share:
         monkeypatch.setattr(cache_files, "digest_of_file", slow)
 
     def opened(self) -> DataRoots:
-        return DataRoots({"data": self.folder})
+        return DataRoots(self.roots)
 
     def hold(self, *names: str) -> None:
         for name in names:
@@ -46,7 +47,10 @@ class Share:
 
     def holds_all_threads(self) -> bool:
         with self.looks._lock:
-            return all(one.job is not None and one.text in self.read for one in self.looks._lookers)
+            return all(
+                one.job is not None and one.text.rpartition("/")[2].rpartition(":")[2] in self.read
+                for one in self.looks._lookers
+            )
 
     def seen(self, task: str, *names: str) -> FoundFiles:
         """Ask until there is an answer."""
@@ -161,6 +165,63 @@ def test_who_waits_too_long_for_its_turn_is_answered(share: Share) -> None:
     share.now += LONGEST_WAIT + 1
     with pytest.raises(ForbiddenPath, match=r"4\.csv could not be looked at in time"):
         share.looks.of("4.csv", WantedFiles(("4.csv",)))
+
+
+def test_who_waits_too_long_behind_files_that_are_only_many_is_told_so(share: Share) -> None:
+    names = [f"{n}.csv" for n in range(9)]
+    share.hold(*names)
+    for name in names:
+        assert share.looks.of(name, WantedFiles((name,))) is None
+    until(lambda: len(share.read) == 4)
+    share.now += LONGEST_WAIT + 1
+    first = share.read[0]
+    share.held[first].set()
+    until(lambda: len(share.read) == 5)
+    with pytest.raises(
+        ForbiddenPath, match=r"8\.csv could not be looked at in time, for many others are looked at first"
+    ):
+        share.looks.of("8.csv", WantedFiles(("8.csv",)))
+
+
+def test_a_root_that_hangs_takes_the_cache_from_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Share(tmp_path / "share", monkeypatch)
+    share.folder.mkdir()
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "x.csv").write_text("1")
+    share.roots = {"share": share.folder, "own": own}
+    names = [f"{n}.csv" for n in range(40)]
+    share.hold(*names)
+    try:
+        for n, name in enumerate(names):
+            wanted = WantedFiles((f"share:{name}" if n % 2 else str(share.folder / name),))
+            assert share.looks.of(name, wanted) is None
+        for _ in range(5):
+            until(share.holds_all_threads)
+            share.now += LONGEST_LOOK + 0.1
+            for name in names:
+                share.looks.is_waiting(name)
+        assert len(share.read) <= 8, "of one root so many are looked at, and those beside them that had begun"
+        assert share.seen("t", "own:x.csv").digests
+        assert share.seen("u", str(own / "x.csv")).digests
+        with pytest.raises(ForbiddenPath, match="lies where other files do not answer the scheduler"):
+            share.seen("v", "share:new.csv")
+    finally:
+        for gate in share.held.values():
+            gate.set()
+
+
+def test_a_thread_that_can_t_be_started_is_started_later(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    (share.folder / "x.csv").write_text("1")
+
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        for n in range(20):
+            assert share.looks.of(f"{n}", WantedFiles(("x.csv",))) is None
+    assert share.seen("0", "x.csv").digests
 
 
 def test_of_many_only_the_ids_are_kept_until_there_is_room(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from orchestrator.records import ApprovalPlan, Outcome, PlannedTask
+from orchestrator.kernel.nodes import TaskNode
+from orchestrator.records import ApprovalPlan, ChildPlan, Outcome, Plan, PlannedTask
 from orchestrator.states import AttemptState, TaskState
 from tests.unit.kernel_driver import GIB, task
 from tests.unit.written_driver import BAD, SKIP, Written, gave, mapped, repeated
@@ -106,3 +109,85 @@ def test_what_runs_again_and_is_settled_then_has_not_begun() -> None:
     driver.again(["a"])
     driver.finish("a", outcome=BAD)
     assert driver.told("down") == (TaskState.SKIPPED, "setup_not_run")
+
+
+def of_a_run(driver: Written, name: str, outcome: Outcome) -> None:
+    """Let a task end of the run that is a task of the first one."""
+    (node,) = (node for node in driver.kernel.tasks.values() if node.name == name and node.run.id != "r1")
+    driver.finish(name, run_id=node.run.id, outcome=outcome)
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+@pytest.mark.parametrize("state", ["skipped", "failed", "success"])
+def test_a_set_up_that_is_a_run_is_torn_down_though_it_is_marked_after_its_end(state: str, takes_over: bool) -> None:
+    driver = Written()
+    driver.worker(cpu=64_000, memory=64 * GIB, slots=64)
+    driver.store.pipelines["other"] = Plan((task("x"),))
+    up = PlannedTask("up", "pipeline", child=ChildPlan("other"))
+    driver.run(up, task("work"), task("down", "up", "work", teardown=True, setups=("up",)))
+    of_a_run(driver, "x", BAD if state != "failed" else gave())
+    assert driver.told("up")[0] is (TaskState.SUCCESS if state == "failed" else TaskState.FAILED)
+    driver.ask("mark", task="up", state=state)
+    if takes_over:
+        driver.take_over()
+    driver.finish("work")
+    assert driver.queued() == ["down"]
+
+
+@pytest.mark.parametrize("takes_over", [False, True])
+@pytest.mark.parametrize(
+    "up",
+    [task("up"), mapped("up", over=[1]), PlannedTask("up", "approval", approval=ApprovalPlan("Go?"))],
+    ids=["task", "map", "approval"],
+)
+def test_what_has_begun_is_torn_down_though_a_person_says_that_it_was_skipped(
+    up: PlannedTask, takes_over: bool
+) -> None:
+    driver = started(up, task("work"), task("down", "up", "work", teardown=True, setups=("up",)))
+    if up.approval is None:
+        driver.finish("up[0]" if up.map else "up", outcome=BAD)
+    driver.ask("mark", task="up", state="skipped")
+    if takes_over:
+        driver.take_over()
+    driver.finish("work")
+    assert driver.queued() == ["down"]
+
+
+def test_what_is_marked_before_it_has_begun_is_not_torn_down() -> None:
+    driver = started(task("a"), task("up", "a"), task("down", "a", "up", teardown=True, setups=("up",)))
+    driver.ask("mark", task="up", state="skipped")
+    driver.take_over()
+    driver.finish("a")
+    assert driver.told("down") == (TaskState.SKIPPED, "setup_not_run")
+
+
+@pytest.mark.parametrize("up", [task("up", "a"), mapped("up", "a", over=[1, 2])], ids=["task", "map"])
+def test_what_runs_again_and_is_cancelled_before_it_begins_is_not_torn_down_again(up: PlannedTask) -> None:
+    driver = started(task("a"), up, task("work", "up"), task("down", "work", teardown=True, setups=("up",)))
+    while queued := driver.queued():
+        driver.finish(*queued)
+    assert driver.told("down")[0] is TaskState.SUCCESS
+    driver.again(["a"])
+    driver.ask("cancel", task="up")
+    driver.finish("a")
+    assert driver.told("down") == (TaskState.SKIPPED, "setup_not_run")
+
+
+def test_a_map_that_a_mark_lets_go_on_is_torn_down_though_it_is_cancelled_before_it_does() -> None:
+    driver = started(mapped("up", over=[1]), task("work"), task("down", "up", "work", teardown=True, setups=("up",)))
+    driver.finish("up[0]", outcome=BAD)
+    driver.ask("pause")
+    driver.ask("mark", task="up[0]", state="success")
+    driver.ask("cancel")
+    while queued := driver.queued():
+        driver.finish(*queued)
+    assert driver.told("down")[0] is TaskState.SUCCESS
+
+
+@pytest.mark.parametrize("state", [TaskState.WAITING, TaskState.RUNNING, TaskState.RETRY_WAIT, TaskState.CANCELLING])
+def test_what_is_under_way_has_begun_whatever_times_its_row_has(state: TaskState) -> None:
+    driver = started(task("a"))
+    node: TaskNode = driver.kernel.runs["r1"].root.tasks[0]
+    record = replace(driver.row("a"), state=state, begun=False)
+    assert TaskNode(record, node.scope, 0).begun
+    assert not TaskNode(replace(record, state=TaskState.SKIPPED), node.scope, 0).begun

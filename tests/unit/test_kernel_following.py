@@ -19,7 +19,7 @@ from tests.unit.test_kernel_maps import started
 from tests.unit.written_driver import BAD, SKIP, Written, gave, mapped, repeated
 
 S, F, U, C = TaskState.SUCCESS, TaskState.FAILED, TaskState.UPSTREAM_FAILED, TaskState.CANCELLED
-FIRST = "{{ tasks.first.outputs }}"
+FIRST, PREVIOUS = "{{ tasks.first.outputs }}", "{{ repeat.previous }}"
 
 
 def shown(driver: Written, chosen: list[str] | str) -> set[str]:
@@ -315,20 +315,86 @@ def test_a_task_that_was_not_run_again_may_be_read_as_before() -> None:
 
 def test_what_a_person_has_marked_lets_the_whole_map_run_again() -> None:
     driver = pair()
-    driver.ask("mark", task="first[0]", state="success", outputs={"of": "by hand"})
-    driver.feed(driver.submission())
-    driver.tick()
+    mark(driver, "first[0]")
     assert again(driver, "first[1]") == ["first[1]", "second[0]", "second[1]", "second[2]"]
     assert driver.row("second[0]").item == {"of": "by hand"}
     assert again(driver, "first[0]") == ["first[0]", "second[0]", "second[1]", "second[2]"], "it is marked no more"
     assert again(driver, "first[0]") == ["first[0]", "second[0]"]
 
 
-def test_one_index_alone_takes_what_a_person_has_marked_upstream_of_it() -> None:
-    driver = pair()
-    driver.ask("mark", task="first[1]", state="success", outputs={"of": "by hand"})
+def mark(driver: Written, name: str, **outputs: Any) -> None:
+    """Mark a task run of a run that is over, which ends anew."""
+    driver.ask("mark", task=name, state="success", outputs=outputs or {"of": "by hand"})
     driver.feed(driver.submission())
     driver.tick()
+    assert driver.run_state() is RunState.SUCCESS
+
+
+@pytest.mark.parametrize("name", ["beside", "above", "second[0]", "first[2]"])
+def test_what_a_person_has_marked_is_no_matter_where_the_map_does_not_read_it(name: str) -> None:
+    over = "{{ tasks.list.outputs.files }}"
+    driver = started(
+        task("above"),
+        task("list", "above"),
+        mapped("first", "list", over=over),
+        mapped("second", "first", over=FIRST),
+        task("beside"),
+    )
+    driver.finish("above", "beside")
+    driver.finish("list", outcome=gave(files=[1, 2, 3]))
+    end(driver)
+    mark(driver, name)
+    if name == "first[2]":
+        driver.again(["list"])
+        driver.finish("list", outcome=gave(files=[1, 2]))
+        end(driver)
+        assert driver.row("first[2]").superseded
+    assert again(driver, "first[1]") == ["first[1]", "second[1]"]
+    assert driver.run_state() is RunState.SUCCESS
+
+
+SECOND: dict[str, PlannedTask] = {
+    "a parameter": mapped("second", "first", over=FIRST, parameters={"p": "{{ tasks.list.outputs }}"}),
+    "an upstream": mapped("second", "first", "list", over=FIRST),
+    "an inner condition": mapped("second", "first", over=FIRST, body=(task("a", when="tasks.list.outputs.of != ''"),)),
+    "another list": mapped("second", "first", "other", over={"zip": {"a": FIRST, "b": "{{ tasks.other.outputs }}"}}),
+}
+
+
+@pytest.mark.parametrize("reads", SECOND)
+def test_a_map_that_may_read_what_a_person_has_marked_runs_again_as_a_whole(reads: str) -> None:
+    driver = started(LIST, mapped("first", "list", over=[1, 2]), mapped("other", "list", over=[1, 2]), SECOND[reads])
+    end(driver)
+    indices = {row.name for row in driver.rows_of() if row.name.startswith("second[")}
+    assert set(again(driver, "first[1]")) < {"first[1]", *indices}
+    mark(driver, "other[0]" if reads == "another list" else "list")
+    assert set(again(driver, "first[1]")) == {"first[1]", *indices}
+
+
+def test_a_mark_in_the_round_before_counts_for_the_maps_of_the_next() -> None:
+    body = (mapped("first", over=[1, 2]), mapped("second", "first", over=FIRST, parameters={"p": PREVIOUS}))
+    driver = started(repeated("loop", until="False", most=2, on_max="succeed", body=body))
+    end(driver)
+    assert again(driver, "loop[1].first[1]") == ["loop[1].first[1]", "loop[1].second[1]"]
+    mark(driver, "loop[0].first[0]")
+    ran = again(driver, "loop[1].first[1]")
+    assert ran == ["loop[1].first[1]", "loop[1].second[0]", "loop[1].second[1]"]
+
+
+def test_an_index_that_has_run_stays_as_it_is_when_a_mark_comes_while_its_map_waits_to_go_on() -> None:
+    driver = pair()
+    driver.again(["first[1]"])
+    old = driver.row("second[0]").item
+    driver.ask("mark", task="first[0]", state="success", outputs={"of": "by hand"})
+    assert end(driver) == ["first[1]", "second[1]"]
+    assert (driver.run_state(), driver.row("second[0]").item) == (RunState.SUCCESS, old)
+    assert again(driver, "first[2]") == ["first[2]", "second[0]", "second[1]", "second[2]"]
+    assert driver.row("second[0]").item == {"of": "by hand"}
+
+
+def test_one_index_alone_takes_what_a_person_has_marked_upstream_of_it() -> None:
+    driver = pair()
+    mark(driver, "first[1]")
     assert again(driver, "second[1]") == ["second[1]"]
     assert driver.row("second[1]").item == {"of": "by hand"}
 

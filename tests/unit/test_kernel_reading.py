@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -81,6 +82,31 @@ def test_what_is_read_in_vain_counts_for_the_round(
     assert driver.run_state() is RunState.FAILED
     assert driver.kernel.next_due(driver.now) != 0.0
     assert sum(characters) <= 100_000, "the same text is made once for all that wait for one another"
+
+
+@pytest.mark.parametrize(
+    ("path", "most", "why"),
+    [("{{ params.l }}", 16 * 2**20, "map_key"), ("{{ params.l }}", 200_000, "too_many_items"), ("{{ params }}", 0, "")],
+    ids=["alike", "too large in all", "too large"],
+)
+def test_the_text_of_a_key_that_is_none_is_made_once_for_all_items(
+    path: str, most: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    dumps = json.dumps
+
+    def noted(*args: Any, **options: Any) -> str:
+        text = dumps(*args, **options)
+        made.append(len(text))
+        return text
+
+    monkeypatch.setattr(json, "dumps", noted)
+    monkeypatch.setattr(expanding, "MOST_CHARACTERS", most)
+    names = [f"m{n}" for n in range(20)]
+    driver = started(*(mapped(name, over={"range": 50}, key=path) for name in names), parameters=LARGE)
+    assert {driver.told(name) for name in names} == {(F, why or "too_many_items")}
+    assert sum(made) <= 200_000
+    assert driver.kernel.expanding.texts.read >= sum(made)
 
 
 def test_messages_of_many_approvals_over_the_same_are_made_once(characters: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -109,3 +111,17 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert texts.start_of([1] * length, 2) == "[1"
         assert sum(len(text) for _, text in texts._known.values()) <= max(100, 3 * length)
         assert len(texts._begun) <= 3
+
+
+def test_what_is_put_together_anew_each_time_is_not_kept() -> None:
+    texts = Texts()
+    for value in (Ours(x=[1, 2]), (1, 2)):
+        assert texts.of(value, 100) == as_text(value)
+        assert texts.start_of(Ours(x=value), 2) == '{"'
+        assert texts.start_of([value], 2) == as_text([value])[:2]
+        gone = weakref.ref(ours := Ours(x=[0] * 5000))
+        texts.start_of(ours, 2)
+        texts.of(ours, 10**7)
+        del ours
+        gc.collect()
+        assert gone() is None

@@ -39,7 +39,16 @@ def upgrade() -> None:
         # A concurrent build waits for older transactions and shuts nobody out meanwhile: it may wait for them.
         op.execute("SET lock_timeout = 0")
         try:
-            _index("ix_cache_entries_artifacts", "cache_entries", "artifacts", postgresql_using="gin")
+            at_once = {"fastupdate": "off"}
+            _index(
+                "ix_cache_entries_artifacts",
+                "cache_entries",
+                "artifacts",
+                postgresql_using="gin",
+                postgresql_with=at_once,
+            )
+            has_time = sa.text("expires_at IS NOT NULL")
+            _index("ix_cache_entries_over", "cache_entries", "expires_at", postgresql_where=has_time)
             _index("ix_models_uri", "models", "tenant_id", "uri")
             _index("ix_artifacts_own_time", "artifacts", "expires_at", "uri", postgresql_where=sa.text(_LIVES))
             no_time = sa.text(f"{_LIVES} AND expires_at IS NULL")
@@ -60,6 +69,7 @@ def downgrade() -> None:
             _drop("ix_artifacts_own_time", "artifacts")
             _drop("ix_artifacts_age", "artifacts")
             _drop("ix_models_uri", "models")
+            _drop("ix_cache_entries_over", "cache_entries")
             _drop("ix_cache_entries_artifacts", "cache_entries")
         finally:
             op.execute("RESET lock_timeout")
