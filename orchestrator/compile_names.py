@@ -341,8 +341,12 @@ def _expression_problems(text: str, pointer: str, names: Names, view: View) -> l
         expression = compile_expression(text)
     except ExpressionError as error:
         return [Problem(pointer, str(error))]
-    paths = sorted(expression.references, key=str)
-    found = [said for path in paths if (said := names.fault(path, view) or names.parameters.undeclared(path))]
+    faults = {
+        path: said
+        for path in expression.references
+        if (said := names.fault(path, view) or names.parameters.undeclared(path))
+    }
+    found = [faults[path] for path in sorted(faults, key=str)]
     # What a faulty path leads to has no kind.
     found = found or kind_faults(expression, lambda path: names.kind(path, view))
     return [Problem(pointer, fault) for fault in found]

@@ -51,17 +51,20 @@ _FOR_OPERATORS = frozenset({"parameters", "gpu"})
 """Left out of what no worker executes; elsewhere they have always been written."""
 
 
+_LISTS = frozenset({"tasks", "upstream_tasks", "teardown", "concurrency"})
+"""Kept as tuples."""
 _VALUES = attrgetter(*TASK_FIELDS)
 _LEFT_OUT = tuple(_LEFT_OUT_WHEN.get(name) for name in TASK_FIELDS)
 
 
 def _task_document(task: TaskSpec) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for name, value, left_out in zip(TASK_FIELDS, _VALUES(task), _LEFT_OUT, strict=True):
-        if value is None or value == left_out:
-            continue
-        if name == "tasks":
-            document[name] = [_task_document(inner) for inner in task.tasks]
-        elif task.operator or name not in _FOR_OPERATORS:
-            document[name] = list(value) if isinstance(value, tuple) else value
+    written = zip(TASK_FIELDS, _VALUES(task), _LEFT_OUT, strict=True)
+    document = {name: value for name, value, left_out in written if value is not None and value != left_out}
+    if not task.operator:
+        for name in _FOR_OPERATORS:
+            document.pop(name, None)
+    for name in _LISTS & document.keys():
+        value = document[name]
+        if isinstance(value, tuple):
+            document[name] = [_task_document(inner) for inner in value] if name == "tasks" else list(value)
     return document

@@ -128,9 +128,9 @@ _OF_ALL = frozenset({
 def _inside_problems(task: Mapping[str, Any], pointer: str, sound: set[tuple[str, object]]) -> list[Problem]:
     """Return what is wrong inside of fields. Most tasks of a definition say the same there: it is looked at once."""
     found: list[Problem] = []
-    for name in _INSIDE.keys() & task.keys():
-        value, problems = task[name], _INSIDE[name]
-        if not isinstance(value, list if name == "concurrency" else (dict, Mapping)):
+    for name, value in task.items():
+        problems = _INSIDE.get(name)
+        if problems is None or not isinstance(value, list if name == "concurrency" else (dict, Mapping)):
             continue
         if (written := (name, fingerprint(value))) in sound:
             continue
