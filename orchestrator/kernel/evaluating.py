@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import ExpressionError
 from orchestrator.expressions import Expression, Missing, compile_expression, value_at
 from orchestrator.expressions.effort import STEP, Effort
+from orchestrator.kernel.leftovers import LeftOver
 from orchestrator.states import TaskState
 
 if TYPE_CHECKING:
@@ -45,22 +46,17 @@ class _Outcome:
     fault: str
 
 
-class Evaluating:
+class Evaluating(LeftOver):
     """What this round may still spend, and the task runs whose conditions are left over, the first one first."""
 
-    __slots__ = ("_at", "_known", "_left", "_turn", "_waiting")
+    __slots__ = ("_at", "_known", "_left", "_turn")
 
     def __init__(self) -> None:
+        super().__init__()
         self._at = float("-inf")
         self._left = 0
         self._known: dict[str, _Outcome] = {}
-        self._waiting: dict[str, TaskNode] = {}
         self._turn: TaskNode | None = None
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is something to go on with at once."""
-        return bool(self._waiting)
 
     def may_begin(self, node: TaskNode, now: float) -> bool:
         """Return whether its condition may be worked out in this round; else it waits, behind those that do already.
@@ -72,17 +68,6 @@ class Evaluating:
             return True
         self.wait(node)
         return False
-
-    def wait(self, node: TaskNode) -> None:
-        """Let a task run wait for its turn. One that was made of the same row before keeps its place for this one."""
-        self._waiting[node.id] = node
-
-    def awaits(self, node: TaskNode) -> bool:
-        """Say whether this one waits for its turn."""
-        return self._waiting.get(node.id) is node
-
-    def forget(self, node: TaskNode) -> None:
-        self._waiting.pop(node.id, None)
 
     def next(self, now: float) -> TaskNode | None:
         """Return who has waited longest, if this round may go on."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.expressions.texts import Texts
+from orchestrator.kernel.leftovers import LeftOver
 from orchestrator.sweep import MAX_EXPANDED, MAX_TASK_RUNS
 
 if TYPE_CHECKING:
@@ -38,38 +39,22 @@ WEIGHT_OF_PARAMETERS = 4
 and they are kept until then. So no more of the largest are asked for in a round than are made in one."""
 
 
-class Expanding:
+class Expanding(LeftOver):
     """What has begun in this round, in task runs and characters, and the task runs that are left over."""
 
-    __slots__ = ("_at", "_characters", "_looked_at", "_made", "_waiting", "texts")
+    __slots__ = ("_at", "_characters", "_looked_at", "_made", "texts")
 
     def __init__(self) -> None:
+        super().__init__()
         self._at = self._looked_at = float("-inf")
         self._made = self._characters = 0
-        self._waiting: dict[str, TaskNode] = {}
         self.texts = Texts()
         """What was read in this round. Texts are remembered as long as somebody waits: as a rule all read the same."""
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is something to go on with at once."""
-        return bool(self._waiting)
 
     def is_full(self, now: float) -> bool:
         """Say whether nothing more is worked out in this round: others wait already, or enough was read."""
         self._begin(now)
         return bool(self._waiting) or self.texts.read >= MOST_READ
-
-    def wait(self, node: TaskNode) -> None:
-        """Let a task run be looked at again in the next round."""
-        self._waiting[node.id] = node
-
-    def awaits(self, node: TaskNode) -> bool:
-        """Say whether this one waits for the next round."""
-        return self._waiting.get(node.id) is node
-
-    def forget(self, node: TaskNode) -> None:
-        self._waiting.pop(node.id, None)
 
     def take(self, count: int, characters: int, now: float) -> bool:
         """Return whether there is room for so many task runs and so much text in this round; none, when others wait for
