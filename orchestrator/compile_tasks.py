@@ -91,7 +91,8 @@ def _retry_problems(task: TaskSpec, here: str, site: Site) -> Iterator[Problem]:
         message = f"The longest delay ({most:g} s) is below the first ({delay:g} s); raise it."
         yield Problem(f"{here}/retry_max_delay_seconds", message)
     for at, rule in enumerate((task.retry or {}).get("on", ())):
-        if not (more := rule.get("resources")):
+        more = rule.get("resources")
+        if not more or more.keys().isdisjoint(("queue", "max_memory_gb")):
             continue
         place = f"{here}/retry/on/{at}/resources"
         if "queue" in more:

@@ -38,7 +38,7 @@ def task_warnings(tasks: Sequence[Placed], verbatim: Mapping[str, frozenset[str]
             here = f"{task.pointer}/parameters/{escaped(name)}"
             yield from _left_as_written(task.spec.parameters.get(name), here)
         for at, rule in enumerate((task.spec.retry or {}).get("on", ())):
-            yield from _match_warnings(task, rule.get("match", {}), f"{task.pointer}/retry/on/{at}/match")
+            yield from _match_warnings(task, rule.get("match", {}), at)
 
 
 def _left_as_written(text: Any, here: str) -> Iterator[Problem]:
@@ -56,15 +56,15 @@ def _left_as_written(text: Any, here: str) -> Iterator[Problem]:
         )
 
 
-def _match_warnings(task: Placed, match: Mapping[str, Any], here: str) -> Iterator[Problem]:
+def _match_warnings(task: Placed, match: Mapping[str, Any], at: int) -> Iterator[Problem]:
     said = match.get("reason", ())
     for reason in [said] if isinstance(said, str) else said:
         if near := _meant(reason):
             message = f"Nothing of ours ends with the reason {reason!r}. Did you mean {near!r}?"
-            yield Problem(f"{here}/reason", message)
+            yield Problem(f"{task.pointer}/retry/on/{at}/match/reason", message)
     if "exception" in match and task.spec.operator == "custom_script":
         message = "A script's exceptions are not seen from outside, only its exit code; match 'exit_code' or 'reason'."
-        yield Problem(f"{here}/exception", message)
+        yield Problem(f"{task.pointer}/retry/on/{at}/match/exception", message)
 
 
 @lru_cache(maxsize=1024)
