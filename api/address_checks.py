@@ -32,7 +32,7 @@ def address_problems(document: Mapping[str, Any], settings: Settings) -> Iterato
     left alone."""
     for here, task in _all_tasks(document):
         parameters = task.get("parameters")
-        if not isinstance(parameters, Mapping):
+        if not isinstance(parameters, (dict, Mapping)):
             continue
         for pointer, value, connection in _addresses(task.get("operator"), parameters):
             if isinstance(value, str):
@@ -50,7 +50,7 @@ def _all_tasks(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
     for above, group in groups:  # which grows meanwhile
         tasks = group.get("tasks")
         for position, task in enumerate(tasks if isinstance(tasks, list) else []):
-            if isinstance(task, Mapping):
+            if isinstance(task, (dict, Mapping)):
                 here = f"{above}/tasks/{position}"
                 yield here, task
                 if "tasks" in task:

@@ -13,6 +13,7 @@ from webargs import core
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
+from orchestrator.documents import MAX_NESTING
 from orchestrator.lasting import uncollected
 
 DEEPEST = 64
@@ -31,16 +32,19 @@ class StrictParser(FlaskParser):
         return read_json(req)
 
 
-def read_object(req: Request | None = None) -> dict[str, Any]:
-    """Return the body, a JSON object.
+def read_object() -> tuple[dict[str, Any], bool]:
+    """Return the request's body, a JSON object, and whether all of it can be stored: nothing in it lies too deep.
 
     :raises BadRequest: not JSON, or no object.
     :raises UnsupportedMediaType: another content type.
     """
-    body = read_json(req or request)
+    body = _loaded(request)
+    is_storable = _is_flat([body], MAX_NESTING)
+    if not is_storable:
+        _require_flat(body)
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
-    return body
+    return body, is_storable
 
 
 def read_json(req: Request) -> Any:
@@ -50,6 +54,13 @@ def read_json(req: Request) -> Any:
     :raises RequestEntityTooLarge: more bytes than ``MAX_BODY_BYTES``.
     :raises UnsupportedMediaType: another content type, or compressed.
     """
+    body = _loaded(req)
+    _require_flat(body)
+    return body
+
+
+def _loaded(req: Request) -> Any:
+    """Return the body as JSON, all of which can be stored, however deep."""
     if not core.is_json(req.mimetype):
         raise UnsupportedMediaType("Send the body as application/json.")
     if req.headers.get("Content-Encoding", "identity") != "identity":
@@ -76,11 +87,14 @@ def read_json(req: Request) -> Any:
         raise BadRequest(f"The body is nested more than {DEEPEST} deep.") from error
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from error
-    if not _is_flat([body], DEEPEST):
-        raise BadRequest(f"The body is nested more than {DEEPEST} deep.")
     if _ESCAPED.search(text):
         _require_storable_texts(body)
     return body
+
+
+def _require_flat(body: Any) -> None:
+    if not _is_flat([body], DEEPEST):
+        raise BadRequest(f"The body is nested more than {DEEPEST} deep.")
 
 
 def storable(text: str) -> bool:

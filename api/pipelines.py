@@ -204,7 +204,7 @@ class Pipelines(MethodView):
         The definition is checked as a whole; 422 lists all problems. An identical save returns what is there (200), as
         a new version where the site's settings or operators make another plan of it by now.
         """
-        compiled = _compiled(read_object())
+        compiled = _compiled(*read_object())
         definition = _definition(compiled)
         with services().engine.begin() as connection:
             saved, made = definitions.create_pipeline(connection, caller().tenant_id, definition, caller().name)
@@ -224,7 +224,7 @@ class Validation(MethodView):
         run where. Only a body that is no JSON object is an error.
         """
         try:
-            compiled = _compiled(read_object())
+            compiled = _compiled(*read_object())
         except InvalidDefinition as invalid:
             told = {"valid": False, "errors": _told(invalid.problems), "warnings": [], "plan": None, "definition": None}
         else:
@@ -264,7 +264,7 @@ class Pipeline(MethodView):
         Content that the pipeline had before gets its old version number back, unless the site's settings or operators
         make another plan of it by now. Runs keep the version they began with.
         """
-        compiled = _compiled(read_object())
+        compiled = _compiled(*read_object())
         definition = _definition(compiled)
         with services().engine.begin() as connection:
             saved = definitions.save_pipeline(
@@ -313,10 +313,12 @@ class Versions(MethodView):
             return page_json(definitions.list_versions(connection, caller().tenant_id, str(pipeline_id), page))
 
 
-def _compiled(document: Mapping[str, Any]) -> Compiled:
+def _compiled(document: Mapping[str, Any], is_storable: bool) -> Compiled:
     addresses = list(address_problems(document, services().settings))
     try:
-        compiled = compile_pipeline(document, services().operators, services().site, operator_version)
+        compiled = compile_pipeline(
+            document, services().operators, services().site, operator_version, is_storable=is_storable
+        )
     except InvalidDefinition as invalid:
         raise InvalidDefinition([*invalid.problems, *addresses]) from invalid
     if addresses:

@@ -73,14 +73,17 @@ def compile_pipeline(
     operators: Mapping[str, type[Operator]],
     site: Site,
     version_of: Callable[[type[Operator]], str] = own_version,
+    *,
+    is_storable: bool = False,
 ) -> Compiled:
     """Compile a definition.
 
     :param document: as it came from JSON.
     :param version_of: what of an operator's code goes into the keys of cached results.
+    :param is_storable: whoever read it has seen that :func:`orchestrator.documents.unstorable` finds nothing in it.
     :raises InvalidDefinition: with all problems found, at most 200.
     """
-    reading = read_pipeline(document, site.max_tasks)
+    reading = read_pipeline(document, site.max_tasks, is_storable=is_storable)
     tasks = placed_tasks(reading)
     flow = Flow(tasks)
     verbatim = _verbatim(tasks, operators)

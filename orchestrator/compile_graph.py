@@ -9,6 +9,7 @@ from graphlib import CycleError
 from orchestrator.documents import did_you_mean
 from orchestrator.errors import Problem
 from orchestrator.graph import above, depth, find_cycle, topological_order
+from orchestrator.lasting import maker_of
 from orchestrator.spec import TaskSpec
 from orchestrator.spec_reading import Reading, ReadTask
 
@@ -35,6 +36,9 @@ class Placed:
     """Its fields in which there are faults; ``spec`` is without them."""
 
 
+_placed_task = maker_of(Placed)
+
+
 def placed_tasks(reading: Reading) -> list[Placed]:
     """Return all tasks, each group before what is inside of it; of those with faults the sound parts."""
     return list(_placed(reading.tasks, Placed("", TaskSpec(""))))
@@ -43,7 +47,7 @@ def placed_tasks(reading: Reading) -> list[Placed]:
 def _placed(tasks: Sequence[ReadTask], around: Placed) -> Iterator[Placed]:
     siblings = frozenset(task.spec.name for task in tasks)
     for task in tasks:
-        yield Placed(
+        yield _placed_task(
             task.pointer, task.spec, task.body, around.spec.name, around.mapped, around.repeated, siblings, task.faulty
         )
         if task.body:

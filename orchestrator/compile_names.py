@@ -16,6 +16,7 @@ from orchestrator.expressions import Missing, Path, compile_expression, path_tex
 from orchestrator.expressions.kinds import Kind, kind_faults
 from orchestrator.expressions.templates import holds_template, references, whole_path
 from orchestrator.expressions.templates import problems as template_problems
+from orchestrator.lasting import maker_of
 from orchestrator.spec import TaskSpec
 from orchestrator.states import TaskState
 
@@ -252,13 +253,16 @@ def is_inner(task: TaskSpec) -> bool:
         return False
 
 
+_view = maker_of(View)
+
+
 def name_problems(task: Placed, names: Names, verbatim: frozenset[str]) -> Iterator[Problem]:
     """Yield what is wrong with the templates and expressions of a task.
 
     :param verbatim: parameters in which ``{{`` means nothing.
     """
     spec, here = task.spec, task.pointer
-    outer = inner = View(spec.name, task.mapped, task.repeated)
+    outer = inner = _view(spec.name, task.mapped, task.repeated)
     inside_map = replace(outer, mapped=spec.name) if spec.map is not None else outer
     in_round = replace(outer, repeated=spec.name) if spec.repeat is not None else outer
     if not spec.tasks:

@@ -30,10 +30,12 @@ def task_problems(task: Placed, operators: Mapping[str, type[Operator]], site: S
         elif task.faulty.isdisjoint(KINDS):
             message = f"There is no operator {spec.operator!r} on this site.{did_you_mean(spec.operator, operators)}"
             found.append(Problem(f"{here}/operator", f"{message} There are {', '.join(operators) or 'none'}."))
-    found += _teardown_problems(spec, here, waits_for_none)
+    if spec.teardown:
+        found += _teardown_problems(spec, here, waits_for_none)
     found += _resource_problems(task, here, site)
     found += _retry_problems(spec, here, site)
-    found += _contradictions(spec, here)
+    if spec.exclusive:
+        found += _contradictions(spec, here)
     return found
 
 
@@ -52,8 +54,6 @@ def order_problems(task: Placed, flow: Flow, names: frozenset[str], groups: Mapp
 
 
 def _teardown_problems(task: TaskSpec, here: str, waits_for_none: bool) -> Iterator[Problem]:
-    if not task.teardown:
-        return
     if waits_for_none:
         message = "A teardown runs when its upstreams are done, and this one has none; add upstream_tasks."
         yield Problem(f"{here}/teardown", message)
@@ -92,7 +92,7 @@ def _retry_problems(task: TaskSpec, here: str, site: Site) -> Iterator[Problem]:
         yield Problem(f"{here}/retry_max_delay_seconds", message)
     for at, rule in enumerate((task.retry or {}).get("on", ())):
         more = rule.get("resources")
-        if not more or more.keys().isdisjoint(("queue", "max_memory_gb")):
+        if not more or not ("queue" in more or "max_memory_gb" in more):
             continue
         place = f"{here}/retry/on/{at}/resources"
         if "queue" in more:
@@ -106,13 +106,13 @@ def _retry_problems(task: TaskSpec, here: str, site: Site) -> Iterator[Problem]:
 
 
 def _contradictions(task: TaskSpec, here: str) -> Iterator[Problem]:
-    if task.exclusive and task.on_worker_loss == "adopt":
+    if task.on_worker_loss == "adopt":
         message = (
             "An exclusive task stops itself when it is cut off, and an adopted one outlives its worker: the two "
             'contradict each other. Leave out "exclusive" or "on_worker_loss".'
         )
         yield Problem(f"{here}/on_worker_loss", message)
-    if task.exclusive and task.cache:
+    if task.cache:
         message = "An exclusive task acts on something outside, which no cached result does; leave one of the two out."
         yield Problem(f"{here}/cache", message)
 

@@ -209,7 +209,10 @@ def canonical_json(value: object) -> bytes:
 
 def json_bytes(value: object) -> int:
     """Return the size of a value as JSON."""
-    return len(canonical_json(value))
+    try:
+        return len(orjson.dumps(value, option=_PLAIN))
+    except orjson.JSONEncodeError:
+        return len(canonical_json(value))
 
 
 def fingerprint(value: object) -> object:

@@ -17,6 +17,7 @@ from jsonschema.exceptions import ValidationError
 from orchestrator.documents import did_you_mean, escaped
 from orchestrator.errors import Problem
 from orchestrator.expressions.templates import holds_template, whole_path
+from orchestrator.lasting import maker_of
 from orchestrator.operator import Input, Operator
 from orchestrator.quick_checks import FitsBeside, quick_check
 
@@ -32,6 +33,9 @@ class Declaration:
     produces: frozenset[str] = frozenset()
     inputs: tuple[Input, ...] = ()
     connections: tuple[str, ...] = ()
+
+
+_declaration = maker_of(Declaration)
 
 
 def declaration(
@@ -65,7 +69,7 @@ def declaration(
         for name in connections
         if holds_template(name)
     ]
-    return Declaration(frozenset(produces), tuple(inputs), tuple(sorted(set(connections)))), problems
+    return _declaration(frozenset(produces), tuple(inputs), tuple(sorted(set(connections)))), problems
 
 
 @lru_cache(maxsize=512)

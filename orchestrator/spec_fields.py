@@ -146,7 +146,7 @@ def task_problems(task: object, pointer: str, sound: set[tuple[str, object]]) ->
 
     :param sound: what fields of other tasks were found to hold in order; what is found here is added.
     """
-    if not isinstance(task, Mapping):
+    if not isinstance(task, (dict, Mapping)):
         return [Problem(pointer, f"A task is an object, not {kind_of(task)}.")]
     found = field_problems(task, TASK_FIELDS, pointer, ("name",))
     found += _inside_problems(task, pointer, sound)

@@ -59,11 +59,14 @@ class Reading:
         return not any(_leaves_gap(problem.pointer) for problem in self.problems)
 
 
-def read_pipeline(document: object, max_tasks: int = MAX_TASKS) -> Reading:
-    """Read a definition and find all that is wrong with it, field by field."""
+def read_pipeline(document: object, max_tasks: int = MAX_TASKS, *, is_storable: bool = False) -> Reading:
+    """Read a definition and find all that is wrong with it, field by field.
+
+    :param is_storable: it was seen to be.
+    """
     if not isinstance(document, Mapping):
         return Reading((Problem("", f"A pipeline is a JSON object, not {kind_of(document)}."),))
-    if problems := list(unstorable(document)):
+    if problems := [] if is_storable else list(unstorable(document)):
         # Nothing after this may meet a NaN, or a nesting that breaks the encoder.
         return Reading(tuple(problems))
     problems = field_problems(document, PIPELINE_FIELDS, "", ("name", "tasks"))
@@ -109,7 +112,8 @@ def _count(tasks: list[Any], most: int) -> int:
         count += len(level)
         if count > most:
             return count
-        open_ += [task["tasks"] for task in level if isinstance(task, Mapping) and isinstance(task.get("tasks"), list)]
+        groups = (task.get("tasks") for task in level if isinstance(task, (dict, Mapping)))
+        open_ += [inner for inner in groups if isinstance(inner, list)]
     return count
 
 
@@ -131,7 +135,7 @@ def _read_tasks(tasks: list[Any], above: str, so_far: _Found, groups: int) -> li
     for position, task in enumerate(tasks):
         pointer = f"{above}/tasks/{position}"
         found = task_problems(task, pointer, so_far.sound)
-        if not isinstance(task, Mapping):
+        if not isinstance(task, (dict, Mapping)):
             problems += found
             continue
         problems += _name_problems(task, pointer, names)
@@ -160,10 +164,10 @@ def _read_task(
     if "tasks" in values:
         values["tasks"] = tuple(item.spec for item in body)
         faulty = faulty if body else faulty | {"tasks"}
-    return ReadTask(pointer, _task_spec(**values), tuple(body), faulty)
+    return _task_read(pointer, _task_spec(**values), tuple(body), faulty)
 
 
-_task_spec = maker_of(TaskSpec)
+_task_spec, _task_read = maker_of(TaskSpec), maker_of(ReadTask)
 
 
 def _name_problems(task: Mapping[str, Any], pointer: str, names: dict[str, str]) -> list[Problem]:

@@ -9,6 +9,7 @@ from orchestrator.compile_graph import Flow, Placed
 from orchestrator.errors import Problem
 from orchestrator.expressions import path_text
 from orchestrator.graph import nearest_ancestors
+from orchestrator.lasting import maker_of
 from orchestrator.operator import Input
 from orchestrator.operator_checks import Declaration
 from orchestrator.records import InputLink, RunInput
@@ -24,6 +25,9 @@ class Wiring:
 
     links: tuple[InputLink, ...] = ()
     run_inputs: tuple[RunInput, ...] = ()
+
+
+_wiring = maker_of(Wiring)
 
 
 def wire_inputs(
@@ -66,7 +70,7 @@ def wire_inputs(
                 links.append(InputLink(wanted.parameter, wanted.kind, *makers))
             else:
                 run_inputs.append(RunInput(wanted.parameter, wanted.kind, wanted.required))
-        wirings[spec.name] = Wiring(tuple(links), tuple(run_inputs))
+        wirings[spec.name] = _wiring(tuple(links), tuple(run_inputs))
     return wirings, problems
 
 

@@ -35,6 +35,7 @@ _REFUSED = {
 _OPERATORS = (ast.unaryop, ast.operator, ast.cmpop)
 _LEAVES = frozenset({*OPERATORS, ast.Name, ast.Constant})
 """What holds no other part."""
+_STEPS = (ast.Name, ast.Attribute, ast.Subscript)
 _SIGNS = frozenset({ast.Load, ast.And, ast.Or})
 """What says only that a part is read, or how those beside it go together."""
 
@@ -51,18 +52,15 @@ def compile_expression(text: str) -> Expression:
     """
     tree = _parsed(text)
     paths: list[Path] = []
-    named: set[ast.expr] = set()
-    """Functions, and the steps of paths that were read as a whole: a part comes before what it holds."""
-    for node in _walked(tree):
+    functions: set[ast.AST] = set()
+    for node, path in _walked(tree):
         _require_harmless(node)
-        if isinstance(node, ast.Call):
-            named.add(node.func)
-        elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
-            if node not in named and (path := static_path(node)):
+        if path:
+            _require_plain_steps(node, path)
+            if node not in functions:
                 paths.append(path)
-                named.add(node)
-            if node in named and not isinstance(node, ast.Name):
-                named.add(node.value)
+        elif type(node) is ast.Call:
+            functions.add(node.func)
     return Expression(text, frozenset(path for path in paths if len(path) > 1 or path[0] not in WORDS), tree)
 
 
@@ -118,19 +116,22 @@ def _hint(text: str, offset: int) -> str:
     return " Equality is ==." if re.search(r"(?<![=!<>])=(?!=)", text) else ""
 
 
-def _walked(tree: ast.expr) -> Iterator[ast.AST]:
-    """Yield every part, each before what it holds; stop where there are too many or they are nested too deep."""
+def _walked(tree: ast.expr) -> Iterator[tuple[ast.AST, Path]]:
+    """Yield every part, each before what it holds, and a path as one; stop where there are too many or they are nested
+    too deep."""
     open_: list[tuple[ast.AST, int]] = [(tree, 1)]
     count = 0
     while open_:
         node, depth = open_.pop()
-        count += 1
+        path = static_path(node) if isinstance(node, _STEPS) else ()
+        count += len(path) or 1
+        depth += max(0, len(path) - 1)
         if count > MAX_NODES:
             raise ExpressionError(f"The expression has more than {MAX_NODES} parts; split it over several tasks.")
         if depth > MAX_DEPTH:
             raise ExpressionError(f"The expression is nested more than {MAX_DEPTH} deep; make it flatter.")
-        yield node
-        if type(node) not in _LEAVES:
+        yield node, path
+        if not path and type(node) not in _LEAVES:
             depth += 1
             for name in node._fields:
                 value = getattr(node, name)
@@ -151,6 +152,20 @@ def _require_known_call(node: ast.Call) -> None:
     if not least <= len(node.args) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
         raise ExpressionError(f"{name} takes {wanted} value{'' if wanted == '1' else 's'}, not {len(node.args)}.")
+
+
+def _require_plain_steps(node: ast.AST, path: Path) -> None:
+    """Look into a path that was yielded as one part."""
+    for part in path:
+        if isinstance(part, int):
+            _require_json(part)
+        elif part.startswith("__"):
+            break
+    else:
+        return
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        _require_path(node)
+        node = node.value
 
 
 def _require_path(node: ast.Attribute | ast.Subscript) -> None:

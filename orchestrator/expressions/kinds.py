@@ -15,6 +15,7 @@ from orchestrator.documents import did_you_mean
 from orchestrator.errors import ExpressionError
 from orchestrator.expressions.evaluation import FUNCTIONS, OPERATORS, WORDS, Expression, static_path
 from orchestrator.expressions.paths import Path, path_text
+from orchestrator.lasting import maker_of
 
 _SAMPLES: Mapping[str, Any] = {
     "number": 1, "integer": 1, "string": "1", "array": [1], "object": {"1": 1}, "boolean": True,
@@ -45,6 +46,7 @@ class _Value:
 
 
 _Known = _Value | None
+_value = maker_of(_Value)
 
 
 def kind_faults(expression: Expression, kind_of: Callable[[Path], Kind]) -> list[str]:
@@ -67,7 +69,7 @@ class _Trial:
         return self._chosen(node) if work is None else work(self, node)
 
     def _exact(self, node: ast.Constant) -> _Value:
-        return _Value(node.value, True)
+        return _value(node.value, True)
 
     def _turned(self, node: ast.UnaryOp) -> _Known:
         return self._tried(OPERATORS[type(node.op)], node, self.value(node.operand))
@@ -75,11 +77,11 @@ class _Trial:
     def _listed(self, node: ast.List | ast.Tuple) -> _Value:
         items = [self.value(item) for item in node.elts]
         exact = [item.value for item in items if item is not None and item.is_exact]
-        return _Value(exact, True) if len(exact) == len(items) else _Value(_SAMPLES["array"])
+        return _value(exact, True) if len(exact) == len(items) else _value(_SAMPLES["array"])
 
     def _combined(self, node: ast.BinOp) -> _Known:
         worked = self._tried(OPERATORS[type(node.op)], node, self.value(node.left), self.value(node.right))
-        return worked or (_Value(1) if isinstance(node.op, _NUMERIC) else None)
+        return worked or (_value(1) if isinstance(node.op, _NUMERIC) else None)
 
     def _read(self, node: ast.expr) -> _Known:
         path = static_path(node)
@@ -89,9 +91,9 @@ class _Trial:
                     self.value(child)
             return None
         if len(path) == 1 and path[0] in WORDS:
-            return _Value(WORDS[str(path[0])], True)
+            return _value(WORDS[str(path[0])], True)
         kind = self._kind_of(path).type
-        return _Value(_SAMPLES[kind]) if kind in _SAMPLES else None
+        return _value(_SAMPLES[kind]) if kind in _SAMPLES else None
 
     def _compared(self, node: ast.Compare) -> _Value:
         sides = [node.left, *node.comparators]
@@ -103,7 +105,7 @@ class _Trial:
             elif isinstance(sign, (ast.Eq, ast.NotEq)):
                 self._require_words(sides[at], values[at + 1], str)
                 self._require_words(sides[at + 1], values[at], str)
-        return _Value(True)
+        return _value(True)
 
     def _called(self, node: ast.Call) -> _Known:
         assert isinstance(node.func, ast.Name)
@@ -111,11 +113,15 @@ class _Trial:
         worked = self._tried(FUNCTIONS[name], node, *(self.value(item) for item in node.args))
         if name in _OF_ITEMS and not (worked is not None and worked.is_exact):
             return None
-        return worked or (_Value(_RESULTS[name]) if name in _RESULTS else None)
+        return worked or (_value(_RESULTS[name]) if name in _RESULTS else None)
 
     def _chosen(self, node: ast.AST) -> _Known:
         """Return the kind that all of ``and``, ``or`` and the two sides of ``if`` have, if it is one."""
-        parts = [self.value(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        if isinstance(node, ast.BoolOp):
+            inner: list[ast.expr] = node.values
+        else:
+            inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        parts = [self.value(child) for child in inner]
         if isinstance(node, ast.IfExp):
             # Its fields are the condition and the two sides, in this order.
             parts = parts[1:]
@@ -135,7 +141,7 @@ class _Trial:
             if is_exact:
                 self.faults.append(f"{_text(node)} can never be worked out: {error}.")
         else:
-            return _Value(found, True) if is_exact else _sample(found)
+            return _value(found, True) if is_exact else _sample(found)
         return None
 
     def _require_words(self, side: ast.expr, other: _Known, kind: type[str | list[Any]]) -> None:
@@ -168,12 +174,12 @@ class _Trial:
 def _sample(value: Any) -> _Known:
     """Return a value of the same kind; of null nothing, for it may be anything else."""
     if isinstance(value, bool):
-        return _Value(True)
+        return _value(True)
     if isinstance(value, (int, float)):
-        return _Value(1)
+        return _value(1)
     if value is None:
         return None
-    return _Value("1" if isinstance(value, str) else [1] if isinstance(value, (list, tuple)) else {"1": 1})
+    return _value("1" if isinstance(value, str) else [1] if isinstance(value, (list, tuple)) else {"1": 1})
 
 
 def _text(node: ast.expr) -> str:

@@ -13,6 +13,8 @@ Path = tuple[str | int, ...]
 
 MAX_PARTS = 40
 _FIRST = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
+"""As nearly all are written."""
 _PART = re.compile(
     r"""\.(?P<name>[A-Za-z_][A-Za-z0-9_-]*)
       | \[\s*(?P<index>-?[0-9]{1,9})\s*\]
@@ -40,6 +42,8 @@ def parse_path(text: str) -> Path:
 
     :raises ExpressionError: it is none; says where it ends to be one.
     """
+    if _DOTTED.fullmatch(text) and text.count(".") < MAX_PARTS:
+        return tuple(text.split("."))
     found = _FIRST.match(text)
     if found is None:
         raise ExpressionError(f"{_short(text)} is no path; write a name as in params.x or tasks.load.outputs.rows.")

@@ -50,6 +50,17 @@ def test_a_cycle_is_told_as_its_path(api: ApiSite) -> None:
     assert any(f"{x} → {y} → {z} → {x}" in path for x, y, z in (("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")))
 
 
+@pytest.mark.parametrize(("levels", "status"), [(27, 201), (28, 422), (59, 422), (60, 400)])
+def test_how_deep_a_definition_may_be_is_told(api: ApiSite, levels: int, status: int) -> None:
+    deep: Any = 1
+    for _ in range(levels):
+        deep = [deep]
+    # Around the lists: the body, its tasks, the task, its parameters, the arguments.
+    task = {"name": "a", **SCRIPT, "parameters": {"script_content": "print(1)", "arguments": {"x": deep}}}
+    response = api.call("POST", "/api/v1/pipelines", {"name": "deep", "tasks": [task]})
+    assert response.status_code == status, response.text
+
+
 def test_all_faults_of_a_definition_are_told_at_once(api: ApiSite) -> None:
     error = refused(
         api,
